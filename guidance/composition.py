@@ -1,0 +1,95 @@
+"""How the corrections of several methods act together on one denoised prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one method wants to add to a denoised prediction.
+
+    Attributes:
+        delta: (B, C, h, w), to be added.
+        active: (B,) bool; samples that the method leaves alone are False and must come out bit-identical.
+        cap: largest norm of all changes together that this method allows, as a share of the prediction's norm.
+    """
+
+    delta: Tensor
+    active: Tensor
+    cap: float
+
+
+def sample_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of every sample, at least 1e-6, shaped to broadcast with x."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(1e-6).view(-1, *[1] * (x.ndim - 1))
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) values shaped to broadcast with `like` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def capped(delta: Tensor, denoised: Tensor, cap: float) -> Tensor:
+    """Scale every sample of `delta` down to at most `cap` times the norm of its prediction."""
+    return delta * (cap * sample_norm(denoised) / sample_norm(delta)).clamp(max=1)
+
+
+def _order_free_sum(deltas: Sequence[Tensor]) -> Tensor:
+    """Sum that does not depend on the order of its terms, not even in the last bit: terms are sorted element by element."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return torch.stack(list(deltas)).sort(dim=0).values.sum(dim=0)
+
+
+def combine(denoised: Tensor, changes: Sequence[Change], mask: Tensor | None = None) -> Tensor:
+    """Add all changes, each computed from the same uncorrected prediction, under their joint cap.
+
+    Args:
+        denoised: (B, C, h, w) prediction.
+        changes: any number, in any order.
+        mask: where changes may act, broadcastable to `denoised`, in [0, 1].
+
+    Returns:
+        The corrected prediction; samples that no change is active for are copied through untouched.
+    """
+    if not changes:
+        return denoised
+    active = torch.stack([change.active for change in changes]).any(dim=0)
+    if not bool(active.any()):
+        return denoised
+    deltas = [torch.where(per_sample(c.active, denoised), c.delta, torch.zeros_like(c.delta)) for c in changes]
+    delta = _order_free_sum(deltas)
+    if len(changes) > 1:
+        delta = capped(delta, denoised.to(delta.dtype), max(change.cap for change in changes))
+    if mask is not None:
+        delta = delta * mask.to(delta.dtype)
+    corrected = (denoised.to(delta.dtype) + delta).to(denoised.dtype)
+    return torch.where(per_sample(active, denoised), corrected, denoised)
+
+
+class SigmaClock:
+    """Says when the state of a method may advance: once per noise level, whatever the solver does in between.
+
+    Solvers of higher order call the model several times a step, at noise levels that go up again. State advances at a
+    level strictly below the last one it advanced at; a level clearly above the highest one seen starts anew.
+    """
+
+    RESTART = 1.01
+
+    def __init__(self) -> None:
+        self._highest = self._last = float("inf")
+
+    def advance(self, sigma: float) -> bool:
+        """True when `sigma` is a new step, and from then on it counts as the last one."""
+        if self._last == float("inf") or sigma > self.RESTART * self._highest:
+            self._highest = self._last = sigma
+            return True
+        if sigma < self._last:
+            self._last = sigma
+            return True
+        return False

@@ -1,0 +1,204 @@
+"""Negation sets: pictures of what a model should stay away from, and the file that keeps them.
+
+A set stores the pictures themselves, so that one file serves every VAE and every size. The file is safetensors: a tensor
+`picture.000000` (H, W, 3) uint8 for every picture, optionally `mask.000000` (H, W) uint8, and text in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "safe-guidance negation set 1"
+MAX_SIDE = 2048
+"""Longest side of a stored picture; larger ones are reduced when a set is built. No model in use paints larger."""
+
+MIN_SIDE = 8
+"""Shortest side: below this there is not even one latent pixel."""
+
+
+@dataclass(frozen=True)
+class NegationSet:
+    """Pictures to stay away from.
+
+    Attributes:
+        pictures: uint8 (H, W, 3) each, sizes may differ.
+        masks: uint8 (H, W) each, 255 where the picture is unwanted, or None for "all of it"; one per picture.
+        name, source, licence: free text for people.
+    """
+
+    pictures: tuple[Tensor, ...]
+    masks: tuple[Tensor | None, ...]
+    name: str = ""
+    source: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.pictures:
+            raise ValueError("The negation set has no pictures. Give it at least one.")
+        if len(self.masks) != len(self.pictures):
+            raise ValueError(f"The negation set has {len(self.pictures)} pictures but {len(self.masks)} masks. Give one mask per picture.")
+        for index, (picture, mask) in enumerate(zip(self.pictures, self.masks)):
+            _check_picture(picture, index)
+            if mask is not None and (mask.dtype != torch.uint8 or mask.shape != picture.shape[:2]):
+                raise ValueError(f"Mask {index} does not have the size of its picture. Use masks of {tuple(picture.shape[:2])}.")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over pictures and masks; name and licence do not matter."""
+        digest = hashlib.sha256()
+        for picture, mask in zip(self.pictures, self.masks):
+            digest.update(str(tuple(picture.shape)).encode() + (b"masked" if mask is not None else b"whole"))
+            digest.update(picture.contiguous().numpy().tobytes())
+            if mask is not None:
+                digest.update(mask.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Distinct (width, height) of the pictures, in order of appearance."""
+        return list(dict.fromkeys((p.shape[1], p.shape[0]) for p in self.pictures))
+
+
+def _check_picture(picture: Tensor, index: int) -> None:
+    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"Picture {index} is not an 8-bit RGB picture. Convert it before adding it to a negation set.")
+    height, width = picture.shape[:2]
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
+        raise ValueError(f"Picture {index} is {width} x {height} pixels. Use pictures with sides from {MIN_SIDE} to {MAX_SIDE} pixels.")
+
+
+def from_images(images: Tensor, masks: Tensor | None = None, name: str = "", source: str = "", licence: str = "") -> NegationSet:
+    """Build a set from a batch of pictures.
+
+    Args:
+        images: (N, H, W, C) in [0, 1] with 1 (grey), 3 (RGB) or 4 channels (alpha is ignored).
+        masks: (N or 1, H', W') in [0, 1], 1 where the picture is unwanted. Resized to the pictures.
+
+    Raises:
+        ValueError: no pictures, an unusable size or channel count, or values that are not finite.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"Pictures of shape {tuple(images.shape)} are not grey, RGB or RGBA. Connect an IMAGE output.")
+    if images.shape[0] == 0:
+        raise ValueError("The negation set has no pictures. Give it at least one.")
+    if min(images.shape[1:3]) < MIN_SIDE:
+        raise ValueError(
+            f"The pictures are {images.shape[2]} x {images.shape[1]} pixels. Use pictures of at least {MIN_SIDE} pixels a side."
+        )
+    count = len(images)
+    if masks is not None and masks.ndim == 3 and len(masks) == 1:
+        masks = masks.expand(count, -1, -1)
+    if masks is not None and (masks.ndim != 3 or len(masks) != count or 0 in masks.shape):
+        raise ValueError(f"There are {count} pictures but masks of shape {tuple(masks.shape)}. Connect one mask, or one per picture.")
+    pictures = tuple(_to_bytes(image.movedim(-1, 0), f"Picture {i}").movedim(0, -1).contiguous() for i, image in enumerate(images))
+    if masks is None:
+        return NegationSet(pictures, (None,) * count, name, source, licence)
+    return NegationSet(pictures, tuple(_mask_bytes(m, p) for m, p in zip(masks, pictures)), name, source, licence)
+
+
+def _to_bytes(image: Tensor, label: str) -> Tensor:
+    """(C, H, W) in [0, 1] -> (3, H, W) uint8, reduced to MAX_SIDE."""
+    rgb = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+    scale = MAX_SIDE / max(rgb.shape[1:])
+    if scale < 1:
+        size = [max(MIN_SIDE, round(side * scale)) for side in rgb.shape[1:]]
+        rgb = F.interpolate(rgb[None].float(), size=size, mode="area")[0]
+    if not bool(torch.isfinite(rgb).all()):
+        raise ValueError(f"{label} has values that are not numbers. Check the node that makes it.")
+    return (rgb.float().clamp(0, 1) * 255).round().byte()
+
+
+def _mask_bytes(mask: Tensor, picture: Tensor) -> Tensor:
+    if not bool(torch.isfinite(mask).all()):
+        raise ValueError("A mask has values that are not numbers. Check the node that makes it.")
+    resized = F.interpolate(mask[None, None].float(), size=picture.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+    return (resized.clamp(0, 1) * 255).round().byte()
+
+
+def save(negation_set: NegationSet, path: Path) -> None:
+    """Write the set's file; an existing file stays whole until the new one is complete."""
+    tensors = {f"picture.{i:06}": p.contiguous() for i, p in enumerate(negation_set.pictures)}
+    tensors |= {f"mask.{i:06}": m.contiguous() for i, m in enumerate(negation_set.masks) if m is not None}
+    metadata = {
+        "format": FORMAT,
+        "name": negation_set.name,
+        "source": negation_set.source,
+        "licence": negation_set.licence,
+        "content_hash": negation_set.content_hash,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: Path) -> NegationSet:
+    """Read and validate a set's file.
+
+    Raises:
+        ValueError: the file is damaged, of another format, or its content does not add up.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path.name} is not a negation set. Choose a file that Build Negation Set or Save Negation Set made.")
+            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source.") from error
+    pictures = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
+    masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(pictures)))
+    expected = {f"picture.{i:06}" for i in range(len(pictures))} | {f"mask.{i:06}" for i, m in enumerate(masks) if m is not None}
+    if expected != tensors.keys():
+        raise ValueError(f"{path.name} has tensors that do not belong into a negation set. Build the set again from its pictures.")
+    texts = (metadata.get(key, "") for key in ("name", "source", "licence"))
+    try:
+        return NegationSet(pictures, masks, *texts)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def fit(picture: Tensor, height: int, width: int) -> Tensor:
+    """Scale (C, H, W) floats to cover height x width with the aspect kept, and crop the centre."""
+    scale = max(height / picture.shape[1], width / picture.shape[2])
+    size = (max(height, round(picture.shape[1] * scale)), max(width, round(picture.shape[2] * scale)))
+    resized = F.interpolate(picture[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return resized[:, top : top + height, left : left + width]
+
+
+def pixels(negation_set: NegationSet, height: int, width: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Every picture (3, height, width) in [0, 1] and its mask (1, height, width), scaled and cropped alike."""
+    for picture, mask in zip(negation_set.pictures, negation_set.masks):
+        fitted = fit(picture.movedim(-1, 0).float() / 255, height, width)
+        yield fitted, None if mask is None else fit(mask[None].float() / 255, height, width)
+
+
+def without_duplicates(negation_set: NegationSet) -> NegationSet:
+    """The set with every picture kept once; pictures are the same when all their bytes and those of their masks are."""
+    seen: dict[bytes, int] = {}
+    for index, (picture, mask) in enumerate(zip(negation_set.pictures, negation_set.masks)):
+        content = picture.contiguous().numpy().tobytes() + (b"" if mask is None else mask.contiguous().numpy().tobytes())
+        seen.setdefault(hashlib.sha256(content).digest(), index)
+    kept: Sequence[int] = list(seen.values())
+    pictures, masks = tuple(negation_set.pictures[i] for i in kept), tuple(negation_set.masks[i] for i in kept)
+    return replace(negation_set, pictures=pictures, masks=masks)

@@ -1,0 +1,238 @@
+"""Safe Denoiser (Kim et al., "Training-Free Safe Denoisers for Safe Use of Diffusion Models", NeurIPS 2025).
+
+The theorem: if the data are a mixture of safe and unsafe pictures, the posterior mean of the safe part is
+
+    E_safe = E_data + beta* (E_data - E_unsafe),    beta* = pi / (1 - pi),    pi = P(unsafe | x_t)        (Eq. 4 and 5)
+
+E_data is the model's denoised prediction. E_unsafe is the posterior mean over a negation set of reference latents z_n
+under the forward kernel q(x_t | z_n) = N(signal z_n, noise^2 I), a softmax-weighted mean (Eq. 6).
+
+beta* is a ratio of densities in thousands of dimensions: it is zero or infinite except near a reference. `exact` keeps it
+as an honest likelihood ratio, `tempered` flattens it, and `calibrated`, the default, replaces it by a similarity whose
+threshold is calibrated on the negation set itself. All of them return a correction of the denoised prediction and never
+draw random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .composition import capped, per_sample, sample_norm
+from .noise_level import NoiseLevel, SigmaWindow
+
+Mode = Literal["calibrated", "exact", "tempered"]
+
+OFFICIAL_WINDOW = SigmaWindow(low=4.67)
+"""DDPM timesteps 780 to 1000 of Stable Diffusion 1.x, the window of the paper's text-to-image experiments."""
+
+BETA_CAP = 9.0
+"""beta = pi / (1 - pi) at pi = 0.9: more would rest on a likelihood ratio that the sampled references cannot support."""
+
+GATE_RAMP = 0.25
+"""The gate is fully open when the similarity exceeds its threshold by this share."""
+
+CALIBRATION_SAMPLE = 1024
+"""References that take part in the leave-one-out calibration, which costs the square of their number."""
+
+
+@dataclass(frozen=True)
+class SafeDenoiserSettings:
+    """Settings of one Safe Denoiser correction.
+
+    Args:
+        mode: how the weight beta is found, see the module's description.
+        strength: eta, the weight of the correction. 0 is the identity.
+        window: noise levels at which the method acts.
+        threshold: calibrated mode; the gate opens when a prediction's similarity exceeds this share of the references' own
+            leave-one-out similarity, and is fully open 25 % above it.
+        temperature: calibrated mode; similarities are compared at this scale. Smaller means the nearest references decide.
+        cap: largest correction, as a share of the prediction's norm.
+        effective_dimensions: tempered mode; the number of independent dimensions that the latent is taken to have.
+        keep_contrast: calibrated mode; compare at equal norm and keep the prediction's norm, so that only its content changes.
+    """
+
+    mode: Mode = "calibrated"
+    strength: float = 0.33
+    window: SigmaWindow = OFFICIAL_WINDOW
+    threshold: float = 0.4
+    temperature: float = 0.1
+    cap: float = 0.5
+    effective_dimensions: int = 256
+    keep_contrast: bool = True
+
+
+@dataclass(frozen=True)
+class SafeDenoiserResult:
+    """Outcome for a batch.
+
+    `delta` (B, C, h, w) is to be added to the prediction for the samples whose `gate` (B,) is above zero; the others must
+    be left untouched. `similarity` and `threshold` (B,) say why (calibrated mode; NaN otherwise).
+    """
+
+    delta: Tensor
+    gate: Tensor
+    similarity: Tensor
+    threshold: Tensor
+
+
+def normalized_weights(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over references and log of the mean of exp(logits): (B, N) -> (B, N), (B,). Safe from under- and overflow."""
+    log_mean = torch.logsumexp(logits, dim=1) - math.log(logits.shape[1])
+    return torch.softmax(logits, dim=1), log_mean
+
+
+def kernel_logits(x: Tensor, references: Tensor, level: NoiseLevel, anchor: Tensor | None = None) -> Tensor:
+    """Log of q(x_t | z_n) up to a constant per sample: -||x_t - a z_n||^2 / (2 b^2), (B, N) in float32 or wider.
+
+    With an `anchor` (the denoised prediction) the same term for it is subtracted: the log likelihood ratio of the reference
+    against the prediction, free of the D/2 that the noise alone contributes. The un-divided form stays finite at a = 0.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x_flat, z_flat = x.flatten(1).to(wide), references.flatten(1).to(wide)
+    residual = x_flat if anchor is None else x_flat - level.signal * anchor.flatten(1).to(wide)
+    origin = torch.zeros_like(x_flat) if anchor is None else anchor.flatten(1).to(wide)
+    # ||x - a z||^2 - ||x - a o||^2 = a^2 ||z - o||^2 - 2 a <x - a o, z - o>, which does not cancel for near-duplicates.
+    distance = torch.stack([(z_flat - o).square().sum(1) for o in origin])
+    inner = residual @ z_flat.T - (residual * origin).sum(1, keepdim=True)
+    excess = level.signal**2 * distance - 2 * level.signal * inner
+    return -excess / (2 * level.noise**2)
+
+
+def unsafe_mean(weights: Tensor, references: Tensor) -> Tensor:
+    """E_unsafe = sum_n w_n z_n (Eq. 6): (B, N), (N, ...) -> (B, ...)."""
+    return (weights @ references.flatten(1).to(weights.dtype)).unflatten(1, references.shape[1:])
+
+
+def likelihood_ratio_correction(
+    x: Tensor, denoised: Tensor, references: References, level: NoiseLevel, settings: SafeDenoiserSettings, mask: Tensor | None = None
+) -> SafeDenoiserResult:
+    """eta beta (E_data - E_unsafe) with beta = exp(min(log likelihood ratio, 0)), the `exact` and `tempered` modes (Eq. 7).
+
+    `exact` is the honest likelihood ratio: numerically zero for everything but near-duplicates of a reference, which is what
+    the theorem says about a finite set of pictures. `tempered` divides its logarithm by T = D / D_eff.
+    """
+    seen = 1.0 if mask is None else mask
+    logits = kernel_logits(x * seen, references.latents * seen, level, anchor=denoised * seen)
+    if settings.mode == "tempered":
+        logits = logits / max(1.0, denoised[0].numel() / settings.effective_dimensions)
+    weights, log_ratio = normalized_weights(logits)
+    beta = (settings.strength * log_ratio.clamp(max=0).exp()).clamp(max=BETA_CAP)
+    prediction = denoised.to(weights.dtype)
+    difference = (prediction - unsafe_mean(weights, references.latents)) * seen
+    delta = capped(per_sample(beta, difference) * difference, prediction, settings.cap)
+    nothing = torch.full_like(beta, math.nan)
+    return SafeDenoiserResult(delta, beta, nothing, nothing)
+
+
+@dataclass(frozen=True)
+class References:
+    """A negation set as latents of one size.
+
+    Attributes:
+        latents: (N, C, h, w) in the model's latent space, any float type.
+        regions: (N, 1, h, w) in [0, 1], the part of each picture that is unwanted, or None when all of it is.
+    """
+
+    latents: Tensor
+    regions: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> References:
+        """The same references on another device and in another float type."""
+        regions = None if self.regions is None else self.regions.to(device, dtype)
+        return References(self.latents.to(device, dtype), regions)
+
+    def first(self, count: int) -> References:
+        """At most `count` references, from the front of the set."""
+        return References(self.latents[:count], None if self.regions is None else self.regions[:count])
+
+
+def similarities(x: Tensor, references: References, mask: Tensor | None = None) -> Tensor:
+    """Correlation of every sample with every reference over the reference's region: (B, C, h, w) -> (B, N) in [-1, 1].
+
+    The mean of every channel over the region (and mask) is taken off both sides first, so neither brightness, nor contrast,
+    nor the size of the latent or of the VAE's scale matter. All sums are matrix products over pixels. Pairs whose region and
+    mask do not overlap have similarity 0.
+    """
+    z = references.latents
+    n, c, h, w = z.shape
+    b = len(x)
+    ones = torch.ones(1, 1, h, w, dtype=x.dtype, device=x.device)
+    regions = ones if references.regions is None else references.regions
+    mask = ones if mask is None else mask
+    r = regions.reshape(-1, h * w)
+    seen = (mask * x).reshape(b, c, h * w)
+    weighted = (regions * z).reshape(n, c, h * w)
+    m = mask.reshape(-1, h * w)
+
+    area = (m @ r.T).clamp_min(1e-6)
+    cross = seen.flatten(1) @ weighted.flatten(1).T
+    sum_x = torch.einsum("bcp,np->bnc", seen, r)
+    sum_z = torch.einsum("bp,ncp->bnc", m, weighted)
+    square_x = torch.einsum("bp,np->bn", (mask * x.square()).sum(1).reshape(b, h * w), r)
+    square_z = m @ (regions * z.square()).sum(1).reshape(n, h * w).T
+    covariance = cross - (sum_x * sum_z).sum(-1) / area
+    variance_x = (square_x - sum_x.square().sum(-1) / area).clamp_min(0)
+    variance_z = (square_z - sum_z.square().sum(-1) / area).clamp_min(0)
+    scale = (variance_x.sqrt() * variance_z.sqrt()).clamp_min(1e-6)
+    return (covariance / scale).clamp(-1, 1)
+
+
+def soft_mean(similarity: Tensor, temperature: float) -> Tensor:
+    """tau (logsumexp(s / tau) - log N): between the mean and the maximum over references, (B, N) -> (B,)."""
+    return temperature * normalized_weights(similarity / temperature)[1]
+
+
+def typical_similarity(references: References, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """S_ref, the median over references of their soft-mean similarity with all the others: a scalar tensor.
+
+    It calibrates the gate on the set itself. With fewer than three references there is nothing to compare, and it is 0.5.
+    """
+    sample = references.first(CALIBRATION_SAMPLE)
+    count = len(sample)
+    if count < 3:
+        return sample.latents.new_tensor(0.5)
+    among = similarities(sample.latents, sample, mask)
+    others = among.masked_fill(torch.eye(count, dtype=torch.bool, device=among.device), -math.inf)
+    leave_one_out = temperature * (torch.logsumexp(others / temperature, dim=1) - math.log(count - 1))
+    return leave_one_out.median()
+
+
+def calibrated_correction(
+    denoised: Tensor, references: References, typical: Tensor, settings: SafeDenoiserSettings, mask: Tensor | None = None
+) -> SafeDenoiserResult:
+    """Push the prediction away from the references that it resembles, once it resembles them enough.
+
+    Args:
+        denoised: (B, C, h, w) float32 prediction, usually after CFG.
+        references: on the same device, float32.
+        typical: S_ref of `typical_similarity`, for the same mask.
+        settings: strength, threshold, temperature and cap.
+        mask: (1 or B, 1, h, w) in [0, 1], where to look and to act.
+    """
+    similarity = similarities(denoised, references, mask)
+    weights, log_mean = normalized_weights(similarity / settings.temperature)
+    score = settings.temperature * log_mean
+    threshold = (settings.threshold * typical).clamp_min(1e-6).expand_as(score)
+    gate = ((score - threshold) / (GATE_RAMP * threshold)).clamp(0, 1)
+
+    seen = torch.ones_like(denoised[:1, :1]) if mask is None else mask
+    regions = torch.ones_like(denoised[:1, :1]) if references.regions is None else references.regions
+    coverage = unsafe_mean(weights, regions) if len(regions) > 1 else regions
+    unsafe = unsafe_mean(weights, regions * references.latents) * seen
+    own = coverage * seen * denoised
+    if settings.keep_contrast:
+        unsafe = unsafe * (sample_norm(own) / sample_norm(unsafe))
+    delta = capped(settings.strength * per_sample(gate, denoised) * (own - unsafe), denoised, settings.cap)
+    if settings.keep_contrast:
+        # Moving away also adds contrast; scale (own + delta) back to own's norm and express that as part of the change.
+        back = sample_norm(own) / sample_norm(own + delta)
+        delta = back * delta + (back - 1) * own
+    return SafeDenoiserResult(delta, gate, score, threshold)

@@ -1,0 +1,368 @@
+"""Safe Denoiser's mathematics: closed forms, the paper's ring study, equivalences, identities and invariances."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safe_guidance.guidance.composition import Change, combine
+from safe_guidance.guidance.noise_level import NoiseLevel, SigmaWindow
+from safe_guidance.guidance.official_safe_denoiser import (
+    kernel_sum_and_mean,
+    normalize_channels,
+    official_delta,
+    renoised_variance,
+)
+from safe_guidance.guidance.safe_denoiser import (
+    References,
+    SafeDenoiserSettings,
+    calibrated_correction,
+    kernel_logits,
+    likelihood_ratio_correction,
+    normalized_weights,
+    similarities,
+    soft_mean,
+    typical_similarity,
+    unsafe_mean,
+)
+from torch import Tensor
+
+_spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
+assert _spec is not None and _spec.loader is not None
+mixture = importlib.util.module_from_spec(_spec)
+import sys  # noqa: E402
+
+sys.modules["mixture"] = mixture
+_spec.loader.exec_module(mixture)
+
+
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def scenes(count: int, seed: int, shared: float = 0.4, channels: int = 4, side: int = 16) -> Tensor:
+    """Smooth random latents that share a pattern with weight `shared`; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, channels, side // 4, side // 4, generator=generator, dtype=torch.float64)
+    pattern = torch.randn(1, channels, side // 4, side // 4, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    return torch.nn.functional.interpolate(0.8 * coarse + shared * pattern, size=(side, side), mode="bilinear")
+
+
+# The theorem, with the values of two Gaussians in the plane.
+TWO = mixture.Mixture(double(-2, 0, 2, 0).view(2, 2), 0.25, double(0.6, 0.4), torch.tensor([False, True]))
+THEOREM = [
+    ((0.5, 0.3), 1.0, (0.956164, 0.06), (-1.5, 0.06), (1.7, 0.06), 3.3020216),
+    ((1.5, -0.2), 0.7, (1.829885, -0.067568), (-0.817568, -0.067568), (1.831081, -0.067568), 2214.19238),
+    ((3.0, 3.0), 5.0, (0.098766, 0.029703), (-1.950495, 0.029703), (2.009901, 0.029703), 1.07227475),
+]
+
+
+@pytest.mark.parametrize(("x", "sigma", "data", "safe", "unsafe", "odds"), THEOREM)
+def test_theorem(x, sigma, data, safe, unsafe, odds) -> None:
+    point = double(*x)[None]
+    # Five decimals are what the table has.
+    torch.testing.assert_close(TWO.data_mean(point, sigma)[0], double(*data), atol=1e-6, rtol=0)
+    torch.testing.assert_close(TWO.safe_mean(point, sigma)[0], double(*safe), atol=1e-6, rtol=0)
+    torch.testing.assert_close(TWO.unsafe_mean(point, sigma)[0], double(*unsafe), atol=1e-6, rtol=0)
+    beta = TWO.unsafe_odds(point, sigma)
+    torch.testing.assert_close(beta, double(odds), rtol=1e-7, atol=0)
+    corrected = TWO.data_mean(point, sigma) + beta * (TWO.data_mean(point, sigma) - TWO.unsafe_mean(point, sigma))
+    # beta multiplies a difference that cancels to about 1e-16 / (1 / beta).
+    torch.testing.assert_close(corrected, TWO.safe_mean(point, sigma), rtol=1e-12 * max(1, odds), atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def ring_samples() -> dict[float, Tensor]:
+    """20,000 samples of the ring for several weights w of E_w = (1 - w) E_data + w E_safe."""
+    ring = mixture.ring()
+    noise = 20 * torch.randn(20000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sigmas = mixture.karras(100, 20, 0.01)
+
+    def denoiser(weight: float):
+        return lambda x, sigma: (1 - weight) * ring.data_mean(x, sigma) + weight * ring.safe_mean(x, sigma)
+
+    return {w: mixture.sample(denoiser(w), noise, sigmas, second_order=True) for w in (0.0, 0.25, 0.5, 1.0, 2.0)}
+
+
+def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
+    """The paper's Figure 3: half the weight leaks, the exact one does not and keeps every safe mode, double depletes them."""
+    ring = mixture.ring()
+    for weight, expected in {0.0: 0.2495, 0.25: 0.168, 0.5: 0.073, 1.0: 0.0, 2.0: 0.0}.items():
+        assert ring.unsafe_share(ring_samples[weight]) == pytest.approx(expected, abs=0.01)
+    assert ring.unsafe_share(ring_samples[0.5]) > 0.04
+    assert ring.unsafe_share(ring_samples[1.0]) < 0.001
+    modes = {w: torch.bincount(torch.cdist(s, ring.means).argmin(1), minlength=8) / len(s) for w, s in ring_samples.items()}
+    assert bool((modes[1.0][2:] > 0.14).all())
+    assert modes[2.0][2] < 0.13 and modes[2.0][7] < 0.13
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, 0.097), (8, 0.071), (32, 0.024), (128, 0.0025)])
+def test_empirical_references(count: int, expected: float) -> None:
+    """Sampling the ring with the pack's own estimator on N references: the unsafe share falls with N as it should."""
+    ring = mixture.ring()
+    generator = torch.Generator().manual_seed(1)
+    components = torch.arange(count) % 2
+    references = ring.means[components] + 0.25 * torch.randn(count, 2, dtype=torch.float64, generator=generator)
+    references = references[:, :, None, None]
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        logits = kernel_logits(x[:, :, None, None], references, NoiseLevel.variance_exploding(sigma))
+        weights, log_mean = normalized_weights(logits)
+        log_density = log_mean - x.square().sum(1) / (2 * sigma**2) - math.log(2 * math.pi * sigma**2)
+        probability = (0.25 * (log_density - ring.log_density(x, sigma)).exp()).clamp(max=0.98)[:, None]
+        data, unsafe = ring.data_mean(x, sigma), unsafe_mean(weights, references)[:, :, 0, 0]
+        return (data - probability * unsafe) / (1 - probability)
+
+    noise = 20 * torch.randn(20000, 2, dtype=torch.float64, generator=generator)
+    samples = mixture.sample(denoise, noise, mixture.karras(60, 20, 0.01), second_order=False)
+    # With two references the drawn positions matter most; the published value is one draw.
+    assert ring.unsafe_share(samples) == pytest.approx(expected, abs=0.04 if count == 2 else 0.02)
+
+
+@given(st.floats(0.02, 0.98), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_flow_equals_variance_exploding(t: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x0, noise, references = (torch.randn(n, 4, 6, 5, generator=generator, dtype=torch.float64) for n in (3, 3, 7))
+    x = (1 - t) * x0 + t * noise
+    flow = kernel_logits(x, references, NoiseLevel.rectified_flow(t))
+    exploding = kernel_logits(x / (1 - t), references, NoiseLevel.variance_exploding(t / (1 - t)))
+    torch.testing.assert_close(torch.softmax(flow, 1), torch.softmax(exploding, 1), atol=1e-9, rtol=1e-9)
+
+
+def test_first_flow_step_weighs_all_references_alike() -> None:
+    x, references = scenes(2, 0), scenes(5, 1)
+    weights, _ = normalized_weights(kernel_logits(x, references, NoiseLevel.rectified_flow(1.0)))
+    torch.testing.assert_close(weights, torch.full((2, 5), 0.2, dtype=torch.float64))
+    assert NoiseLevel.rectified_flow(1.0) in SigmaWindow(low=4.67)
+
+
+RAW = torch.tensor([[[3.0, 1], [4, 0]], [[0, 2], [1, 2]], [[-1, 1], [0, 1]]], dtype=torch.float64)[:, :, None]
+QUERY = torch.tensor([[[1.0, 0.5]], [[0.25, -0.5]]], dtype=torch.float64)[None]
+OFFICIAL = [
+    (3.15, 0.33, 2.75530305, (-0.11500929, 0.80828100, 0.60864639, 0.46285060), (1.03795306, 0.23326727, 0.04914669, -0.65274070)),
+    (1.0, 0.03, 1.33667051, (0.0447897, 0.84127452, 0.67832782, 0.38319718), (0.99865631, 0.47476176, 0.22965017, -0.51149592)),
+    (13.15, 0.9, 2.98532369, (-0.13228157, 0.8049399, 0.60049989, 0.47091673), (1.11905342, -0.22444591, -0.2904499, -0.92382506)),
+]
+
+
+@pytest.mark.parametrize(("bandwidth", "scale", "total", "mean", "corrected"), OFFICIAL)
+def test_official_kernel(bandwidth, scale, total, mean, corrected) -> None:
+    references = normalize_channels(RAW)
+    measured_total, measured_mean = kernel_sum_and_mean(QUERY, references, bandwidth)
+    torch.testing.assert_close(measured_total, double(total), atol=1e-8, rtol=0)
+    torch.testing.assert_close(measured_mean.flatten(), double(*mean), atol=1e-8, rtol=0)
+    torch.testing.assert_close(
+        (QUERY + official_delta(QUERY, references, bandwidth, scale)).flatten(), double(*corrected), atol=1e-8, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("sigma", "weights", "log_mean"),
+    [(1.0, (0.68956168, 0.24130366, 0.06913466), -1.20816316), (0.5, (0.98512790, 0.01477256, 0.0000995), -3.00862849)],
+)
+def test_gaussian_kernel_on_the_same_vectors(sigma, weights, log_mean) -> None:
+    logits = kernel_logits(QUERY, normalize_channels(RAW), NoiseLevel.variance_exploding(sigma))
+    logits = logits - QUERY.square().sum() / (2 * sigma**2)
+    measured, measured_log_mean = normalized_weights(logits)
+    torch.testing.assert_close(measured[0], double(*weights), atol=1e-8, rtol=0)
+    torch.testing.assert_close(measured_log_mean, double(log_mean), atol=1e-8, rtol=0)
+    if sigma == 1.0:
+        mean = unsafe_mean(measured, normalize_channels(RAW)).flatten()
+        torch.testing.assert_close(mean, double(0.34460235, 0.90907472, 0.79295301, 0.21951304), atol=1e-8, rtol=0)
+
+
+def test_official_renoising_leaves_too_much_noise() -> None:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = torch.cumprod(1 - betas, 0)
+    for t, expected in {981: 1.525, 881: 1.448, 781: 1.384}.items():
+        assert renoised_variance(abar[t].item(), abar[t - 20].item()) == pytest.approx(expected, abs=5e-4)
+
+
+def test_no_underflow_in_high_dimensions() -> None:
+    """Exponents of about -2164, where exp() of a float32 is zero from -104 on."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 16, 64, 64, generator=generator)
+    references = x[:1] + 1.2 * torch.randn(5, 16, 64, 64, generator=generator)
+    level = NoiseLevel.variance_exploding(4.67)
+    weights, log_mean = normalized_weights(kernel_logits(x, references, level))
+    reference, _ = normalized_weights(kernel_logits(x.double(), references.double(), level))
+    direct = -(x[0].double() - references.double()).flatten(1).square().sum(1) / (2 * 4.67**2)
+    assert direct.max() < -2000
+    assert bool(torch.isfinite(log_mean).all())
+    torch.testing.assert_close(weights.sum(1), torch.ones(2))
+    # Exponents of thousands in float32 carry an error of some 1e-4.
+    torch.testing.assert_close(weights.double(), reference, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(reference[0], torch.softmax(direct, 0), atol=1e-9, rtol=1e-9)
+
+
+def apply(denoised: Tensor, references: References, config: SafeDenoiserSettings, mask: Tensor | None = None) -> Tensor:
+    """What the host does with a calibrated correction."""
+    typical = typical_similarity(references, config.temperature, None if mask is None else mask[:1])
+    result = calibrated_correction(denoised, references, typical, config, mask)
+    return combine(denoised, [Change(result.delta, result.gate > 0, config.cap)], mask)
+
+
+UNSAFE = References(scenes(40, 3))
+CONFIG = SafeDenoiserSettings()
+
+
+def test_identities_are_bit_exact() -> None:
+    resembling, other = scenes(2, 4), scenes(2, 5, shared=0.0)
+    assert not torch.equal(apply(resembling, UNSAFE, CONFIG), resembling)
+    assert torch.equal(apply(resembling, UNSAFE, replace(CONFIG, strength=0.0)), resembling)
+    assert torch.equal(apply(other, UNSAFE, CONFIG), other)
+    assert torch.equal(apply(resembling, UNSAFE, replace(CONFIG, threshold=100.0)), resembling)
+    assert torch.equal(apply(resembling, UNSAFE, CONFIG, mask=torch.zeros(1, 1, 16, 16, dtype=torch.float64)), resembling)
+    assert NoiseLevel.variance_exploding(4.0) not in SigmaWindow(low=4.67)
+    assert NoiseLevel.variance_exploding(4.67) in SigmaWindow(low=4.67)
+
+
+def loop_similarity(x: Tensor, z: Tensor, region: Tensor) -> float:
+    """Second derivation: weighted correlation with explicit loops over channels."""
+    top = square_x = square_z = 0.0
+    for channel in range(len(x)):
+        mean_x = (region * x[channel]).sum() / region.sum()
+        mean_z = (region * z[channel]).sum() / region.sum()
+        top += (region * (x[channel] - mean_x) * (z[channel] - mean_z)).sum().item()
+        square_x += (region * (x[channel] - mean_x) ** 2).sum().item()
+        square_z += (region * (z[channel] - mean_z) ** 2).sum().item()
+    return top / math.sqrt(square_x * square_z)
+
+
+@pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_similarity_equals_loops(regional: bool, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x, z = scenes(3, 7), scenes(4, 8)
+    regions = torch.rand(4, 1, 16, 16, generator=generator, dtype=torch.float64) if regional else None
+    mask = torch.rand(3, 1, 16, 16, generator=generator, dtype=torch.float64) if masked else None
+    measured = similarities(x, References(z, regions), mask)
+    for b in range(3):
+        for n in range(4):
+            region = torch.ones(16, 16, dtype=torch.float64)
+            region = region if regions is None else region * regions[n, 0]
+            region = region if mask is None else region * mask[b, 0]
+            assert measured[b, n].item() == pytest.approx(loop_similarity(x[b], z[n], region), abs=1e-10)
+
+
+def test_regions_without_overlap_do_not_vote() -> None:
+    regions = torch.zeros(2, 1, 16, 16, dtype=torch.float64)
+    regions[0, :, :8] = 1
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    mask[..., 8:, :] = 1
+    assert similarities(scenes(1, 0), References(scenes(2, 1), regions), mask).abs().max() == 0
+
+
+def test_leave_one_out_equals_loops() -> None:
+    z, temperature = UNSAFE.latents, 0.1
+    values = []
+    for i in range(len(z)):
+        others = torch.cat([z[:i], z[i + 1 :]])
+        values.append(soft_mean(similarities(z[i : i + 1], References(others)), temperature))
+    torch.testing.assert_close(typical_similarity(UNSAFE, temperature), torch.cat(values).median(), atol=1e-12, rtol=0)
+    assert typical_similarity(UNSAFE.first(2), temperature) == 0.5
+
+
+def test_separates_unsafe_from_benign_even_when_blurred() -> None:
+    """Early predictions are blurry: held-out unsafe ones still pass the gate, benign ones do not."""
+    unsafe, benign = scenes(40, 10), scenes(40, 11, shared=0.0)
+    typical = typical_similarity(UNSAFE, CONFIG.temperature)
+
+    def gates(x: Tensor) -> Tensor:
+        blurred = torch.nn.functional.avg_pool2d(x, 5, stride=1, padding=2)
+        return calibrated_correction(blurred, UNSAFE, typical, CONFIG).gate > 0
+
+    assert gates(unsafe).double().mean() > 0.7
+    assert gates(benign).double().mean() < 0.3
+
+
+def test_invariances() -> None:
+    x = scenes(3, 4)
+    typical = typical_similarity(UNSAFE, CONFIG.temperature)
+    base = calibrated_correction(x, UNSAFE, typical, CONFIG)
+    permuted = References(UNSAFE.latents[torch.randperm(40, generator=torch.Generator().manual_seed(0))])
+    doubled = References(torch.cat([UNSAFE.latents, UNSAFE.latents]))
+    for same in (permuted, doubled):
+        other = calibrated_correction(x, same, typical, CONFIG)
+        torch.testing.assert_close(other.similarity, base.similarity, atol=1e-12, rtol=0)
+        torch.testing.assert_close(other.delta, base.delta, atol=1e-10, rtol=1e-10)
+    scaled = calibrated_correction(3 * x, UNSAFE, typical, CONFIG)
+    torch.testing.assert_close(scaled.similarity, base.similarity, atol=1e-12, rtol=0)
+    torch.testing.assert_close(scaled.delta, 3 * base.delta, atol=1e-10, rtol=1e-10)
+
+
+def test_single_reference_moves_along_the_difference() -> None:
+    x = scenes(1, 4)
+    single = References(x + 0.3 * scenes(1, 5))
+    config = replace(CONFIG, keep_contrast=False, cap=10.0)
+    result = calibrated_correction(x, single, torch.tensor(0.5, dtype=torch.float64), config)
+    torch.testing.assert_close(result.delta, config.strength * (x - single.latents), atol=1e-12, rtol=0)
+
+
+def test_keeps_the_norm_of_the_prediction() -> None:
+    x = scenes(3, 4)
+    result = calibrated_correction(x, UNSAFE, typical_similarity(UNSAFE, CONFIG.temperature), CONFIG)
+    torch.testing.assert_close((x + result.delta).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+    without = calibrated_correction(x, UNSAFE, torch.tensor(0.1, dtype=torch.float64), replace(CONFIG, keep_contrast=False, cap=0.01))
+    assert bool((without.delta.flatten(1).norm(dim=1) <= 0.01 * x.flatten(1).norm(dim=1) * (1 + 1e-12)).all())
+
+
+@pytest.mark.parametrize("mode", ["calibrated", "exact", "tempered"])
+def test_batch_equals_single_calls(mode) -> None:
+    config = replace(CONFIG, mode=mode, strength=1.0)
+    level = NoiseLevel.variance_exploding(5.0)
+    clean = torch.cat([UNSAFE.latents[:1], scenes(2, 4)])
+    x = clean + 5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    typical = typical_similarity(UNSAFE, config.temperature)
+
+    def run(part: slice) -> Tensor:
+        if mode == "calibrated":
+            return calibrated_correction(clean[part], UNSAFE, typical, config).delta
+        return likelihood_ratio_correction(x[part], clean[part], UNSAFE, level, config).delta
+
+    together = run(slice(0, 3))
+    assert together.abs().max() > 0 or mode == "exact"
+    torch.testing.assert_close(together, torch.cat([run(slice(i, i + 1)) for i in range(3)]), atol=1e-12, rtol=1e-12)
+
+
+def test_exact_mode_fires_on_near_duplicates_only() -> None:
+    """The honest likelihood ratio: about 1 for a copy of a reference, numerically zero for a stranger at low noise."""
+    config = replace(CONFIG, mode="exact", strength=1.0)
+    level = NoiseLevel.variance_exploding(0.5)
+    clean = torch.cat([UNSAFE.latents[:1], scenes(1, 40, shared=0.0)])
+    x = clean + 0.5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gate = likelihood_ratio_correction(x, clean, UNSAFE, level, config).gate
+    assert gate[0].item() == pytest.approx(1 / 40, rel=0.05)
+    assert gate[1] < 1e-30
+
+
+@given(
+    st.sampled_from([torch.float32, torch.float64]),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(1, 16),
+    st.integers(2, 9),
+    st.integers(2, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_shape_gives_finite_changes_of_the_same_shape(dtype, batch, count, channels, height, width) -> None:
+    generator = torch.Generator().manual_seed(batch * 1000 + count)
+    x = torch.randn(batch, channels, height, width, generator=generator).to(dtype)
+    references = References(torch.randn(count, channels, height, width, generator=generator).to(dtype))
+    result = calibrated_correction(x, references, typical_similarity(references, 0.1), CONFIG)
+    assert result.delta.shape == x.shape and result.delta.dtype == dtype
+    assert bool(torch.isfinite(result.delta).all())
+    assert result.gate.shape == (batch,) and bool(((result.gate >= 0) & (result.gate <= 1)).all())
+
+
+def test_flat_predictions_and_references_are_harmless() -> None:
+    flat = torch.zeros(1, 4, 8, 8)
+    result = calibrated_correction(flat, References(torch.ones(3, 4, 8, 8)), torch.tensor(0.5), CONFIG)
+    assert result.delta.abs().max() == 0
