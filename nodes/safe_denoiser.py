@@ -1,0 +1,229 @@
+"""Safe Denoiser: keep pictures away from a negation set while they are made."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..guidance.negation_set import NegationSet
+from ..guidance.noise_level import SigmaWindow
+from ..guidance.safe_denoiser import SafeDenoiserSettings
+from .host.runs import attach
+from .host.safe_denoiser import SafeDenoiserCorrection
+from .host.sampling import SAMPLERS, SCHEDULERS, sample
+from .types import NegationSetType
+
+CATEGORY = "safe guidance/safe denoiser"
+ALIASES = ["negative image", "avoid style", "not like this picture", "nsfw", "concept erasing", "negation set"]
+WHOLE_START = 1000.0
+"""A window that starts here starts with the first step: no schedule of the host begins at more noise."""
+
+DEFAULTS = SafeDenoiserSettings()
+
+
+def settings_inputs() -> list[io.Input]:
+    """The method's settings, the same for both nodes."""
+    return [
+        io.Float.Input(
+            "strength",
+            default=DEFAULTS.strength,
+            min=0.0,
+            max=10.0,
+            step=0.01,
+            tooltip="How hard the picture is pushed away from the set. 0 is off, the paper uses 0.33 for nudity and up to 0.9 for a style; "
+            "more pushes harder and can change the rest of the picture.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=["calibrated", "exact", "tempered"],
+            default=DEFAULTS.mode,
+            tooltip="calibrated: acts once a picture resembles the set as much as the set's pictures resemble each other (recommended). "
+            "exact: the paper's formula, acts on near-copies of a reference only. tempered: the paper's formula, made less strict.",
+        ),
+        io.Float.Input(
+            "start_sigma",
+            default=WHOLE_START,
+            min=0.0,
+            max=WHOLE_START,
+            step=0.01,
+            advanced=True,
+            tooltip=f"Noise level at which the method begins; {WHOLE_START:g} begins with the first step. Less leaves the layout to the prompt.",
+        ),
+        io.Float.Input(
+            "end_sigma",
+            default=DEFAULTS.window.low,
+            min=0.0,
+            max=WHOLE_START,
+            step=0.01,
+            tooltip="Noise level at which the method stops. 4.67 is the paper's (timestep 780 of Stable Diffusion 1.x); "
+            "less lets it act on smaller things and for longer, up to 0 for every step.",
+        ),
+        io.Float.Input(
+            "threshold",
+            default=DEFAULTS.threshold,
+            min=0.0,
+            max=2.0,
+            step=0.01,
+            advanced=True,
+            tooltip="calibrated: how similar a picture must get before anything happens, as a share of how similar the set's pictures "
+            "are among themselves. More spares more pictures, less catches more.",
+        ),
+        io.Float.Input(
+            "temperature",
+            default=DEFAULTS.temperature,
+            min=0.005,
+            max=1.0,
+            step=0.005,
+            advanced=True,
+            tooltip="calibrated: less lets the few nearest references decide, more averages over the whole set.",
+        ),
+        io.Float.Input(
+            "cap",
+            default=DEFAULTS.cap,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            advanced=True,
+            tooltip="Largest change in one step, as a share of the prediction's size. Less is gentler.",
+        ),
+        io.Int.Input(
+            "effective_dimensions",
+            default=DEFAULTS.effective_dimensions,
+            min=1,
+            max=65536,
+            advanced=True,
+            tooltip="tempered: how many independent numbers a latent is taken to have. More comes closer to exact.",
+        ),
+    ]
+
+
+def settings_from(
+    strength: float,
+    mode: Any,
+    start_sigma: float,
+    end_sigma: float,
+    threshold: float,
+    temperature: float,
+    cap: float,
+    effective_dimensions: int,
+) -> SafeDenoiserSettings:
+    """The method's settings from the values of `settings_inputs`."""
+    high = math.inf if start_sigma >= WHOLE_START else start_sigma
+    return SafeDenoiserSettings(
+        mode=mode,
+        strength=strength,
+        window=SigmaWindow(high=high, low=end_sigma),
+        threshold=threshold,
+        temperature=temperature,
+        cap=cap,
+        effective_dimensions=effective_dimensions,
+    )
+
+
+def protect(model: ModelPatcher, vae: Any, negation_set: NegationSet, settings: dict[str, Any]) -> ModelPatcher:
+    """The model with the method attached."""
+    return attach(model, SafeDenoiserCorrection(negation_set, vae, settings_from(**settings)))
+
+
+class SafeDenoiser(io.ComfyNode):
+    """MODEL in, MODEL out: works under every sampler and guider."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceSafeDenoiser",
+            display_name="Safe Denoiser",
+            category=CATEGORY,
+            description="Keeps pictures away from a negation set while they are sampled. Pictures that do not resemble the set come out "
+            "bit-identical. Put it between the model and any sampler.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to protect."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
+                NegationSetType.Input("negation_set", tooltip="What to stay away from."),
+                *settings_inputs(),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, vae: Any, negation_set: NegationSet, **settings: Any) -> io.NodeOutput:
+        return io.NodeOutput(protect(model, vae, negation_set, settings))
+
+
+class SafeDenoiserSampler(io.ComfyNode):
+    """KSampler with a negation set."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceSafeDenoiserSampler",
+            display_name="Safe Denoiser Sampler",
+            category=CATEGORY,
+            description="KSampler and Safe Denoiser in one node: samples a picture that stays away from a negation set.",
+            search_aliases=[*ALIASES, "ksampler", "safe sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample."),
+                io.Conditioning.Input("positive", tooltip="What the picture should show."),
+                io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
+                io.Latent.Input("latent_image", tooltip="The latent to start from."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
+                NegationSetType.Input("negation_set", tooltip="What to stay away from."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The random seed; the same seed gives the same picture.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."),
+                io.Float.Input(
+                    "cfg",
+                    default=8.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How closely the picture follows the prompt. Too much burns it.",
+                ),
+                io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
+                io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How the noise is taken off over the steps."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Less than 1 starts from the latent's picture. Below about 0.8 the method's usual window has already passed.",
+                ),
+                *settings_inputs(),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list[Any],
+        negative: list[Any],
+        latent_image: dict[str, Any],
+        vae: Any,
+        negation_set: NegationSet,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        protected = protect(model, vae, negation_set, settings)
+        return io.NodeOutput(sample(protected, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise))
+
+
+NODES: list[type[io.ComfyNode]] = [SafeDenoiser, SafeDenoiserSampler]

@@ -1,0 +1,7 @@
+"""Types of the pack's own connections."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+NegationSetType = io.Custom("NEGATION_SET")
