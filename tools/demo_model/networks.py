@@ -1,0 +1,284 @@
+"""Trainable twins of the host's UNet and CLIP text model: the same mathematics and the same state-dict keys.
+
+The host's classes leave their weights uninitialised and frozen, and are slower on a CPU. `check_parity.py` compares both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+UNET_CONFIG: dict[str, object] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 3],
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_output": [1, 0, 1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "num_heads": -1,
+    "num_head_channels": 32,
+    "use_spatial_transformer": True,
+    "context_dim": 96,
+    "disable_self_attentions": [True, False, False],
+}
+"""Arguments of the host's UNetModel. Where self-attention is disabled (full resolution), attn1 is a second cross-attention."""
+
+LATENT_CHANNELS = 4
+TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_LENGTH = 96, 2, 4, 77
+
+
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angles = timesteps[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of (B, heads, tokens, width). Plain products are the faster path for short rows on a CPU."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
+    return weights.to(v.dtype) @ v
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution, run as a matrix product."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        assert self.bias is not None
+        return (torch.matmul(self.weight.view(-1, c), x.flatten(2)) + self.bias[:, None]).view(b, -1, h, w)
+
+
+class ResBlock(nn.Module):
+    def __init__(self, inputs: int, embedding: int, outputs: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, outputs))
+        self.out_layers = nn.Sequential(nn.GroupNorm(32, outputs), nn.SiLU(), nn.Identity(), nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip_connection = nn.Identity() if inputs == outputs else PointwiseConv(inputs, outputs)
+        for parameter in self.out_layers[3].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        h = h + self.emb_layers(embedding)[..., None, None].to(h.dtype)
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class Attention(nn.Module):
+    def __init__(self, query: int, context: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(query, query, bias=False)
+        self.to_k = nn.Linear(context, query, bias=False)
+        self.to_v = nn.Linear(context, query, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(query, query), nn.Identity())
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = (
+            layer(t).view(b, t.shape[1], self.heads, -1).transpose(1, 2)
+            for layer, t in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
+        )
+        return self.to_out(attention(q, k, v).transpose(1, 2).reshape(b, n, width))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, inner * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, gates = self.proj(x).chunk(2, dim=-1)
+        return values * F.gelu(gates)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int, context: int, cross_only: bool) -> None:
+        super().__init__()
+        self.cross_only = cross_only
+        self.attn1 = Attention(width, context if cross_only else width, heads)
+        self.ff = FeedForward(width)
+        self.attn2 = Attention(width, context, heads)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        n = self.norm1(x)
+        x = x + self.attn1(n, context if self.cross_only else n)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    def __init__(self, channels: int, heads: int, context: int, cross_only: bool) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = PointwiseConv(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context, cross_only)])
+        self.proj_out = PointwiseConv(channels, channels)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens.transpose(1, 2).reshape(b, c, h, w))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Stage(nn.Sequential):
+    """A UNet block: each layer gets what it needs of (x, timestep embedding, context)."""
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Twin of the host's UNetModel for one residual block a level and UNET_CONFIG's options."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width, head_width, context = 32, 32, TEXT_WIDTH
+        multipliers, cross_only = (1, 2, 3), (True, False, False)
+        down_attention, up_attention = (False, True, True), ((True, True), (True, True), (False, True))
+        self.width = width
+        embedding = width * 4
+        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+
+        def transformer(channels: int, cross: bool) -> SpatialTransformer:
+            return SpatialTransformer(channels, channels // head_width, context, cross)
+
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(LATENT_CHANNELS, width, 3, padding=1))])
+        skips, channels = [width], width
+        for level, multiplier in enumerate(multipliers):
+            layers: list[nn.Module] = [ResBlock(channels, embedding, multiplier * width)]
+            channels = multiplier * width
+            if down_attention[level]:
+                layers.append(transformer(channels, cross_only[level]))
+            self.input_blocks.append(Stage(*layers))
+            skips.append(channels)
+            if level < len(multipliers) - 1:
+                self.input_blocks.append(Stage(Downsample(channels)))
+                skips.append(channels)
+        self.middle_block = Stage(
+            ResBlock(channels, embedding, channels), transformer(channels, False), ResBlock(channels, embedding, channels)
+        )
+        self.output_blocks = nn.ModuleList()
+        for level, attends in zip(reversed(range(len(multipliers))), up_attention):
+            for i in range(2):
+                layers = [ResBlock(channels + skips.pop(), embedding, multipliers[level] * width)]
+                channels = multipliers[level] * width
+                if attends[i]:
+                    layers.append(transformer(channels, cross_only[level]))
+                if level and i == 1:
+                    layers.append(Upsample(channels))
+                self.output_blocks.append(Stage(*layers))
+        self.out = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(width, LATENT_CHANNELS, 3, padding=1))
+        for parameter in self.out[2].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """Noise prediction for x (B, 4, h, w) at DDPM timesteps (B,) with text context (B, T, 96)."""
+        embedding = self.time_embed(timestep_embedding(timesteps, self.width))
+        skips, h = [], x
+        for block in self.input_blocks:
+            h = block(h, embedding, context)
+            skips.append(h)
+        h = self.middle_block(h, embedding, context)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, context)
+        return self.out(h)
+
+
+class TextLayer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.self_attn = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        h = self.layer_norm1(x)
+        q, k, v = (self.self_attn[name](h).view(b, n, self.heads, -1).transpose(1, 2) for name in ("q_proj", "k_proj", "v_proj"))
+        scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
+        causal = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
+        weights = scores.masked_fill(causal, float("-inf")).softmax(-1).to(v.dtype)
+        x = x + self.self_attn["out_proj"]((weights @ v).transpose(1, 2).reshape(b, n, width))
+        h = self.mlp["fc1"](self.layer_norm2(x))
+        return x + self.mlp["fc2"](h * torch.sigmoid(1.702 * h))
+
+
+class TextEncoder(nn.Module):
+    """Twin of the host's CLIP text model. Token ids are rows of the world's small vocabulary, not of CLIP's table."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.text_model = nn.ModuleDict(
+            {
+                "embeddings": nn.ModuleDict(
+                    {
+                        "token_embedding": nn.Embedding(vocabulary, TEXT_WIDTH),
+                        "position_embedding": nn.Embedding(TEXT_LENGTH, TEXT_WIDTH),
+                    }
+                ),
+                "encoder": nn.ModuleDict({"layers": nn.ModuleList(TextLayer(TEXT_WIDTH, TEXT_HEADS) for _ in range(TEXT_LAYERS))}),
+                "final_layer_norm": nn.LayerNorm(TEXT_WIDTH),
+            }
+        )
+        nn.init.normal_(self.text_model["embeddings"]["token_embedding"].weight, std=0.3)
+        nn.init.normal_(self.text_model["embeddings"]["position_embedding"].weight, std=0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embeddings = self.text_model["embeddings"]
+        x = embeddings["token_embedding"](tokens) + embeddings["position_embedding"].weight[: tokens.shape[1]]
+        for layer in self.text_model["encoder"]["layers"]:
+            x = layer(x)
+        return self.text_model["final_layer_norm"](x)

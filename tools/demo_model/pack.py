@@ -1,0 +1,53 @@
+"""Put the trained parts of the demo model into one half-precision file under assets/, with its configuration."""
+
+from __future__ import annotations
+
+import json
+
+import common
+import torch
+import torch.nn.functional as F
+import world
+from networks import TEXT_HEADS, TEXT_LAYERS, TEXT_WIDTH, UNET_CONFIG
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+networks = common.pack_module("nodes/host/demo_networks.py")
+FORMAT = "safe-guidance demo model 1"
+
+
+def preview_factors(autoencoder: nn.Module) -> tuple[list[list[float]], list[float]]:
+    """Least-squares map from a latent's channels (model space) to RGB in [-1, 1], for the host's fast previews."""
+    pictures = world.render_batch(world.sample_scenes(200, seed=3)) * 2 - 1
+    latents = autoencoder.encode(pictures) * networks.LATENT_SCALE
+    small = F.interpolate(pictures, size=latents.shape[-2:], mode="area")
+    z: Tensor = latents.movedim(1, -1).flatten(0, 2)
+    rgb: Tensor = small.movedim(1, -1).flatten(0, 2)
+    solution = torch.linalg.lstsq(torch.cat([z, torch.ones(len(z), 1)], dim=1), rgb).solution
+    factors, bias = solution[:-1], solution[-1]
+    return factors.tolist(), bias.tolist()
+
+
+def main() -> None:
+    args = common.argument_parser(__doc__, steps=0, batch=0).parse_args()
+    autoencoder = networks.Autoencoder().requires_grad_(False)
+    autoencoder.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
+    diffusion = load_file(args.work / "diffusion.safetensors")
+    vocabulary = diffusion.pop("vocabulary")
+    tensors = {name: tensor.half() for name, tensor in diffusion.items()}
+    tensors |= {f"vae.{name}": tensor.half() for name, tensor in autoencoder.state_dict().items()}
+    factors, bias = preview_factors(autoencoder)
+    metadata = {
+        "format": FORMAT,
+        "unet": json.dumps(UNET_CONFIG),
+        "text": json.dumps({"width": TEXT_WIDTH, "layers": TEXT_LAYERS, "heads": TEXT_HEADS}),
+        "preview": json.dumps({"factors": factors, "bias": bias}),
+    }
+    path = common.ASSETS / "demo_model" / "demo_model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({**tensors, "vocabulary": vocabulary.int()}, path, metadata=metadata)
+    common.log.info("%s: %.2f MB", path.name, path.stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    main()

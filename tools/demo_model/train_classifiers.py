@@ -1,0 +1,119 @@
+"""Train the guide (which methods may use) or the judge (which no method sees) on drawn scenes, and measure its error.
+
+The two differ in architecture, pictures and seed. Half of the pictures pass through the autoencoder with noise on their
+latents, so that a classifier has seen what imperfect generated pictures look like.
+"""
+
+from __future__ import annotations
+
+import json
+
+import common
+import torch
+import torch.nn.functional as F
+import world
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+demo_networks = common.pack_module("nodes/host/demo_networks.py")
+SEEDS = {"guide": 100, "judge": 9100}
+HELD_OUT_SEED = 200
+LATENT_NOISE = 0.15
+HEAD_WEIGHTS = {"shapes": 3.0, "colors": 2.0, "style": 1.0, "background": 0.5, "pattern": 0.5}
+
+
+def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures (count, 3, 128, 128) as bytes and their labels; every second hundred went through the autoencoder."""
+    scenes = world.sample_scenes(count, seed)
+    pictures = []
+    for start in range(0, count, 100):
+        batch = world.render_batch(scenes[start : start + 100])
+        if start // 100 % 2:
+            z = autoencoder.encode(batch * 2 - 1)
+            strength = LATENT_NOISE / demo_networks.LATENT_SCALE * torch.rand(len(batch), 1, 1, 1)
+            batch = (autoencoder.decode(z + strength * torch.randn_like(z)) + 1) / 2
+        pictures.append((batch.clamp(0, 1) * 255).round().byte())
+    per_scene = [world.labels(scene) for scene in scenes]
+    return torch.cat(pictures), {name: torch.stack([labels[name] for labels in per_scene]) for name in per_scene[0]}
+
+
+def augment(pictures: Tensor) -> Tensor:
+    """Lower contrast, a tint, noise, and sometimes a loss of detail."""
+    b = len(pictures)
+    if torch.rand(()) < 0.3:
+        side = int(torch.randint(40, 100, ()))
+        small = F.interpolate(pictures, size=(side, side), mode="area")
+        pictures = F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
+    pictures = 0.5 + (pictures - 0.5) * (1 - 0.2 * torch.rand(b, 1, 1, 1)) + 0.04 * torch.randn(b, 3, 1, 1)
+    return (pictures + 0.12 * torch.rand(b, 1, 1, 1) ** 2 * torch.randn_like(pictures)).clamp(0, 1)
+
+
+def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    """Binary cross-entropy for what may appear together, cross-entropy for what excludes each other."""
+    losses = [
+        weight * F.binary_cross_entropy_with_logits(logits[name], labels[name])
+        if labels[name].is_floating_point()
+        else weight * F.cross_entropy(logits[name], labels[name])
+        for name, weight in HEAD_WEIGHTS.items()
+    ]
+    return torch.stack(losses).sum()
+
+
+@torch.no_grad()
+def measure(classifier: nn.Module, pictures: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
+    """Share of held-out pictures with the wrong set of shapes, of colours, and so on; misses and false alarms for the concept."""
+    outputs = [classifier(part.float() / 255) for part in pictures.split(100)]
+    logits = {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}
+    error = {}
+    for name, truth in labels.items():
+        right = ((logits[name] > 0) == (truth > 0.5)).all(1) if truth.is_floating_point() else logits[name].argmax(1) == truth
+        error[name] = 1 - right.float().mean().item()
+    concept = world.SHAPES.index(world.CONCEPT)
+    fires, present = logits["shapes"][:, concept] > 0, labels["shapes"][:, concept] > 0.5
+    error["concept_missed"] = (~fires[present]).float().mean().item()
+    error["concept_false_alarm"] = fires[~present].float().mean().item()
+    return {name: round(value, 4) for name, value in error.items()}
+
+
+def main() -> None:
+    parser = common.argument_parser(__doc__, steps=1500, batch=64)
+    parser.add_argument("which", choices=list(SEEDS))
+    parser.add_argument("--scenes", type=int, default=12000)
+    args = parser.parse_args()
+    seed = SEEDS[args.which]
+    torch.manual_seed(seed)
+    autoencoder = demo_networks.Autoencoder().requires_grad_(False)
+    autoencoder.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
+    pictures, labels = draw(args.scenes, seed, autoencoder)
+
+    judge_network = common.pack_module("evaluation/judge_network.py")
+    if args.which == "guide":
+        classifier = common.pack_module("guidance/classifier.py").ConvClassifier(judge_network.HEADS)
+    else:
+        classifier = judge_network.Judge()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
+    progress = common.Progress(100, args.batch)
+    for step, scale in enumerate(common.schedule(args.steps, warmup=50, stable=0.2)):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * scale
+        chosen = torch.randint(0, len(pictures), (args.batch,))
+        with torch.autocast(args.device, torch.bfloat16):
+            logits = classifier(augment(pictures[chosen].float() / 255))
+        loss = classification_loss({k: v.float() for k, v in logits.items()}, {k: v[chosen] for k, v in labels.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        progress.update(step, loss)
+
+    error = measure(classifier.eval(), *draw(4000, HELD_OUT_SEED, autoencoder))
+    common.log.info("error on 4000 held-out drawings: %s", json.dumps(error))
+    if args.which == "guide":
+        classifier.save(common.ASSETS / "demo_model" / "guide.safetensors")
+    else:
+        tensors = {name: tensor.half().contiguous() for name, tensor in classifier.state_dict().items()}
+        save_file(tensors, common.ROOT / "evaluation" / "judge.safetensors")
+    (args.work / f"{args.which}_error.json").write_text(json.dumps(error, indent=1))
+
+
+if __name__ == "__main__":
+    main()
