@@ -1,0 +1,1 @@
+"""Drives a real ComfyUI with this pack and measures what the methods do."""
