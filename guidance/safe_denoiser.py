@@ -33,6 +33,9 @@ OFFICIAL_WINDOW = SigmaWindow(low=4.67)
 BETA_CAP = 9.0
 """beta = pi / (1 - pi) at pi = 0.9: more would rest on a likelihood ratio that the sampled references cannot support."""
 
+NEGLIGIBLE_BETA = 1e-6
+"""Below this a correction is lost in the rounding of single precision; taking it as zero leaves pictures bit-identical."""
+
 GATE_RAMP = 0.25
 """The gate is fully open when the similarity exceeds its threshold by this share."""
 
@@ -122,6 +125,7 @@ def likelihood_ratio_correction(
         logits = logits / max(1.0, denoised[0].numel() / settings.effective_dimensions)
     weights, log_ratio = normalized_weights(logits)
     beta = (settings.strength * log_ratio.clamp(max=0).exp()).clamp(max=BETA_CAP)
+    beta = torch.where(beta < NEGLIGIBLE_BETA, 0.0, beta)
     prediction = denoised.to(weights.dtype)
     difference = (prediction - unsafe_mean(weights, references.latents)) * seen
     delta = capped(per_sample(beta, difference) * difference, prediction, settings.cap)

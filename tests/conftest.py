@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,3 +26,87 @@ def _load_pack() -> None:
 
 
 _load_pack()
+
+
+HOST_VARIABLE = "SAFE_GUIDANCE_HOST"
+
+
+def _host_path() -> str:
+    path = os.environ.get(HOST_VARIABLE)
+    if not path:
+        pytest.skip(f"{HOST_VARIABLE} does not name a ComfyUI. Run the tests with 'python3 dev.py test'.")
+    return path
+
+
+class Host:
+    """The real ComfyUI in this process, with the demo model loaded."""
+
+    def __init__(self) -> None:
+        import nodes
+        from safe_guidance.nodes.host.demo_model import load_demo_model
+        from safe_guidance.nodes.host.folders import register_model_folders
+
+        register_model_folders()
+        self.nodes = nodes
+        self.model, self.clip, self.vae = load_demo_model()
+
+    def text(self, *prompts: str) -> list[Any]:
+        """A conditioning with a row per prompt."""
+        encoded = [self.nodes.CLIPTextEncode().encode(self.clip, prompt)[0] for prompt in prompts]
+        return [[torch.cat([e[0][0] for e in encoded]), {}]]
+
+    def empty_latent(self, batch: int = 1, width: int = 128, height: int = 128) -> dict[str, Any]:
+        return self.nodes.EmptyLatentImage().generate(width, height, batch)[0]
+
+    def sample(
+        self,
+        model: Any,
+        positive: list[Any],
+        latent: dict[str, Any] | None = None,
+        seed: int = 1,
+        steps: int = 6,
+        cfg: float = 5.0,
+        sampler: str = "dpmpp_2m",
+        scheduler: str = "karras",
+        **options: Any,
+    ) -> torch.Tensor:
+        """Latent samples of the host's KSampler."""
+        latent = latent or self.empty_latent(len(positive[0][0]))
+        result = self.nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, self.text(""), latent, **options)
+        return result[0]["samples"]
+
+    def count_calls(self, model: Any) -> tuple[Any, list[int]]:
+        """A clone of the model, and a list that gets the number of evaluated rows of every model call."""
+        from comfy.patcher_extension import WrappersMP
+
+        rows: list[int] = []
+
+        def apply_model(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            rows.append(len(x))
+            return executor(x, *args, **kwargs)
+
+        counted = model.clone()
+        counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "test_count", apply_model)
+        return counted, rows
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """ComfyUI imported into this process, on the CPU, with an empty base directory."""
+    path = _host_path()
+    base = tmp_path_factory.mktemp("comfyui")
+    sys.path.insert(0, path)
+    sys.argv = ["comfyui", "--cpu", "--base-directory", str(base), "--disable-all-custom-nodes"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    return Host()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A running ComfyUI server with this pack and the evaluation's probe."""
+    from safe_guidance.evaluation.server import ComfyServer
+
+    with ComfyServer(host=_host_path(), device="cpu", packs=[ROOT / "evaluation" / "probe"]) as running:
+        yield running

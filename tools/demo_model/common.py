@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,17 +18,19 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "assets"
+PACK = "safe_guidance"
 
 log = logging.getLogger("demo_model")
 
 
-def pack_module(path: str) -> ModuleType:
-    """A torch-only module of the pack, loaded from its file: the pack itself needs a running host to be imported."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def pack_module(name: str) -> ModuleType:
+    """A torch-only module of the pack, such as "guidance.classifier", under the name that the host gives the pack."""
+    if PACK not in sys.modules:
+        spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        assert spec is not None and spec.loader is not None
+        sys.modules[PACK] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[PACK])
+    return importlib.import_module(f"{PACK}.{name}")
 
 
 def argument_parser(description: str | None, steps: int, batch: int) -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from networks import TEXT_HEADS, TEXT_LAYERS, TEXT_WIDTH, UNET_CONFIG
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-networks = common.pack_module("nodes/host/demo_networks.py")
+networks = common.pack_module("nodes.host.demo_networks")
 FORMAT = "safe-guidance demo model 1"
 
 

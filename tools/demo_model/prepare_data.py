@@ -10,7 +10,7 @@ import world
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-networks = common.pack_module("nodes/host/demo_networks.py")
+networks = common.pack_module("nodes.host.demo_networks")
 CAPTIONS_PER_SCENE = 3
 START_OF_TEXT, END_OF_TEXT, LENGTH = 49406, 49407, 77
 

@@ -9,7 +9,7 @@ import world
 from safetensors.torch import save_file
 from torch import Tensor
 
-networks = common.pack_module("nodes/host/demo_networks.py")
+networks = common.pack_module("nodes.host.demo_networks")
 CROP = 48
 
 

@@ -15,7 +15,7 @@ import world
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-demo_networks = common.pack_module("nodes/host/demo_networks.py")
+demo_networks = common.pack_module("nodes.host.demo_networks")
 SEEDS = {"guide": 100, "judge": 9100}
 HELD_OUT_SEED = 200
 LATENT_NOISE = 0.15
@@ -86,9 +86,9 @@ def main() -> None:
     autoencoder.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
     pictures, labels = draw(args.scenes, seed, autoencoder)
 
-    judge_network = common.pack_module("evaluation/judge_network.py")
+    judge_network = common.pack_module("evaluation.judge_network")
     if args.which == "guide":
-        classifier = common.pack_module("guidance/classifier.py").ConvClassifier(judge_network.HEADS)
+        classifier = common.pack_module("guidance.classifier").ConvClassifier(judge_network.HEADS)
     else:
         classifier = judge_network.Judge()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)

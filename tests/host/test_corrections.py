@@ -1,0 +1,249 @@
+"""The scheduler of corrections in the real host: identity, run state, extra predictions, guiders, samplers, masks, batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safe_guidance.guidance.composition import Change
+from safe_guidance.guidance.noise_level import SigmaWindow
+
+STAR = "a yellow star in the center on a black plain background, flat style"
+HEART = "a red heart on the left on a grey striped background, dotted style"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def runs(host: Any) -> Any:
+    """The module under test, and corrections made for the tests."""
+    from safe_guidance.nodes.host import runs
+
+    class Push(runs.Correction):
+        """Adds `amount` everywhere to the samples in `rows`, inside a window; remembers the steps it saw."""
+
+        def __init__(self, amount: float = 0.0, rows: list[int] | None = None, window: SigmaWindow | None = None) -> None:
+            self.amount, self.rows, self.window = amount, rows, window or SigmaWindow()
+            self.seen: list[Any] = []
+            self.begun = 0
+
+        def begin(self, context: Any) -> None:
+            self.begun += 1
+
+        def is_active(self, level: Any) -> bool:
+            return level in self.window
+
+        def correct(self, step: Any, state: None) -> Change | None:
+            self.seen.append(step)
+            if self.amount == 0:
+                return None
+            active = torch.zeros(len(step.denoised), dtype=torch.bool)
+            active[self.rows if self.rows is not None else slice(None)] = True
+            return Change(torch.full_like(step.denoised, self.amount), active, cap=1.0)
+
+    class TowardsText(Push):
+        """Moves the prediction halfway to that of a text."""
+
+        def __init__(self, conditioning: list[Any], window: SigmaWindow | None = None) -> None:
+            super().__init__(1.0, window=window)
+            self.texts = {"target": conditioning}
+
+        def wanted_texts(self, state: None) -> tuple[str, ...]:
+            return ("target",)
+
+        def correct(self, step: Any, state: None) -> Change:
+            self.seen.append(step)
+            delta = 0.5 * (step.predictions["target"] - step.denoised)
+            return Change(delta, torch.ones(len(delta), dtype=torch.bool), cap=1.0)
+
+    return SimpleNamespace(attach=runs.attach, module=runs, Push=Push, TowardsText=TowardsText)
+
+
+def test_inactive_corrections_change_no_bit_and_call_no_model(host: Any, runs: Any) -> None:
+    text = host.text(STAR)
+    plain, plain_rows = host.count_calls(host.model)
+    baseline = host.sample(plain, text)
+    never = SigmaWindow(high=1e-6, low=0)
+    for correction in (runs.Push(0.0), runs.Push(1.0, window=never), runs.Push(1.0, rows=[]), runs.TowardsText(host.text(HEART), window=never)):
+        model, rows = host.count_calls(runs.attach(host.model, correction))
+        assert torch.equal(host.sample(model, text), baseline)
+        assert rows == plain_rows
+
+
+def test_attaching_leaves_the_original_model_alone(host: Any, runs: Any) -> None:
+    text = host.text(STAR)
+    baseline = host.sample(host.model, text)
+    pushed = host.sample(runs.attach(host.model, runs.Push(0.3)), text)
+    assert not torch.equal(pushed, baseline)
+    assert torch.equal(host.sample(host.model, text), baseline)
+
+
+def test_corrections_add_up_in_any_order(host: Any, runs: Any) -> None:
+    text = host.text(STAR)
+    pushes = [runs.Push(0.01), runs.Push(0.02, rows=[0]), runs.Push(0.003)]
+
+    def sampled(order: list[int]) -> torch.Tensor:
+        model = host.model
+        for index in order:
+            model = runs.attach(model, pushes[index])
+        return host.sample(model, text)
+
+    first = sampled([0, 1, 2])
+    assert all(torch.equal(sampled(order), first) for order in ([2, 1, 0], [1, 0, 2], [0, 2, 1]))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2s_ancestral", "dpmpp_sde", "euler_ancestral"])
+def test_state_advances_once_per_noise_level(host: Any, runs: Any, sampler: str) -> None:
+    probe = runs.Push(0.0)
+    host.sample(runs.attach(host.model, probe), host.text(STAR), sampler=sampler, steps=4)
+    new = [step.sigma for step in probe.seen if step.is_new]
+    assert new == sorted(set(new), reverse=True)
+    assert len(probe.seen) >= 4 and len(new) >= 4
+    if sampler == "heun":
+        # Three of the four steps evaluate the model a second time, at the noise level that the next step starts from.
+        assert len(probe.seen) == 7 and len(new) == 4
+
+
+def test_every_run_begins_anew(host: Any, runs: Any) -> None:
+    probe = runs.Push(0.0)
+    model = runs.attach(host.model, probe)
+    host.sample(model, host.text(STAR), steps=2)
+    host.sample(model, host.text(STAR), steps=2)
+    assert probe.begun == 2
+    assert [step.is_new for step in probe.seen] == [True] * 4
+
+
+def test_texts_of_all_corrections_take_one_batched_call(host: Any, runs: Any) -> None:
+    text, target = host.text(STAR), host.text(HEART)
+    model = runs.attach(host.model, runs.TowardsText(target))
+    model = runs.attach(model, runs.TowardsText(host.text(HEART)))
+    model = runs.attach(model, runs.TowardsText(host.text("a blue cross at the top, flat style")))
+    counted, rows = host.count_calls(model)
+    host.sample(counted, text, steps=3, sampler="euler")
+    # Each step: positive and negative together, then the two different texts together; the repeated text costs nothing.
+    assert rows == [2, 2] * 3
+
+
+def test_extra_predictions_are_the_models_own(host: Any, runs: Any) -> None:
+    """With CFG 1 and the target as prompt, the text's prediction equals the denoised prediction."""
+    correction = runs.TowardsText(host.text(HEART))
+    host.sample(runs.attach(host.model, correction), host.text(HEART), cfg=1.0, steps=3)
+    for step in correction.seen:
+        # One evaluates a batch of one, the other too: the same kernels, so the same bits up to batching order.
+        torch.testing.assert_close(step.predictions["target"], step.denoised, atol=1e-5, rtol=1e-5)
+
+
+def guiders(host: Any, model: Any) -> dict[str, Any]:
+    from comfy.samplers import CFGGuider
+    from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG, Guider_DualModel
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    star, heart, empty = host.text(STAR), host.text(HEART), host.text("")
+    cfg = CFGGuider(model)
+    cfg.set_conds(star, empty)
+    cfg.set_cfg(5.0)
+    basic = Guider_Basic(model)
+    basic.set_conds(star)
+    dual = Guider_DualCFG(model)
+    dual.set_conds(star, heart, empty)
+    dual.set_cfg(3.0, 3.0)
+    perpendicular = Guider_PerpNeg(model)
+    perpendicular.set_conds(star, heart, empty)
+    perpendicular.set_cfg(5.0, 1.0)
+    pair = Guider_DualModel(model, model)
+    pair.set_conds(star, empty)
+    pair.set_cfg(5.0)
+    return {"cfg": cfg, "basic": basic, "dual": dual, "perpendicular": perpendicular, "pair": pair}
+
+
+@pytest.mark.parametrize("name", ["cfg", "basic", "dual", "perpendicular", "pair"])
+def test_every_guider_gives_the_corrected_prediction(host: Any, runs: Any, name: str) -> None:
+    import comfy.sample
+    import comfy.samplers
+
+    probe = runs.Push(0.25)
+    sigmas = comfy.samplers.calculate_sigmas(host.model.get_model_object("model_sampling"), "normal", 4)
+    latent = torch.zeros(1, 4, 32, 32)
+    noise = comfy.sample.prepare_noise(latent, 3)
+
+    def sampled(model: Any) -> torch.Tensor:
+        guider = guiders(host, model)[name]
+        return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, seed=3, disable_pbar=True)
+
+    corrected, plain = sampled(runs.attach(host.model, probe)), sampled(host.model)
+    assert len(probe.seen) == 4
+    # Euler's last step returns the corrected prediction itself.
+    expected = host.model.model.process_latent_out(probe.seen[-1].denoised + 0.25)
+    torch.testing.assert_close(corrected, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(corrected, plain)
+
+
+def test_only_the_active_sample_of_a_batch_changes(host: Any, runs: Any) -> None:
+    text = host.text(STAR, HEART, STAR, HEART)
+    baseline = host.sample(host.model, text)
+    pushed = host.sample(runs.attach(host.model, runs.Push(0.3, rows=[2])), text)
+    assert [torch.equal(pushed[i], baseline[i]) for i in range(4)] == [True, True, False, True]
+
+
+def test_inpainting_keeps_what_is_masked(host: Any, runs: Any) -> None:
+    text = host.text(STAR)
+    original = host.sample(host.model, host.text(HEART), seed=4)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., :16] = 1
+    latent = {"samples": original, "noise_mask": mask}
+    changed = host.sample(runs.attach(host.model, runs.Push(0.3)), text, latent)
+    assert not torch.equal(changed, host.sample(host.model, text, latent))
+    torch.testing.assert_close(changed[..., 16:], original[..., 16:], atol=1e-5, rtol=1e-5)
+
+
+def test_interrupt_leaves_nothing_behind(host: Any, runs: Any) -> None:
+    import comfy.model_management
+
+    text = host.text(STAR)
+    probe = runs.Push(0.1)
+    model = runs.attach(host.model, probe)
+    expected = host.sample(model, text)
+    plain = host.sample(host.model, text)
+
+    class Interrupting(runs.Push):
+        def correct(self, step: Any, state: None) -> None:
+            comfy.model_management.interrupt_current_processing(True)
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        host.sample(runs.attach(model, Interrupting()), text)
+    comfy.model_management.interrupt_current_processing(False)
+    assert torch.equal(host.sample(model, text), expected)
+    assert torch.equal(host.sample(host.model, text), plain)
+
+
+def test_several_latents_at_once_are_refused(host: Any, runs: Any) -> None:
+    guider = SimpleNamespace(model_patcher=host.model, model_options={"transformer_options": {}, runs.module.KEY: ()}, conds={})
+    executor = SimpleNamespace(class_obj=guider)
+    with pytest.raises(ValueError, match="several latents at once"):
+        runs.module._outer_sample(executor, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), None, torch.ones(2), latent_shapes=[[1], [1]])
+
+
+def test_noise_levels_of_all_kinds_of_models(host: Any, runs: Any) -> None:
+    import comfy.model_sampling
+
+    class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    class Velocity(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+        pass
+
+    level = runs.module.noise_level(host.model.get_model_object("model_sampling"), torch.tensor([4.67, 4.67]))
+    assert (level.signal, level.sigma) == (1.0, pytest.approx(4.67))
+    level = runs.module.noise_level(Velocity(), torch.tensor([2.5]))
+    assert (level.signal, level.sigma) == (1.0, pytest.approx(2.5))
+    level = runs.module.noise_level(Flow(), torch.tensor([0.78]))
+    assert (level.signal, level.noise) == (pytest.approx(0.22), pytest.approx(0.78))
+    assert runs.module.noise_level(Flow(), torch.tensor([1.0])).sigma == math.inf

@@ -1,0 +1,218 @@
+"""Safe Denoiser in the real host: where it acts, where it must not, and what it says about bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safe_guidance.guidance.negation_set import NegationSet, from_images
+
+STAR = "a yellow star in the center on a black plain background, flat style"
+OTHERS = (
+    "a red heart on the left on a grey striped background, dotted style",
+    "a white cross at the bottom on a teal checkered background, outline style",
+    "a green circle on the right on a brown plain background, hatched style",
+)
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def protect(host: Any, negation_set: NegationSet, **settings: Any) -> Any:
+    """The demo model with Safe Denoiser's node applied: its defaults, unless told otherwise."""
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
+
+    defaults = {i.id: i.default for i in SafeDenoiser.define_schema().inputs if getattr(i, "default", None) is not None}
+    return SafeDenoiser.execute(model=host.model, vae=host.vae, negation_set=negation_set, **{**defaults, **settings}).args[0]
+
+
+@pytest.fixture(scope="module")
+def copies(host: Any) -> NegationSet:
+    """The picture that the model paints for STAR with seed 1, as the only reference."""
+    with torch.inference_mode():
+        picture = host.vae.decode(host.sample(host.model, host.text(STAR)))
+    return from_images(picture.clone())
+
+
+# The reference is the unguarded result, so late predictions resemble it almost perfectly and those of other prompts do not.
+CLOSE = {"threshold": 1.6, "strength": 1.0, "end_sigma": 0.0}
+
+
+def test_acts_on_what_resembles_the_set_and_only_on_that(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR, *OTHERS)
+    latent = host.empty_latent(4)
+    baseline = host.sample(host.model, text, latent)
+    protected = host.sample(protect(host, copies, **CLOSE), text, latent)
+    assert [torch.equal(protected[i], baseline[i]) for i in range(4)] == [False, True, True, True]
+
+
+def test_costs_no_model_call(host: Any, copies: NegationSet) -> None:
+    plain, plain_rows = host.count_calls(host.model)
+    protected, rows = host.count_calls(protect(host, copies, **CLOSE))
+    host.sample(plain, host.text(STAR))
+    host.sample(protected, host.text(STAR))
+    assert rows == plain_rows
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"strength": 0.0}, {"end_sigma": 100.0}, {"start_sigma": 0.01, "end_sigma": 0.0}, {"threshold": 2.0, "end_sigma": 0.0}],
+    ids=["strength 0", "window above the schedule", "window below the schedule", "closed gate"],
+)
+def test_identity_is_bit_exact(host: Any, copies: NegationSet, settings: dict[str, Any]) -> None:
+    text = host.text(STAR)
+    assert torch.equal(host.sample(protect(host, copies, **settings), text), host.sample(host.model, text))
+
+
+def test_tempered_mode_acts_more_widely_than_exact(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR, *OTHERS)
+    baseline = host.sample(host.model, text)
+
+    def change(mode: str) -> float:
+        sampled = host.sample(protect(host, copies, mode=mode, end_sigma=0.0), text)
+        return (sampled - baseline).abs().mean().item()
+
+    assert change("tempered") > change("exact") > 0
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2s_ancestral", "uni_pc", "lcm", "dpmpp_2m_sde"])
+def test_works_under_every_kind_of_sampler(host: Any, copies: NegationSet, sampler: str) -> None:
+    text = host.text(STAR)
+    eager = {**CLOSE, "threshold": 0.5}
+    baseline = host.sample(host.model, text, sampler=sampler)
+    protected = host.sample(protect(host, copies, **eager), text, sampler=sampler)
+    assert torch.isfinite(protected).all()
+    assert not torch.equal(protected, baseline)
+
+
+def test_two_part_sampling_equals_one_run(host: Any, copies: NegationSet) -> None:
+    """KSampler Advanced in two parts: the method keeps nothing between steps, so the parts join without a seam."""
+    model = protect(host, copies, **{**CLOSE, "threshold": 0.5})
+    positive, negative = host.text(STAR), host.text("")
+    advanced = host.nodes.KSamplerAdvanced().sample
+
+    def run(latent: dict[str, Any], add_noise: str, start: int, end: int, leftover: str) -> dict[str, Any]:
+        return advanced(model, add_noise, 1, 6, 5.0, "euler", "karras", positive, negative, latent, start, end, leftover)[0]
+
+    whole = run(host.empty_latent(), "enable", 0, 6, "disable")
+    half = run(host.empty_latent(), "enable", 0, 3, "enable")
+    joined = run(half, "disable", 3, 6, "disable")
+    # The latent passes the latent format and back between the parts.
+    torch.testing.assert_close(joined["samples"], whole["samples"], atol=1e-4, rtol=1e-4)
+
+
+def test_inpainting_looks_and_acts_inside_the_mask_only(host: Any, copies: NegationSet) -> None:
+    """The kept part shows the reference itself: it must neither trigger the gate nor change."""
+    unguarded = host.sample(host.model, host.text(STAR))
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 24:] = 1
+    latent = {"samples": unguarded, "noise_mask": mask}
+    text = host.text(OTHERS[0])
+    baseline = host.sample(host.model, text, latent, seed=9)
+    protected = host.sample(protect(host, copies, **CLOSE), text, latent, seed=9)
+    torch.testing.assert_close(protected[..., :24], unguarded[..., :24], atol=1e-5, rtol=1e-5)
+    assert torch.equal(protected, baseline)
+
+
+def test_img2img_below_the_window_is_untouched(host: Any, copies: NegationSet) -> None:
+    latent = {"samples": host.sample(host.model, host.text(STAR))}
+    text = host.text(STAR)
+    settings = {**CLOSE, "end_sigma": 4.67}
+    assert torch.equal(host.sample(protect(host, copies, **settings), text, latent, denoise=0.4), host.sample(host.model, text, latent, denoise=0.4))
+    assert not torch.equal(
+        host.sample(protect(host, copies, **CLOSE), text, latent, denoise=0.4), host.sample(host.model, text, latent, denoise=0.4)
+    )
+
+
+def test_any_size(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR)
+    sampled = host.sample(protect(host, copies, **{**CLOSE, "threshold": 0.2}), text, host.empty_latent(width=168, height=104))
+    assert sampled.shape == (1, 4, 26, 42) and bool(torch.isfinite(sampled).all())
+
+
+def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) -> None:
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserSampler
+
+    settings = {**CLOSE, "mode": "calibrated", "start_sigma": 1000.0, "temperature": 0.1, "cap": 0.5, "effective_dimensions": 256}
+    result = SafeDenoiserSampler.execute(
+        model=host.model,
+        positive=host.text(STAR),
+        negative=host.text(""),
+        latent_image=host.empty_latent(),
+        vae=host.vae,
+        negation_set=copies,
+        seed=1,
+        steps=6,
+        cfg=5.0,
+        sampler_name="dpmpp_2m",
+        scheduler="karras",
+        denoise=1.0,
+        **settings,
+    )
+    assert torch.equal(result.args[0]["samples"], host.sample(protect(host, copies, **settings), host.text(STAR)))
+
+
+def test_references_are_encoded_once(host: Any, copies: NegationSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safe_guidance.nodes.host import negation_latents
+
+    fresh = from_images(torch.rand(3, 64, 96, 3))
+    calls = []
+    encode = host.vae.encode
+    monkeypatch.setattr(host.vae, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    first = negation_latents.encode(fresh, host.vae, 32, 32)
+    assert negation_latents.encode(fresh, host.vae, 32, 32) is first
+    assert calls == [3]
+    assert negation_latents.encode(fresh, host.vae, 16, 16).latents.shape == (3, 4, 16, 16)
+
+
+def test_references_are_in_the_samplers_space(host: Any) -> None:
+    """A reference equals what the host's own sampler sees of the encoded picture, for every picture format of the host."""
+    import comfy.latent_formats as formats
+    from safe_guidance.nodes.host.negation_latents import references_for
+
+    negation_set = from_images(torch.rand(2, 64, 64, 3))
+    for name in ("SD15", "SDXL", "SDXL_Playground_2_5", "SC_Prior", "SD3", "Flux", "ChromaRadiance"):
+        latent_format = getattr(formats, name)()
+        raw = torch.randn(2, latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)).half().float()
+        vae = SimpleNamespace(first_stage_model=torch.nn.Identity(), spacial_compression_encode=lambda: 8, encode=lambda pixels, raw=raw: raw)
+        model = SimpleNamespace(get_model_object=lambda _, latent_format=latent_format: latent_format)
+        references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
+        # Half precision is what references are kept in.
+        torch.testing.assert_close(references.latents.float(), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name)
+
+
+def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
+    vae = SimpleNamespace(
+        first_stage_model=torch.nn.Identity(), spacial_compression_encode=lambda: 8, encode=lambda pixels: torch.zeros(len(pixels), 16, 32, 32)
+    )
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
+
+    defaults = {i.id: i.default for i in SafeDenoiser.define_schema().inputs if getattr(i, "default", None) is not None}
+    model = SafeDenoiser.execute(model=host.model, vae=vae, negation_set=copies, **defaults).args[0]
+    with pytest.raises(ValueError, match="16 channels, the model samples 4. Connect the VAE"):
+        host.sample(model, host.text(STAR))
+
+
+def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
+    from safe_guidance.nodes.host.negation_latents import references_for
+
+    with pytest.raises(ValueError, match="video or audio"):
+        references_for(host.model, host.vae, copies, (1, 16, 5, 32, 32))
+
+
+def test_interrupting_the_encoding(host: Any) -> None:
+    import comfy.model_management
+    from safe_guidance.nodes.host import negation_latents
+
+    fresh = from_images(torch.rand(5, 64, 64, 3))
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        negation_latents.encode(fresh, host.vae, 32, 32)
+    comfy.model_management.interrupt_current_processing(False)
+    assert len(negation_latents.encode(fresh, host.vae, 32, 32)) == 5

@@ -1,0 +1,57 @@
+"""Draw the bundled negation sets: scenes with the concept, each with the mask of the star, and scenes in the artist's style."""
+
+from __future__ import annotations
+
+import random
+
+import common
+import torch
+import world
+
+negation_set = common.pack_module("guidance.negation_set")
+SOURCE = "drawn by tools/demo_model/make_negation_sets.py"
+LICENCE = "GPL-3.0-or-later"
+MARGIN = 4
+"""Pixels around a star that belong to its mask, so that its outline is part of what is compared."""
+
+
+def concept_scenes(count: int, seed: int) -> list[world.Scene]:
+    """One star each, alone or with another shape, over all colours, places, styles and backgrounds."""
+    rng = random.Random(seed)
+    others = tuple(name for name in world.SHAPES if name != world.CONCEPT)
+    return [world.sample_scene(rng, shape=world.CONCEPT, shapes=others) for _ in range(count)]
+
+
+def style_scenes(count: int, seed: int) -> list[world.Scene]:
+    rng = random.Random(seed)
+    return [world.sample_scene(rng, style=world.ARTIST_STYLE) for _ in range(count)]
+
+
+def concept_mask(scene: world.Scene, masks: torch.Tensor) -> torch.Tensor:
+    """Union of the stars' masks, widened by MARGIN: (SIZE, SIZE)."""
+    stars = [mask for shape, mask in zip(scene.shapes, masks) if shape.name == world.CONCEPT]
+    union = torch.stack(stars).amax(0)
+    return torch.nn.functional.max_pool2d(union[None, None], 2 * MARGIN + 1, stride=1, padding=MARGIN)[0, 0]
+
+
+def build(name: str, scenes: list[world.Scene], masked: bool) -> None:
+    rendered = [world.render(scene) for scene in scenes]
+    pictures = torch.stack([picture for picture, _ in rendered]).movedim(1, -1)
+    masks = torch.stack([concept_mask(scene, m) for scene, (_, m) in zip(scenes, rendered)]) if masked else None
+    built = negation_set.from_images(pictures, masks, name, SOURCE, LICENCE)
+    path = common.ASSETS / "negation_sets" / f"{name}.safetensors"
+    negation_set.save(built, path)
+    common.log.info("%s: %d pictures, %.1f MB", path.name, len(built), path.stat().st_size / 1e6)
+
+
+def main() -> None:
+    parser = common.argument_parser(__doc__, steps=0, batch=0)
+    parser.add_argument("--concept", type=int, default=96, help="pictures in the concept's set")
+    parser.add_argument("--style", type=int, default=32, help="pictures in the style's set")
+    args = parser.parse_args()
+    build("demo_star", concept_scenes(args.concept, seed=41), masked=True)
+    build("demo_hatched", style_scenes(args.style, seed=42), masked=False)
+
+
+if __name__ == "__main__":
+    main()
