@@ -112,7 +112,7 @@ def unsafe_mean(weights: Tensor, references: Tensor) -> Tensor:
 
 
 def likelihood_ratio_correction(
-    x: Tensor, denoised: Tensor, references: References, level: NoiseLevel, settings: SafeDenoiserSettings, mask: Tensor | None = None
+    x: Tensor, denoised: Tensor, latents: Tensor, level: NoiseLevel, settings: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> SafeDenoiserResult:
     """eta beta (E_data - E_unsafe) with beta = exp(min(log likelihood ratio, 0)), the `exact` and `tempered` modes (Eq. 7).
 
@@ -120,69 +120,35 @@ def likelihood_ratio_correction(
     the theorem says about a finite set of pictures. `tempered` divides its logarithm by T = D / D_eff.
     """
     seen = 1.0 if mask is None else mask
-    logits = kernel_logits(x * seen, references.latents * seen, level, anchor=denoised * seen)
+    logits = kernel_logits(x * seen, latents * seen, level, anchor=denoised * seen)
     if settings.mode == "tempered":
         logits = logits / max(1.0, denoised[0].numel() / settings.effective_dimensions)
     weights, log_ratio = normalized_weights(logits)
     beta = (settings.strength * log_ratio.clamp(max=0).exp()).clamp(max=BETA_CAP)
     beta = torch.where(beta < NEGLIGIBLE_BETA, 0.0, beta)
     prediction = denoised.to(weights.dtype)
-    difference = (prediction - unsafe_mean(weights, references.latents)) * seen
+    difference = (prediction - unsafe_mean(weights, latents)) * seen
     delta = capped(per_sample(beta, difference) * difference, prediction, settings.cap)
     nothing = torch.full_like(beta, math.nan)
     return SafeDenoiserResult(delta, beta, nothing, nothing)
 
 
-@dataclass(frozen=True)
-class References:
-    """A negation set as latents of one size.
+def similarities(x: Tensor, latents: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Correlation of every sample with every reference: (B, C, h, w), (N, C, h, w) -> (B, N) in [-1, 1].
 
-    Attributes:
-        latents: (N, C, h, w) in the model's latent space, any float type.
-        regions: (N, 1, h, w) in [0, 1], the part of each picture that is unwanted, or None when all of it is.
+    The mean of every channel over the mask is taken off both sides first, so neither brightness, nor contrast, nor the size
+    of the latent or of the VAE's scale matter. All sums are matrix products over pixels.
     """
+    b, c, h, w = x.shape
+    mask = torch.ones_like(x[:1, :1]) if mask is None else mask
+    seen, weights = (mask * x).reshape(b, c, h * w), mask.reshape(-1, h * w)
+    pixels = latents.reshape(len(latents), c, h * w)
 
-    latents: Tensor
-    regions: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> References:
-        """The same references on another device and in another float type."""
-        regions = None if self.regions is None else self.regions.to(device, dtype)
-        return References(self.latents.to(device, dtype), regions)
-
-    def first(self, count: int) -> References:
-        """At most `count` references, from the front of the set."""
-        return References(self.latents[:count], None if self.regions is None else self.regions[:count])
-
-
-def similarities(x: Tensor, references: References, mask: Tensor | None = None) -> Tensor:
-    """Correlation of every sample with every reference over the reference's region: (B, C, h, w) -> (B, N) in [-1, 1].
-
-    The mean of every channel over the region (and mask) is taken off both sides first, so neither brightness, nor contrast,
-    nor the size of the latent or of the VAE's scale matter. All sums are matrix products over pixels. Pairs whose region and
-    mask do not overlap have similarity 0.
-    """
-    z = references.latents
-    n, c, h, w = z.shape
-    b = len(x)
-    ones = torch.ones(1, 1, h, w, dtype=x.dtype, device=x.device)
-    regions = ones if references.regions is None else references.regions
-    mask = ones if mask is None else mask
-    r = regions.reshape(-1, h * w)
-    seen = (mask * x).reshape(b, c, h * w)
-    weighted = (regions * z).reshape(n, c, h * w)
-    m = mask.reshape(-1, h * w)
-
-    area = (m @ r.T).clamp_min(1e-6)
-    cross = seen.flatten(1) @ weighted.flatten(1).T
-    sum_x = torch.einsum("bcp,np->bnc", seen, r)
-    sum_z = torch.einsum("bp,ncp->bnc", m, weighted)
-    square_x = torch.einsum("bp,np->bn", (mask * x.square()).sum(1).reshape(b, h * w), r)
-    square_z = m @ (regions * z.square()).sum(1).reshape(n, h * w).T
-    covariance = cross - (sum_x * sum_z).sum(-1) / area
+    area = weights.sum(1).clamp_min(1e-6)[:, None]
+    sum_x, sum_z = seen.sum(-1)[:, None], torch.einsum("bp,ncp->bnc", weights, pixels)
+    square_x = (mask * x.square()).flatten(1).sum(1)[:, None]
+    square_z = weights @ pixels.square().sum(1).T
+    covariance = seen.flatten(1) @ pixels.flatten(1).T - (sum_x * sum_z).sum(-1) / area
     variance_x = (square_x - sum_x.square().sum(-1) / area).clamp_min(0)
     variance_z = (square_z - sum_z.square().sum(-1) / area).clamp_min(0)
     scale = (variance_x.sqrt() * variance_z.sqrt()).clamp_min(1e-6)
@@ -194,44 +160,49 @@ def soft_mean(similarity: Tensor, temperature: float) -> Tensor:
     return temperature * normalized_weights(similarity / temperature)[1]
 
 
-def typical_similarity(references: References, temperature: float, mask: Tensor | None = None) -> Tensor:
-    """S_ref, the median over references of their soft-mean similarity with all the others: a scalar tensor.
+def leave_one_out(among: Tensor, temperature: float) -> Tensor:
+    """S_ref, the median over references of their soft-mean similarity with all the others: (N, N) -> a scalar tensor.
 
     It calibrates the gate on the set itself. With fewer than three references there is nothing to compare, and it is 0.5.
     """
-    sample = references.first(CALIBRATION_SAMPLE)
-    count = len(sample)
+    count = len(among)
     if count < 3:
-        return sample.latents.new_tensor(0.5)
-    among = similarities(sample.latents, sample, mask)
+        return among.new_tensor(0.5)
     others = among.masked_fill(torch.eye(count, dtype=torch.bool, device=among.device), -math.inf)
-    leave_one_out = temperature * (torch.logsumexp(others / temperature, dim=1) - math.log(count - 1))
-    return leave_one_out.median()
+    return (temperature * (torch.logsumexp(others / temperature, dim=1) - math.log(count - 1))).median()
+
+
+def typical_similarity(latents: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+    """S_ref of whole pictures, from the first CALIBRATION_SAMPLE of them."""
+    sample = latents[:CALIBRATION_SAMPLE]
+    return leave_one_out(similarities(sample, sample, mask), temperature)
+
+
+def gate_of(score: Tensor, typical: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """How far the gate is open, in [0, 1], and the similarity from which it opens: (B,), (B,)."""
+    threshold = (share * typical).clamp_min(1e-6).expand_as(score)
+    return ((score - threshold) / (GATE_RAMP * threshold)).clamp(0, 1), threshold
 
 
 def calibrated_correction(
-    denoised: Tensor, references: References, typical: Tensor, settings: SafeDenoiserSettings, mask: Tensor | None = None
+    denoised: Tensor, latents: Tensor, typical: Tensor, settings: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> SafeDenoiserResult:
     """Push the prediction away from the references that it resembles, once it resembles them enough.
 
     Args:
         denoised: (B, C, h, w) float32 prediction, usually after CFG.
-        references: on the same device, float32.
+        latents: (N, C, h, w) references, on the same device and in the same float type.
         typical: S_ref of `typical_similarity`, for the same mask.
         settings: strength, threshold, temperature and cap.
         mask: (1 or B, 1, h, w) in [0, 1], where to look and to act.
     """
-    similarity = similarities(denoised, references, mask)
+    similarity = similarities(denoised, latents, mask)
     weights, log_mean = normalized_weights(similarity / settings.temperature)
     score = settings.temperature * log_mean
-    threshold = (settings.threshold * typical).clamp_min(1e-6).expand_as(score)
-    gate = ((score - threshold) / (GATE_RAMP * threshold)).clamp(0, 1)
+    gate, threshold = gate_of(score, typical, settings.threshold)
 
     seen = torch.ones_like(denoised[:1, :1]) if mask is None else mask
-    regions = torch.ones_like(denoised[:1, :1]) if references.regions is None else references.regions
-    coverage = unsafe_mean(weights, regions) if len(regions) > 1 else regions
-    unsafe = unsafe_mean(weights, regions * references.latents) * seen
-    own = coverage * seen * denoised
+    own, unsafe = seen * denoised, seen * unsafe_mean(weights, latents)
     if settings.keep_contrast:
         unsafe = unsafe * (sample_norm(own) / sample_norm(unsafe))
     delta = capped(settings.strength * per_sample(gate, denoised) * (own - unsafe), denoised, settings.cap)

@@ -61,12 +61,13 @@ class BuildNegationSet(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="The pictures to stay away from. More, and more varied ones, describe the unwanted thing better; 1 is enough to try.",
+                    tooltip="The pictures to stay away from. More and more varied ones describe it better; 1 is enough to try.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where in the pictures the unwanted thing is: one mask for all, or one per picture. Without it the whole picture counts.",
+                    tooltip="Where the unwanted thing is, in one mask for all or one per picture. It is then looked for anywhere; "
+                    "without a mask whole layouts are compared.",
                 ),
                 io.String.Input("name", default="my set", tooltip="A name for people; it does not change what the set does."),
                 io.String.Input("source", default="", optional=True, advanced=True, tooltip="Where the pictures come from."),

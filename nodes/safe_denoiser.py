@@ -40,7 +40,7 @@ def settings_inputs() -> list[io.Input]:
             "mode",
             options=["calibrated", "exact", "tempered"],
             default=DEFAULTS.mode,
-            tooltip="calibrated: acts once a picture resembles the set as much as the set's pictures resemble each other (recommended). "
+            tooltip="calibrated: acts once a picture resembles the set about as much as its own pictures do (recommended). "
             "exact: the paper's formula, acts on near-copies of a reference only. tempered: the paper's formula, made less strict.",
         ),
         io.Float.Input(
@@ -50,7 +50,7 @@ def settings_inputs() -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             advanced=True,
-            tooltip=f"Noise level at which the method begins; {WHOLE_START:g} begins with the first step. Less leaves the layout to the prompt.",
+            tooltip=f"Noise level at which the method begins; {WHOLE_START:g} begins with the first step. Less spares the layout.",
         ),
         io.Float.Input(
             "end_sigma",

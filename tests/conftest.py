@@ -93,13 +93,9 @@ class Host:
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
     """ComfyUI imported into this process, on the CPU, with an empty base directory."""
-    path = _host_path()
-    base = tmp_path_factory.mktemp("comfyui")
-    sys.path.insert(0, path)
-    sys.argv = ["comfyui", "--cpu", "--base-directory", str(base), "--disable-all-custom-nodes"]
-    import comfy.options
+    from safe_guidance.evaluation.host import import_host
 
-    comfy.options.enable_args_parsing()
+    import_host(tmp_path_factory.mktemp("comfyui"), _host_path())
     return Host()
 
 

@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...guidance.negation_set import NegationSet, pixels
-from ...guidance.safe_denoiser import References
+from ...guidance.references import References
 
 ENCODE_BATCH = 8
 KEPT_ENCODINGS = 8

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.samplers
-import nodes
 from comfy.model_patcher import ModelPatcher
+
+import nodes
 
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
@@ -25,4 +26,6 @@ def sample(
     denoise: float,
 ) -> dict[str, Any]:
     """Exactly what the host's KSampler node does, with its previews, masks and batch indices."""
-    return nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[0]
+    # `nodes` is the host's module here; a type checker sees the pack's folder of that name.
+    run = nodes.common_ksampler  # type: ignore[attr-defined]
+    return run(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from safe_guidance.guidance.composition import Change
 from safe_guidance.guidance.noise_level import SigmaWindow
 
@@ -72,7 +73,12 @@ def test_inactive_corrections_change_no_bit_and_call_no_model(host: Any, runs: A
     plain, plain_rows = host.count_calls(host.model)
     baseline = host.sample(plain, text)
     never = SigmaWindow(high=1e-6, low=0)
-    for correction in (runs.Push(0.0), runs.Push(1.0, window=never), runs.Push(1.0, rows=[]), runs.TowardsText(host.text(HEART), window=never)):
+    for correction in (
+        runs.Push(0.0),
+        runs.Push(1.0, window=never),
+        runs.Push(1.0, rows=[]),
+        runs.TowardsText(host.text(HEART), window=never),
+    ):
         model, rows = host.count_calls(runs.attach(host.model, correction))
         assert torch.equal(host.sample(model, text), baseline)
         assert rows == plain_rows

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from safe_guidance.guidance.negation_set import NegationSet, from_images
 
 STAR = "a yellow star in the center on a black plain background, flat style"
@@ -124,7 +125,9 @@ def test_img2img_below_the_window_is_untouched(host: Any, copies: NegationSet) -
     latent = {"samples": host.sample(host.model, host.text(STAR))}
     text = host.text(STAR)
     settings = {**CLOSE, "end_sigma": 4.67}
-    assert torch.equal(host.sample(protect(host, copies, **settings), text, latent, denoise=0.4), host.sample(host.model, text, latent, denoise=0.4))
+    assert torch.equal(
+        host.sample(protect(host, copies, **settings), text, latent, denoise=0.4), host.sample(host.model, text, latent, denoise=0.4)
+    )
     assert not torch.equal(
         host.sample(protect(host, copies, **CLOSE), text, latent, denoise=0.4), host.sample(host.model, text, latent, denoise=0.4)
     )
@@ -174,13 +177,16 @@ def test_references_are_encoded_once(host: Any, copies: NegationSet, monkeypatch
 def test_references_are_in_the_samplers_space(host: Any) -> None:
     """A reference equals what the host's own sampler sees of the encoded picture, for every picture format of the host."""
     import comfy.latent_formats as formats
+
     from safe_guidance.nodes.host.negation_latents import references_for
 
     negation_set = from_images(torch.rand(2, 64, 64, 3))
     for name in ("SD15", "SDXL", "SDXL_Playground_2_5", "SC_Prior", "SD3", "Flux", "ChromaRadiance"):
         latent_format = getattr(formats, name)()
         raw = torch.randn(2, latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)).half().float()
-        vae = SimpleNamespace(first_stage_model=torch.nn.Identity(), spacial_compression_encode=lambda: 8, encode=lambda pixels, raw=raw: raw)
+        vae = SimpleNamespace(
+            first_stage_model=torch.nn.Identity(), spacial_compression_encode=lambda: 8, encode=lambda pixels, raw=raw: raw
+        )
         model = SimpleNamespace(get_model_object=lambda _, latent_format=latent_format: latent_format)
         references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
         # Half precision is what references are kept in.
@@ -189,7 +195,9 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
 
 def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
     vae = SimpleNamespace(
-        first_stage_model=torch.nn.Identity(), spacial_compression_encode=lambda: 8, encode=lambda pixels: torch.zeros(len(pixels), 16, 32, 32)
+        first_stage_model=torch.nn.Identity(),
+        spacial_compression_encode=lambda: 8,
+        encode=lambda pixels: torch.zeros(len(pixels), 16, 32, 32),
     )
     from safe_guidance.nodes.safe_denoiser import SafeDenoiser
 
@@ -208,6 +216,7 @@ def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
 
 def test_interrupting_the_encoding(host: Any) -> None:
     import comfy.model_management
+
     from safe_guidance.nodes.host import negation_latents
 
     fresh = from_images(torch.rand(5, 64, 64, 3))

@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from safe_guidance.guidance.composition import Change, combine
 from safe_guidance.guidance.noise_level import NoiseLevel, SigmaWindow
 from safe_guidance.guidance.official_safe_denoiser import (
@@ -21,7 +23,6 @@ from safe_guidance.guidance.official_safe_denoiser import (
     renoised_variance,
 )
 from safe_guidance.guidance.safe_denoiser import (
-    References,
     SafeDenoiserSettings,
     calibrated_correction,
     kernel_logits,
@@ -32,7 +33,6 @@ from safe_guidance.guidance.safe_denoiser import (
     typical_similarity,
     unsafe_mean,
 )
-from torch import Tensor
 
 _spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
 assert _spec is not None and _spec.loader is not None
@@ -206,14 +206,14 @@ def test_no_underflow_in_high_dimensions() -> None:
     torch.testing.assert_close(reference[0], torch.softmax(direct, 0), atol=1e-9, rtol=1e-9)
 
 
-def apply(denoised: Tensor, references: References, config: SafeDenoiserSettings, mask: Tensor | None = None) -> Tensor:
+def apply(denoised: Tensor, references: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None) -> Tensor:
     """What the host does with a calibrated correction."""
     typical = typical_similarity(references, config.temperature, None if mask is None else mask[:1])
     result = calibrated_correction(denoised, references, typical, config, mask)
     return combine(denoised, [Change(result.delta, result.gate > 0, config.cap)], mask)
 
 
-UNSAFE = References(scenes(40, 3))
+UNSAFE = scenes(40, 3)
 CONFIG = SafeDenoiserSettings()
 
 
@@ -240,43 +240,30 @@ def loop_similarity(x: Tensor, z: Tensor, region: Tensor) -> float:
     return top / math.sqrt(square_x * square_z)
 
 
-@pytest.mark.parametrize("regional", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_similarity_equals_loops(regional: bool, masked: bool) -> None:
-    generator = torch.Generator().manual_seed(6)
+def test_similarity_equals_loops(masked: bool) -> None:
     x, z = scenes(3, 7), scenes(4, 8)
-    regions = torch.rand(4, 1, 16, 16, generator=generator, dtype=torch.float64) if regional else None
-    mask = torch.rand(3, 1, 16, 16, generator=generator, dtype=torch.float64) if masked else None
-    measured = similarities(x, References(z, regions), mask)
+    mask = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64) if masked else None
+    measured = similarities(x, z, mask)
     for b in range(3):
         for n in range(4):
-            region = torch.ones(16, 16, dtype=torch.float64)
-            region = region if regions is None else region * regions[n, 0]
-            region = region if mask is None else region * mask[b, 0]
+            region = torch.ones(16, 16, dtype=torch.float64) if mask is None else mask[b, 0]
             assert measured[b, n].item() == pytest.approx(loop_similarity(x[b], z[n], region), abs=1e-10)
 
 
-def test_regions_without_overlap_do_not_vote() -> None:
-    regions = torch.zeros(2, 1, 16, 16, dtype=torch.float64)
-    regions[0, :, :8] = 1
-    mask = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
-    mask[..., 8:, :] = 1
-    assert similarities(scenes(1, 0), References(scenes(2, 1), regions), mask).abs().max() == 0
-
-
 def test_leave_one_out_equals_loops() -> None:
-    z, temperature = UNSAFE.latents, 0.1
+    z, temperature = UNSAFE, 0.1
     values = []
     for i in range(len(z)):
         others = torch.cat([z[:i], z[i + 1 :]])
-        values.append(soft_mean(similarities(z[i : i + 1], References(others)), temperature))
+        values.append(soft_mean(similarities(z[i : i + 1], others), temperature))
     torch.testing.assert_close(typical_similarity(UNSAFE, temperature), torch.cat(values).median(), atol=1e-12, rtol=0)
-    assert typical_similarity(UNSAFE.first(2), temperature) == 0.5
+    assert typical_similarity(UNSAFE[:2], temperature) == 0.5
 
 
 def test_separates_unsafe_from_benign_even_when_blurred() -> None:
     """Early predictions are blurry: held-out unsafe ones still pass the gate, benign ones do not."""
-    references = References(scenes(200, 3, side=32))
+    references = scenes(200, 3, side=32)
     unsafe, benign = scenes(40, 10, side=32), scenes(40, 11, shared=0.0, side=32)
     typical = typical_similarity(references, CONFIG.temperature)
 
@@ -292,8 +279,8 @@ def test_invariances() -> None:
     x = scenes(3, 4)
     typical = typical_similarity(UNSAFE, CONFIG.temperature)
     base = calibrated_correction(x, UNSAFE, typical, CONFIG)
-    permuted = References(UNSAFE.latents[torch.randperm(40, generator=torch.Generator().manual_seed(0))])
-    doubled = References(torch.cat([UNSAFE.latents, UNSAFE.latents]))
+    permuted = UNSAFE[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
+    doubled = torch.cat([UNSAFE, UNSAFE])
     for same in (permuted, doubled):
         other = calibrated_correction(x, same, typical, CONFIG)
         torch.testing.assert_close(other.similarity, base.similarity, atol=1e-12, rtol=0)
@@ -305,10 +292,10 @@ def test_invariances() -> None:
 
 def test_single_reference_moves_along_the_difference() -> None:
     x = scenes(1, 4)
-    single = References(x + 0.3 * scenes(1, 5))
+    single = x + 0.3 * scenes(1, 5)
     config = replace(CONFIG, keep_contrast=False, cap=10.0)
     result = calibrated_correction(x, single, torch.tensor(0.5, dtype=torch.float64), config)
-    torch.testing.assert_close(result.delta, config.strength * (x - single.latents), atol=1e-12, rtol=0)
+    torch.testing.assert_close(result.delta, config.strength * (x - single), atol=1e-12, rtol=0)
 
 
 def test_keeps_the_norm_of_the_prediction() -> None:
@@ -323,7 +310,7 @@ def test_keeps_the_norm_of_the_prediction() -> None:
 def test_batch_equals_single_calls(mode) -> None:
     config = replace(CONFIG, mode=mode, strength=1.0)
     level = NoiseLevel.variance_exploding(5.0)
-    clean = torch.cat([UNSAFE.latents[:1], scenes(2, 4)])
+    clean = torch.cat([UNSAFE[:1], scenes(2, 4)])
     x = clean + 5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     typical = typical_similarity(UNSAFE, config.temperature)
 
@@ -341,7 +328,7 @@ def test_exact_mode_fires_on_near_duplicates_only() -> None:
     """The honest likelihood ratio: about 1 for a copy of a reference, numerically zero for a stranger at low noise."""
     config = replace(CONFIG, mode="exact", strength=1.0)
     level = NoiseLevel.variance_exploding(0.5)
-    clean = torch.cat([UNSAFE.latents[:1], scenes(1, 40, shared=0.0)])
+    clean = torch.cat([UNSAFE[:1], scenes(1, 40, shared=0.0)])
     x = clean + 0.5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gate = likelihood_ratio_correction(x, clean, UNSAFE, level, config).gate
     assert gate[0].item() == pytest.approx(1 / 40, rel=0.05)
@@ -360,7 +347,7 @@ def test_exact_mode_fires_on_near_duplicates_only() -> None:
 def test_any_shape_gives_finite_changes_of_the_same_shape(dtype, batch, count, channels, height, width) -> None:
     generator = torch.Generator().manual_seed(batch * 1000 + count)
     x = torch.randn(batch, channels, height, width, generator=generator).to(dtype)
-    references = References(torch.randn(count, channels, height, width, generator=generator).to(dtype))
+    references = torch.randn(count, channels, height, width, generator=generator).to(dtype)
     result = calibrated_correction(x, references, typical_similarity(references, 0.1), CONFIG)
     assert result.delta.shape == x.shape and result.delta.dtype == dtype
     assert bool(torch.isfinite(result.delta).all())
@@ -369,5 +356,5 @@ def test_any_shape_gives_finite_changes_of_the_same_shape(dtype, batch, count, c
 
 def test_flat_predictions_and_references_are_harmless() -> None:
     flat = torch.zeros(1, 4, 8, 8)
-    result = calibrated_correction(flat, References(torch.ones(3, 4, 8, 8)), torch.tensor(0.5), CONFIG)
+    result = calibrated_correction(flat, torch.ones(3, 4, 8, 8), torch.tensor(0.5), CONFIG)
     assert result.delta.abs().max() == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import common
 import torch
+
+import common
 from networks import UNET_CONFIG, UNet
 
 

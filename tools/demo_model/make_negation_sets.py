@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 
-import common
 import torch
+
+import common
 import world
 
 negation_set = common.pack_module("guidance.negation_set")
 SOURCE = "drawn by tools/demo_model/make_negation_sets.py"
 LICENCE = "GPL-3.0-or-later"
-MARGIN = 4
+MARGIN = 7
 """Pixels around a star that belong to its mask, so that its outline is part of what is compared."""
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
-import common
 import torch
 import torch.nn.functional as F
-import world
-from networks import TEXT_HEADS, TEXT_LAYERS, TEXT_WIDTH, UNET_CONFIG
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+import common
+import world
+from networks import TEXT_HEADS, TEXT_LAYERS, TEXT_WIDTH, UNET_CONFIG
 
 networks = common.pack_module("nodes.host.demo_networks")
 FORMAT = "safe-guidance demo model 1"

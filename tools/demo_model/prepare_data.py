@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
-import common
 import torch
-import world
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
+
+import common
+import world
 
 networks = common.pack_module("nodes.host.demo_networks")
 CAPTIONS_PER_SCENE = 3

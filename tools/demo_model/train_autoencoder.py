@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import common
 import torch
 import torch.nn.functional as F
-import world
 from safetensors.torch import save_file
 from torch import Tensor
+
+import common
+import world
 
 networks = common.pack_module("nodes.host.demo_networks")
 CROP = 48

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 
-import common
 import torch
 import torch.nn.functional as F
-import world
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+import common
+import world
 
 demo_networks = common.pack_module("nodes.host.demo_networks")
 SEEDS = {"guide": 100, "judge": 9100}
@@ -29,9 +30,10 @@ def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[st
     for start in range(0, count, 100):
         batch = world.render_batch(scenes[start : start + 100])
         if start // 100 % 2:
-            z = autoencoder.encode(batch * 2 - 1)
-            strength = LATENT_NOISE / demo_networks.LATENT_SCALE * torch.rand(len(batch), 1, 1, 1)
-            batch = (autoencoder.decode(z + strength * torch.randn_like(z)) + 1) / 2
+            with torch.autocast("cpu", torch.bfloat16):
+                z = autoencoder.encode(batch * 2 - 1)
+                strength = LATENT_NOISE / demo_networks.LATENT_SCALE * torch.rand(len(batch), 1, 1, 1)
+                batch = (autoencoder.decode(z + strength * torch.randn_like(z)).float() + 1) / 2
         pictures.append((batch.clamp(0, 1) * 255).round().byte())
     per_scene = [world.labels(scene) for scene in scenes]
     return torch.cat(pictures), {name: torch.stack([labels[name] for labels in per_scene]) for name in per_scene[0]}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import common
 import torch
-from networks import TextEncoder, UNet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+import common
+from networks import TextEncoder, UNet
 
 EMPTY_CAPTION_SHARE = 0.1
 HIGH_NOISE_SHARE = 0.5

@@ -1,0 +1,94 @@
+"""Corrections of several methods on one prediction: sums, caps, masks, untouched samples, and the clock of noise levels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safe_guidance.guidance.composition import Change, SigmaClock, capped, combine
+from safe_guidance.guidance.noise_level import NoiseLevel, SigmaWindow
+
+ALL = torch.ones(3, dtype=torch.bool)
+
+
+def tensor(seed: int) -> torch.Tensor:
+    return torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_nothing_to_do_returns_the_same_tensor() -> None:
+    denoised = tensor(0)
+    assert combine(denoised, []) is denoised
+    assert combine(denoised, [Change(tensor(1), ~ALL, 1.0)]) is denoised
+
+
+def test_one_change_is_added_as_it_is() -> None:
+    denoised, delta = tensor(0), 0.1 * tensor(1)
+    assert torch.equal(combine(denoised, [Change(delta, ALL, 0.5)]), denoised + delta)
+
+
+@given(st.permutations(range(4)), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_order_does_not_matter_to_the_last_bit(order: list[int], seed: int) -> None:
+    denoised = tensor(seed)
+    scales = (1e-3, 1.0, 1e-6, 0.3)
+    changes = [Change(scale * tensor(seed + i + 1), torch.arange(3) != i, 0.5) for i, scale in enumerate(scales)]
+    assert torch.equal(combine(denoised, changes), combine(denoised, [changes[i] for i in order]))
+
+
+def test_inactive_samples_are_copied_bit_by_bit() -> None:
+    denoised = torch.full((3, 1, 2, 2), -0.0)
+    active = torch.tensor([True, False, False])
+    result = combine(denoised, [Change(torch.ones_like(denoised), active, 1.0), Change(torch.zeros_like(denoised), active, 1.0)])
+    assert torch.signbit(result[1:]).all() and not torch.signbit(result[0]).any()
+
+
+def test_joint_cap_is_the_largest_of_the_methods() -> None:
+    denoised, delta = tensor(0), tensor(1)
+    together = combine(denoised, [Change(delta, ALL, 0.2), Change(delta, ALL, 0.3)]) - denoised
+    share = together.flatten(1).norm(dim=1) / denoised.flatten(1).norm(dim=1)
+    torch.testing.assert_close(share, torch.full((3,), 0.3), atol=1e-5, rtol=0)
+
+
+def test_cap_leaves_small_changes_alone() -> None:
+    denoised = tensor(0)
+    assert torch.equal(capped(0.01 * denoised, denoised, 0.5), 0.01 * denoised)
+    assert capped(torch.zeros_like(denoised), denoised, 0.5).abs().max() == 0
+
+
+def test_mask_limits_where_changes_act() -> None:
+    denoised, mask = tensor(0), torch.zeros(1, 1, 5, 6)
+    mask[..., :2] = 1
+    result = combine(denoised, [Change(torch.ones_like(denoised), ALL, 10.0)], mask)
+    assert torch.equal(result[..., 2:], denoised[..., 2:]) and torch.equal(result[..., :2], denoised[..., :2] + 1)
+
+
+def test_half_precision_stays_half_precision() -> None:
+    denoised = tensor(0).half()
+    assert combine(denoised, [Change(tensor(1), ALL, 0.5)]).dtype == torch.float16
+
+
+def test_clock_advances_once_per_level_and_starts_anew() -> None:
+    clock = SigmaClock()
+    heun = [10.0, 5.0, 5.0, 2.0, 2.0, 3.0, 1.0]
+    assert [clock.advance(s) for s in heun] == [True, True, False, True, False, False, True]
+    assert [clock.advance(s) for s in (14.0, 10.0)] == [True, True]
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0, 1))
+def test_windows_contain_their_bounds(sigma: float, share: float) -> None:
+    window = SigmaWindow(high=sigma, low=sigma * share)
+    assert NoiseLevel.variance_exploding(sigma) in window
+    assert NoiseLevel.variance_exploding(window.low) in window
+    assert NoiseLevel.variance_exploding(sigma * 1.01) not in window
+
+
+def test_levels_of_both_families_agree() -> None:
+    assert NoiseLevel.rectified_flow(0.824).sigma == pytest.approx(4.68, abs=0.01)
+    assert NoiseLevel.rectified_flow(1.0).sigma == math.inf
+    with pytest.raises(ValueError, match="Make its start larger"):
+        SigmaWindow(high=1.0, low=2.0)
+    assert NoiseLevel.rectified_flow(1.0) in SigmaWindow() and NoiseLevel.rectified_flow(1.0) not in SigmaWindow(high=9)
