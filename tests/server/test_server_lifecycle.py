@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from safe_guidance.evaluation import server as module
 from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected, ServerError
 

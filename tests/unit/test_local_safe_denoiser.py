@@ -90,7 +90,8 @@ def test_takes_the_shape_out_and_leaves_the_rest() -> None:
 
     assert contrast(corrected) < 0.1 * contrast(x)
     near = F.max_pool2d(region(12, 6), 2 * PATCHES.factor + 1, stride=1, padding=PATCHES.factor)
-    assert torch.equal(corrected * (1 - near), x * (1 - near))
+    # Elsewhere patches match badly, and a softmax at temperature 0.03 leaves them next to no weight.
+    torch.testing.assert_close(corrected * (1 - near), x * (1 - near), atol=1e-3, rtol=0)
 
 
 def test_contrast_does_not_matter() -> None:

@@ -1,0 +1,103 @@
+"""Every shipped workflow runs on a real server and does what its note says; the demonstration's probe changes nothing."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from safe_guidance.evaluation import demo, graphs
+from safe_guidance.evaluation.prompts import load_prompts
+from safe_guidance.evaluation.report import Picture
+from safe_guidance.evaluation.server import ComfyServer
+
+FOLDER = Path(__file__).resolve().parents[2] / "workflows"
+WORKFLOWS = sorted(FOLDER.glob("*.json"))
+TOLD_APART = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="session")
+def object_info(server: ComfyServer) -> dict[str, Any]:
+    found: dict[str, Any] = server.get_json("/object_info")
+    return found
+
+
+def test_there_are_workflows() -> None:
+    assert WORKFLOWS
+    assert set(demo.METHODS.values()) <= {path.name for path in WORKFLOWS}
+
+
+def picture(server: ComfyServer, prompt: graphs.Prompt) -> Picture:
+    """The first picture that a prompt saves."""
+    (saved,) = graphs.find(prompt, "SaveImage")
+    outputs = server.run(prompt)["outputs"]
+    return demo.decode(server.images({"outputs": {saved: outputs[saved]}})[0])
+
+
+def shipped(name: str, object_info: dict[str, Any]) -> graphs.Prompt:
+    return graphs.to_prompt(graphs.load_workflow(FOLDER / f"{name}.json"), object_info)
+
+
+@TOLD_APART
+def test_a_workflow_runs_and_saves_a_picture(server: ComfyServer, object_info: dict[str, Any], path: Path) -> None:
+    found = picture(server, shipped(path.stem, object_info))
+    assert found.shape == (128, 128, 3)
+    # A broken model or decoder gives a uniform picture.
+    assert found.std() > 5
+
+
+def test_the_sampler_node_gives_the_picture_of_the_separate_nodes(server: ComfyServer, object_info: dict[str, Any]) -> None:
+    separate, one = (picture(server, shipped(name, object_info)) for name in ("demo_safe_denoiser", "demo_safe_denoiser_sampler"))
+    assert np.array_equal(separate, one)
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [("demo_safe_denoiser", "SafeGuidanceSafeDenoiser"), ("demo_safe_denoiser_sampler", "SafeGuidanceSafeDenoiserSampler")],
+)
+def test_without_strength_the_picture_is_the_plain_one(server: ComfyServer, object_info: dict[str, Any], name: str, node: str) -> None:
+    off = graphs.set_inputs(shipped(name, object_info), node, strength=0.0)
+    assert np.array_equal(picture(server, off), picture(server, shipped("demo_plain", object_info)))
+
+
+@TOLD_APART
+def test_a_workflow_file_is_whole_and_tidy(object_info: dict[str, Any], path: Path) -> None:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert uuid.UUID(workflow["id"]) and workflow["version"] == 0.4
+    assert workflow["last_node_id"] >= max(nodes) and workflow["last_link_id"] >= max(link[0] for link in workflow["links"])
+    for link, source, slot, target, socket, kind in workflow["links"]:
+        assert link in nodes[source]["outputs"][slot]["links"] and nodes[target]["inputs"][socket]["link"] == link
+        assert nodes[source]["outputs"][slot]["type"] == kind
+        assert nodes[source]["pos"][0] < nodes[target]["pos"][0] or nodes[source]["pos"][1] < nodes[target]["pos"][1]
+    assert sum(node["type"] == "MarkdownNote" for node in nodes.values()) == 1
+    assert workflow["groups"] and all(group["title"] for group in workflow["groups"])
+    for node in nodes.values():
+        known = [*object_info.get(node["type"], {}).get("input", {}).values()]
+        assert all(any(socket["name"] in names for names in known) for socket in node["inputs"])
+
+
+@TOLD_APART
+def test_nodes_do_not_overlap(path: Path) -> None:
+    boxes = [(*node["pos"], *node["size"]) for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
+    for i, (x, y, width, height) in enumerate(boxes):
+        for other_x, other_y, other_width, other_height in boxes[:i]:
+            apart = x >= other_x + other_width or other_x >= x + width or y >= other_y + other_height or other_y >= y + height
+            assert apart
+
+
+@pytest.mark.parametrize("name", demo.METHODS)
+def test_the_probe_counts_and_changes_no_picture(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
+    records = load_prompts()["named"][:2]
+    method = demo.load_method(name, object_info)
+    probed = [demo.shoot(server, method, record) for record in records]
+    plain = graphs.set_inputs(shipped(Path(method.workflow).stem, object_info), "Prompt", text=records[0].prompt)
+    plain[method.sampler]["inputs"]["seed"] = records[0].seed
+    assert np.array_equal(picture(server, plain), probed[0].picture)
+    # 20 steps, counted afresh in every run.
+    assert [shot.calls for shot in probed] == [20, 20]
+    assert all(shot.seconds > 0 for shot in probed)

@@ -1,0 +1,209 @@
+"""Figures and pictures of an evaluation, from verdicts made by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safe_guidance.evaluation import contact_sheet, report
+from safe_guidance.evaluation.judge import Verdict, judge, matches
+from safe_guidance.evaluation.judge_network import HEADS
+from safe_guidance.evaluation.prompts import SETS, Record
+from safe_guidance.evaluation.report import MethodRun, Sample
+from safe_guidance.evaluation.statistics import wilson_interval
+
+
+def record(key: str, shapes: tuple[str, ...] = ("circle",), colors: tuple[str, ...] = ("red",)) -> Record:
+    return Record(key, f"a picture of {key} with a rather long text about it", 1, shapes, colors, "flat", "teal", "plain")
+
+
+def verdict(shapes: str = "circle", colors: str = "red") -> Verdict:
+    return Verdict(frozenset(shapes.split()), frozenset(colors.split()), "flat", "teal", "plain")
+
+
+def picture(value: int, size: int = 128) -> report.Picture:
+    return np.full((size, size, 3), value, dtype=np.uint8)
+
+
+def sample(key: str, value: int = 100, seconds: float = 1.0, calls: int = 20, seen: Verdict | None = None) -> Sample:
+    return Sample(record(key), picture(value), seconds, calls, seen or verdict())
+
+
+STAR = verdict("star")
+PLAIN = MethodRun(
+    "none",
+    "plain.json",
+    {},
+    {
+        "named": [sample("n0", seen=STAR), sample("n1", seen=STAR), sample("n2", seen=STAR), sample("n3")],
+        "implied": [sample("i0", seen=STAR), sample("i1", seen=STAR)],
+        "benign": [sample("b0"), sample("b1"), sample("b2"), sample("b3", seen=verdict("circle", "blue"))],
+    },
+)
+METHOD = MethodRun(
+    "guard",
+    "guard.json",
+    {"cfg": 5.0},
+    {
+        "named": [sample("n0", 90, 3.0, 40, STAR), sample("n1", 90, 3.0, 40), sample("n2", 90, 3.0, 40), sample("n3", 90, 3.0, 40)],
+        "implied": [sample("i0", 90, 2.0, 30), sample("i1", 90, 2.0, 30)],
+        "benign": [sample("b0"), sample("b1", 151), sample("b2", seen=verdict("circle heart")), sample("b3", seen=STAR)],
+    },
+)
+
+
+def test_the_figures_of_a_method() -> None:
+    entry = report.run_entry(METHOD, PLAIN)
+    assert entry == {
+        "method": "guard",
+        "workflow": "guard.json",
+        "settings": {"cfg": 5.0},
+        "counts": {"named": 4, "implied": 2, "benign": 4},
+        "unsafe_rate": {"named": 0.25, "implied": 0.0, "benign": 0.25},
+        "unsafe_rate_interval": {
+            "named": list(wilson_interval(1, 4)),
+            "implied": list(wilson_interval(0, 2)),
+            "benign": list(wilson_interval(1, 4)),
+        },
+        "benign": {"identical": 0.75, "accuracy": 0.5, "accuracy_plain": 0.75, "mean_abs_change": pytest.approx(51 / 255 / 4)},
+        "seconds_per_image": pytest.approx((4 * 3 + 2 * 2 + 4) / 10),
+        "seconds_ratio": 2.0,
+        "model_calls_per_image": pytest.approx((4 * 40 + 2 * 30 + 4 * 20) / 10),
+        "model_calls_ratio": pytest.approx(1.5),
+    }
+
+
+def test_the_plain_sampler_beside_itself_changes_and_costs_nothing() -> None:
+    entry = report.run_entry(PLAIN, PLAIN)
+    assert entry["benign"] == {"identical": 1.0, "accuracy": 0.75, "accuracy_plain": 0.75, "mean_abs_change": 0.0}
+    assert entry["seconds_ratio"] == entry["model_calls_ratio"] == 1.0
+    assert entry["unsafe_rate"] == {"named": 0.75, "implied": 1.0, "benign": 0.0}
+
+
+def test_runs_on_different_prompts_are_not_compared() -> None:
+    other = MethodRun("other", "", {}, {**PLAIN.samples, "named": [sample("x"), *PLAIN.samples["named"][1:]]})
+    with pytest.raises(ValueError, match="different prompts"):
+        report.run_entry(other, PLAIN)
+    empty = MethodRun("empty", "", {}, {**PLAIN.samples, "benign": []})
+    with pytest.raises(ValueError, match="without pictures"):
+        report.run_entry(empty, empty)
+
+
+def test_the_report_is_written_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
+    content = report.build_report({"comfyui": "1"}, {"name": "demo"}, [PLAIN, METHOD])
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    report.write_json(path, content)
+    assert list(tmp_path.iterdir()) == [path]
+    assert json.loads(path.read_text()) == content
+    assert [entry["method"] for entry in content["runs"]] == ["none", "guard"]
+    assert (content["version"], content["host"], content["model"]) == (1, {"comfyui": "1"}, {"name": "demo"})
+
+
+@pytest.mark.parametrize("content", [{"bad": float("nan")}, {"bad": object()}])
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises((TypeError, ValueError)):
+        report.write_json(path, content)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_the_table_has_a_line_for_each_method() -> None:
+    lines = report.table(report.build_report({}, {}, [PLAIN, METHOD])).splitlines()
+    assert [line.split()[0] for line in lines] == ["method", "none", "guard"]
+    assert "25% (5%-70%)" in lines[2] and "50% (plain 75%)" in lines[2] and "x1.50" in lines[2]
+
+
+def test_the_contact_sheet_frames_by_verdict_and_amplifies_the_change() -> None:
+    sheet = contact_sheet.contact_sheet([PLAIN, METHOD], examples=3)
+    shown, cell = 3, contact_sheet.CELL
+    assert sheet.width == 2 * contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH + shown * (cell + contact_sheet.GAP) - contact_sheet.GAP
+    left = contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH
+    top = (
+        contact_sheet.MARGIN
+        + contact_sheet.LEGEND_HEIGHT
+        + contact_sheet.TITLE_HEIGHT
+        + contact_sheet.SET_HEIGHT
+        + contact_sheet.PROMPT_HEIGHT
+    )
+
+    def column(index: int) -> list[Any]:
+        """Frame colour and middle of before, after and change of the named prompts."""
+        x = left + index * (cell + contact_sheet.GAP)
+        ys = [top + row * (cell + contact_sheet.GAP) for row in range(3)]
+        return [color for y in ys for color in (sheet.getpixel((x, y)), sheet.getpixel((x + cell // 2, y + cell // 2)))]
+
+    grey, darker, change = (100,) * 3, (90,) * 3, (10 * contact_sheet.AMPLIFICATION,) * 3
+    assert column(0) == [contact_sheet.UNSAFE, grey, contact_sheet.UNSAFE, darker, contact_sheet.NEUTRAL, change]
+    assert column(1) == [contact_sheet.UNSAFE, grey, contact_sheet.SAFE, darker, contact_sheet.NEUTRAL, change]
+
+
+def test_the_contact_sheet_grows_by_a_block_per_method_and_by_a_dozen_columns_at_most() -> None:
+    plain, one, two = (contact_sheet.contact_sheet(runs) for runs in ([PLAIN], [PLAIN, METHOD], [PLAIN, METHOD, METHOD]))
+    assert plain.height < one.height
+    assert two.height - one.height == contact_sheet._block_height(True)
+    many = {name: PLAIN.samples["named"] * 10 for name in SETS}
+    wide = contact_sheet.contact_sheet([MethodRun("none", "", {}, many)])
+    cells = contact_sheet.EXAMPLES * (contact_sheet.CELL + contact_sheet.GAP) - contact_sheet.GAP
+    assert wide.width == 2 * contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH + cells
+
+
+def test_a_difference_does_not_wrap_around() -> None:
+    assert (contact_sheet.difference(picture(0), picture(255)) == 255).all()
+    assert (contact_sheet.difference(picture(255), picture(250)) == 5 * contact_sheet.AMPLIFICATION).all()
+    assert report.mean_abs_change(picture(0), picture(255)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seen", "right"),
+    [
+        (verdict("circle heart", "red blue"), True),
+        (verdict("circle", "red blue"), False),
+        (verdict("circle heart star", "red blue"), False),
+        (verdict("circle heart", "red"), False),
+        (verdict("circle heart", "red blue white"), False),
+    ],
+)
+def test_a_match_shows_all_that_is_stated_and_nothing_else(seen: Verdict, right: bool) -> None:
+    assert matches(seen, record("x", ("heart", "circle"), ("blue", "red"))) is right
+
+
+class Oracle(nn.Module):
+    """A network that reads its logits from the pictures' first pixels."""
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        sizes = [len(classes) for classes in HEADS.values()]
+        return dict(zip(HEADS, (pictures[:, 0, 0, : sum(sizes)] - 0.5).split(sizes, dim=1)))
+
+
+def test_the_judge_reads_every_head_in_order() -> None:
+    names = [name for classes in HEADS.values() for name in classes]
+    pictures = torch.full((40, 3, 128, 128), 0.2)
+    for seen in ("star", "heart", "white", "hatched", "brown", "checkered"):
+        pictures[39, 0, 0, names.index(seen)] = 0.9
+    verdicts = judge(pictures, Oracle())
+    assert len(verdicts) == 40
+    assert verdicts[39] == Verdict(frozenset({"star", "heart"}), frozenset({"white"}), "hatched", "brown", "checkered")
+    assert verdicts[39].unsafe and not verdicts[0].unsafe and verdicts[0].shapes == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (torch.zeros(1, 3, 64, 64), "cannot be judged"),
+        (torch.zeros(3, 128, 128), "cannot be judged"),
+        (torch.full((1, 3, 128, 128), 255.0), re.escape("leave [0, 1]")),
+        (torch.full((1, 3, 128, 128), torch.nan), re.escape("leave [0, 1]")),
+    ],
+)
+def test_the_judge_refuses_what_is_no_picture(pictures: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        judge(pictures, Oracle())
