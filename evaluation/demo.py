@@ -33,6 +33,8 @@ PROBE_PACK = Path(__file__).parent / "probe"
 PLAIN = "none"
 METHODS = {PLAIN: "demo_plain.json", "safe_denoiser": "demo_safe_denoiser.json"}
 PER_SET = 32
+KEEP_RESULTS = ("--cache-lru", "100")
+"""Methods take turns, and the host forgets what the last prompt did not use: without this every picture would load its model anew."""
 OWN_NODES = "SafeGuidance"
 SAMPLER_SETTINGS = ("sampler_name", "scheduler", "steps", "cfg", "denoise")
 WARM_UP = Record("warm-up", "a red circle", 0, ("circle",), ("red",), None, None, None)
@@ -196,7 +198,7 @@ def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path
     records = [record for name in SETS for record in prompts[name]]
     network = load_judge()
     output.mkdir(parents=True, exist_ok=True)
-    with ComfyServer(host=host, packs=[PROBE_PACK]) as server:
+    with ComfyServer(host=host, packs=[PROBE_PACK], options=KEEP_RESULTS) as server:
         object_info, stats = server.get_json("/object_info"), server.get_json("/system_stats")
         methods = [load_method(name, object_info) for name in names]
         shots = shoot_all(server, methods, records, Progress(len(records) * len(methods), sys.stderr))

@@ -142,7 +142,8 @@ class ComfyServer:
     """A ComfyUI server with this pack on a free local port; a context manager.
 
     `host` is the folder of ComfyUI (default: the one that dev.py found), `base` a directory that stays (default: a fresh one that is
-    removed at the end), `packs` further node packs by folder, `device` "auto" to use a GPU where there is one. The server dies with the
+    removed at the end), `packs` further node packs by folder, `options` further arguments of the host, `device` "auto" to use a GPU
+    where there is one. The server dies with the
     thread that started it (Linux) or with the process.
     """
 
@@ -150,6 +151,7 @@ class ComfyServer:
         self,
         base: Path | None = None,
         packs: Sequence[Path] = (),
+        options: Sequence[str] = (),
         device: Literal["auto", "cpu"] = "auto",
         host: Path | None = None,
         python: Path | None = None,
@@ -159,6 +161,7 @@ class ComfyServer:
             raise ServerError(f"No ComfyUI is known. Start through dev.py, or set {HOST_VARIABLE} to the folder of a ComfyUI.")
         self.host = Path(os.environ[HOST_VARIABLE]) if host is None else host
         self.python = Path(sys.executable) if python is None else python
+        self.options = tuple(options)
         self.packs = {PACK_NAME: pack, **{path.name: path for path in packs}}
         self.device = device
         self.port = 0
@@ -242,6 +245,7 @@ class ComfyServer:
         command = [str(self.python), "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs]
+        command += self.options
         if self.device == "cpu" or not has_cuda(self.python):
             command.append("--cpu")
         return command

@@ -120,23 +120,22 @@ def correlations(x: Tensor, patches: Patches, mask: Tensor | None = None) -> tup
     """
     small = F.avg_pool2d(x, patches.factor)
     seen = torch.ones_like(small[:1, :1]) if mask is None else F.avg_pool2d(mask.to(x.dtype), patches.factor)
-    pad = patches.coarse.shape[-1] // 2
-    area = patches.regions.sum((1, 2, 3))[:, None, None]
-    visible = F.conv2d(seen, patches.regions, padding=pad)
+    (b, c, h, w), n, k = small.shape, len(patches), patches.coarse.shape[-1]
+    visible = F.conv2d(seen, patches.regions, padding=k // 2)
+    # Where a part of a patch is hidden, its own sum over the rest is not zero, and the prediction's mean must not count as
+    # similarity: `rest` (1 or B, N, C, h', w') takes it off again.
+    rest = F.conv2d(seen, patches.coarse.reshape(n * c, 1, k, k), padding=k // 2).view(-1, n, c, h, w)
+
     masked = small * seen
-    covariance = F.conv2d(masked, patches.coarse, padding=pad)
-    squares = F.conv2d((masked * small).sum(1, keepdim=True), patches.regions, padding=pad)
-    # A patch is centred over its whole region, the prediction over the visible part of it: where a part is hidden, the
-    # patch's own sum over the rest is not zero, and the prediction's mean must not count as similarity.
-    for channel in range(x.shape[1]):
-        mean = F.conv2d(masked[:, channel, None], patches.regions, padding=pad) / visible.clamp_min(1e-6)
-        covariance = covariance - mean * F.conv2d(seen, patches.coarse[:, channel, None], padding=pad)
-        squares = squares - mean.square() * visible
-    variance_x = squares.clamp_min(0)
+    moments = torch.cat([masked, (masked * small).sum(1, keepdim=True)], dim=1).view(b * (c + 1), 1, h, w)
+    summed = F.conv2d(moments, patches.regions, padding=k // 2).view(b, c + 1, n, h, w).transpose(1, 2)
+    mean = summed[:, :, :c] / visible.clamp_min(1e-6)[:, :, None]
+    covariance = F.conv2d(masked, patches.coarse, padding=k // 2) - (mean * rest).sum(2)
+    variance_x = (summed[:, :, c] - mean.square().sum(2) * visible).clamp_min(0)
     # `coarse` is weighted once; its weighted energy divides by the weight again where there is any.
     variance_z = (patches.coarse.square() / patches.regions.clamp_min(1e-3)).sum((1, 2, 3))[:, None, None].clamp_min(1e-12)
     correlation = covariance / (variance_x.sqrt() * variance_z.sqrt()).clamp_min(1e-6)
-    inside = visible >= VISIBLE_SHARE * area
+    inside = visible >= VISIBLE_SHARE * patches.regions.sum((1, 2, 3))[:, None, None]
     return torch.where(inside, correlation.clamp(-1, 1), -1.0), torch.where(inside, covariance / variance_z, 0.0)
 
 
@@ -169,6 +168,8 @@ def local_correction(
     score = soft_mean(correlation.amax((2, 3)), settings.temperature)
     gate, threshold = gate_of(score, typical, settings.threshold)
     gate = torch.where(opened, 1.0, gate)
+    if not bool((gate > 0).any()):
+        return SafeDenoiserResult(torch.zeros_like(denoised), gate, score, threshold)
     weights = normalized_weights(correlation.flatten(1) / settings.temperature)[0].view_as(correlation)
     unsafe = _paint(weights * coefficient.clamp_min(0), patches, denoised.shape[-2:])
     delta = capped(-settings.strength * per_sample(gate, denoised) * unsafe, denoised, settings.cap)

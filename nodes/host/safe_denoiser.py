@@ -40,15 +40,22 @@ class Prepared:
 class SafeDenoiserCorrection(Correction):
     """Keeps predictions away from a negation set. The denoise mask of inpainting says where to look and to act.
 
+    The references of the last size sampled, calibrated and on the sampler's device, are kept with the object.
+
     In calibrated mode a set with masks is looked for locally, at every position; one without is compared as a whole.
     """
 
     def __init__(self, negation_set: NegationSet, vae: Any, settings: SafeDenoiserSettings) -> None:
         self.negation_set, self.vae, self.settings = negation_set, vae, settings
+        self._calibrated: dict[tuple[int, ...], Prepared] = {}
 
     def begin(self, context: RunContext) -> Prepared | None:
         if self.settings.strength == 0:
             return None
+        # Calibration costs as much as several steps, and queueing again with another prompt or seed asks for the same one.
+        known = self._calibrated.get(context.latent_shape[1:])
+        if known is not None and context.denoise_mask is None:
+            return Prepared(known.references, known.typical)
         return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape)))
 
     def _prepare(self, references: References) -> Tensor | Patches:
@@ -65,6 +72,8 @@ class SafeDenoiserCorrection(Correction):
         if state.typical is None:
             state.references = state.references.to(step.denoised.device)
             state.typical = self._calibrate(state.references, mask)
+            if mask is None:
+                self._calibrated = {tuple(step.denoised.shape[1:]): Prepared(state.references, state.typical)}
         result = self._apply(step, state, state.typical, mask)
         return Change(result.delta, result.gate > 0, self.settings.cap)
 

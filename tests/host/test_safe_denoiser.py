@@ -225,3 +225,29 @@ def test_interrupting_the_encoding(host: Any) -> None:
         negation_latents.encode(fresh, host.vae, 32, 32)
     comfy.model_management.interrupt_current_processing(False)
     assert len(negation_latents.encode(fresh, host.vae, 32, 32)) == 5
+
+
+def test_calibration_is_kept_between_runs_of_one_size(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safe_guidance.nodes.host import safe_denoiser
+
+    calls = []
+    calibrate = safe_denoiser.typical_similarity
+    monkeypatch.setattr(safe_denoiser, "typical_similarity", lambda *inputs: calls.append(1) or calibrate(*inputs))
+    model = protect(host, from_images(torch.rand(4, 64, 64, 3)), end_sigma=0.0)
+    first = host.sample(model, host.text(STAR), steps=2)
+    assert torch.equal(host.sample(model, host.text(STAR), steps=2), first)
+    assert len(calls) == 1
+    host.sample(model, host.text(STAR), host.empty_latent(width=96, height=96), steps=2)
+    assert len(calls) == 2
+
+
+def test_masked_sets_are_looked_for_locally(host: Any) -> None:
+    """The same set with and without masks acts differently, and its masks' place does not matter: the thing has moved."""
+    picture = host.vae.decode(host.sample(host.model, host.text(STAR))).clone()
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 28:100, 28:100] = 1
+    moved = from_images(picture.roll(24, 2), mask.roll(24, 2))
+    settings = {"strength": 2.0, "end_sigma": 0.0, "threshold": 1.2, "temperature": 0.03, "cap": 2.0}
+    text = host.text(STAR)
+    baseline = host.sample(host.model, text)
+    assert not torch.equal(host.sample(protect(host, moved, **settings), text), baseline)
