@@ -143,8 +143,7 @@ class ComfyServer:
 
     `host` is the folder of ComfyUI (default: the one that dev.py found), `base` a directory that stays (default: a fresh one that is
     removed at the end), `packs` further node packs by folder, `options` further arguments of the host, `device` "auto" to use a GPU
-    where there is one. The server dies with the
-    thread that started it (Linux) or with the process.
+    where there is one. The server dies with the thread that started it (Linux) or with the process.
     """
 
     def __init__(
