@@ -39,8 +39,8 @@ class FakeServer:
 
     prompts: list[graphs.Prompt] = []
 
-    def __init__(self, host: Path, packs: list[Path]) -> None:
-        assert packs == [demo.PROBE_PACK]
+    def __init__(self, host: Path, packs: list[Path], options: tuple[str, ...]) -> None:
+        assert packs == [demo.PROBE_PACK] and "--cache-lru" in options
         FakeServer.prompts = []
 
     def __enter__(self) -> FakeServer:
