@@ -17,6 +17,8 @@ import psutil
 import torch
 
 from ..guidance.negation_set import from_images
+from ..guidance.noise_level import SigmaWindow
+from ..guidance.safe_denoiser import SafeDenoiserSettings
 from .host import import_host
 
 PROMPT = "a yellow star in the center on a black plain background, flat style"
@@ -74,15 +76,15 @@ def main(argv: Sequence[str]) -> int:
 
 def contenders(model: Any, vae: Any, sizes: Sequence[int]) -> list[Contender]:
     """The plain model first, then every method in the setting in which it acts at every step."""
-    from ..nodes.safe_denoiser import SafeDenoiser
+    from ..nodes.host.runs import attach
+    from ..nodes.host.safe_denoiser import SafeDenoiserCorrection
 
-    defaults = {i.id: i.default for i in SafeDenoiser.define_schema().inputs if getattr(i, "default", None) is not None}
-    settings = {**defaults, "end_sigma": 0.0, "threshold": 0.0}
+    settings = SafeDenoiserSettings(window=SigmaWindow(), threshold=0.0)
     found = [Contender(PLAIN, 0, model)]
     for size in sizes:
         pictures = torch.rand(size, 32, 32, 3, generator=torch.Generator().manual_seed(size))
-        protected = SafeDenoiser.execute(model=model, vae=vae, negation_set=from_images(pictures), **settings).args[0]
-        found.append(Contender("safe_denoiser", size, protected))
+        correction = SafeDenoiserCorrection(from_images(pictures), vae, settings)
+        found.append(Contender("safe_denoiser", size, attach(model, correction)))
     return found
 
 

@@ -18,10 +18,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .demo_networks import DOWNSCALE, LATENT_CHANNELS, Autoencoder
+from .demo_networks import DOWNSCALE, FORMAT, LATENT_CHANNELS, Autoencoder
 from .folders import ASSETS
 
-FORMAT = "safe-guidance demo model 1"
 WEIGHTS = ASSETS / "demo_model" / "demo_model.safetensors"
 CLIP_VOCABULARY_SIZE = 49408
 MEMORY_PER_PIXEL = 2000

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FORMAT = "safe-guidance demo model 1"
+"""Names the layout of the weights file."""
+
 LATENT_CHANNELS = 4
 DOWNSCALE = 4
 LATENT_SCALE = 0.18215

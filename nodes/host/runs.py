@@ -29,13 +29,12 @@ class RunContext:
     """What is known when a sampling run starts, before the model is loaded.
 
     `latent_shape` is (B, C, h, w) or (B, C, T, h, w); `denoise_mask` is the host's inpainting mask at that size, 1 where
-    the picture is sampled; `sigmas` is the sampler's schedule.
+    the picture is sampled.
     """
 
     model: ModelPatcher
     latent_shape: tuple[int, ...]
     denoise_mask: Tensor | None
-    sigmas: Tensor
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _outer_sample(
         if len(latent_shapes) > 1:
             raise ValueError("Safe Guidance does not work on models that sample several latents at once. Remove its nodes from this MODEL.")
         kwargs["latent_shapes"] = latent_shapes
-    context = RunContext(guider.model_patcher, tuple(noise.shape), denoise_mask, sigmas)
+    context = RunContext(guider.model_patcher, tuple(noise.shape), denoise_mask)
     # The guider's options are a copy made for this run: what is put there reaches every hook and ends with the run.
     guider.model_options["transformer_options"][KEY] = Run(guider.model_options[KEY], context, guider)
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)

@@ -25,12 +25,12 @@ def _as_the_server_runs_prompts() -> Iterator[None]:
         yield
 
 
-def protect(host: Any, negation_set: NegationSet, **settings: Any) -> Any:
+def protect(host: Any, negation_set: NegationSet, vae: Any = None, **settings: Any) -> Any:
     """The demo model with Safe Denoiser's node applied: its defaults, unless told otherwise."""
     from safe_guidance.nodes.safe_denoiser import SafeDenoiser
 
     defaults = {i.id: i.default for i in SafeDenoiser.define_schema().inputs if getattr(i, "default", None) is not None}
-    return SafeDenoiser.execute(model=host.model, vae=host.vae, negation_set=negation_set, **{**defaults, **settings}).args[0]
+    return SafeDenoiser.execute(model=host.model, vae=vae or host.vae, negation_set=negation_set, **{**defaults, **settings}).args[0]
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +199,7 @@ def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
         spacial_compression_encode=lambda: 8,
         encode=lambda pixels: torch.zeros(len(pixels), 16, 32, 32),
     )
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
-
-    defaults = {i.id: i.default for i in SafeDenoiser.define_schema().inputs if getattr(i, "default", None) is not None}
-    model = SafeDenoiser.execute(model=host.model, vae=vae, negation_set=copies, **defaults).args[0]
+    model = protect(host, copies, vae)
     with pytest.raises(ValueError, match="16 channels, the model samples 4. Connect the VAE"):
         host.sample(model, host.text(STAR))
 

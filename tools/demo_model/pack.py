@@ -14,7 +14,6 @@ import world
 from networks import TEXT_HEADS, TEXT_LAYERS, TEXT_WIDTH, UNET_CONFIG
 
 networks = common.pack_module("nodes.host.demo_networks")
-FORMAT = "safe-guidance demo model 1"
 
 
 def preview_factors(autoencoder: nn.Module) -> tuple[list[list[float]], list[float]]:
@@ -39,7 +38,7 @@ def main() -> None:
     tensors |= {f"vae.{name}": tensor.half() for name, tensor in autoencoder.state_dict().items()}
     factors, bias = preview_factors(autoencoder)
     metadata = {
-        "format": FORMAT,
+        "format": networks.FORMAT,
         "unet": json.dumps(UNET_CONFIG),
         "text": json.dumps({"width": TEXT_WIDTH, "layers": TEXT_LAYERS, "heads": TEXT_HEADS}),
         "preview": json.dumps({"factors": factors, "bias": bias}),
