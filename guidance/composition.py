@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,17 @@ class Change:
     Attributes:
         delta: (B, C, h, w), to be added.
         active: (B,) bool; samples that the method leaves alone are False and must come out bit-identical.
-        cap: largest norm of all changes together that this method allows, as a share of the prediction's norm.
+        cap: largest norm of all capped changes together that this method allows, as a share of the prediction's norm;
+            infinite for methods that are guidance terms, whose size the guidance scale decides.
+        gate: (B,) in [0, 1], how far each sample's gate is open, for the record; None means fully where active.
+        area: (B,) in [0, 1], share of each picture that is acted on, for the record; None means all of it.
     """
 
     delta: Tensor
     active: Tensor
-    cap: float
+    cap: float = math.inf
+    gate: Tensor | None = None
+    area: Tensor | None = None
 
 
 def sample_norm(x: Tensor) -> Tensor:
@@ -46,8 +52,12 @@ def _order_free_sum(deltas: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(deltas)).sort(dim=0).values.sum(dim=0)
 
 
+def _where_active(change: Change) -> Tensor:
+    return torch.where(per_sample(change.active, change.delta), change.delta, torch.zeros_like(change.delta))
+
+
 def combine(denoised: Tensor, changes: Sequence[Change], mask: Tensor | None = None) -> Tensor:
-    """Add all changes, each computed from the same uncorrected prediction, under their joint cap.
+    """Add all changes, each computed from the same uncorrected prediction; those that have a cap add up under their largest.
 
     Args:
         denoised: (B, C, h, w) prediction.
@@ -62,10 +72,14 @@ def combine(denoised: Tensor, changes: Sequence[Change], mask: Tensor | None = N
     active = torch.stack([change.active for change in changes]).any(dim=0)
     if not bool(active.any()):
         return denoised
-    deltas = [torch.where(per_sample(c.active, denoised), c.delta, torch.zeros_like(c.delta)) for c in changes]
+    free, bounded = ([c for c in changes if math.isinf(c.cap) == unlimited] for unlimited in (True, False))
+    deltas = [_where_active(change) for change in free]
+    if bounded:
+        together = _order_free_sum([_where_active(change) for change in bounded])
+        if len(bounded) > 1:
+            together = capped(together, denoised.to(together.dtype), max(change.cap for change in bounded))
+        deltas.append(together)
     delta = _order_free_sum(deltas)
-    if len(changes) > 1:
-        delta = capped(delta, denoised.to(delta.dtype), max(change.cap for change in changes))
     if mask is not None:
         delta = delta * mask.to(delta.dtype)
     corrected = (denoised.to(delta.dtype) + delta).to(denoised.dtype)

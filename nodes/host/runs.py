@@ -1,13 +1,14 @@
 """One scheduler for the corrections of all methods on a model, with state that lives as long as a sampling run.
 
 A node attaches corrections to a MODEL. While the host samples, every model evaluation ends here with the denoised
-prediction of whatever guider is in use: the active corrections get it together with the extra predictions they asked for
-(evaluated in one batch, identical texts once), and their changes are summed under a joint cap.
+prediction of whatever guider is in use. First the active corrections may steer: change the run's conditioning and have the
+prediction made anew. Then they get it together with the extra predictions they asked for (evaluated in one batch for the
+samples that need them, identical texts once), and their changes are summed under a joint cap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...guidance.composition import Change, SigmaClock, combine
+from ...guidance.composition import Change, SigmaClock, combine, per_sample
 from ...guidance.noise_level import NoiseLevel
 
 KEY = "safe_guidance"
+COND, UNCOND = "positive", "negative"
+"""The guider's own branches, by the host's names; `Correction.wanted_texts` may ask for them too, for guiders that skip one."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +42,72 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Step:
-    """One model evaluation: noisy latent, its noise level, and the uncorrected prediction, all in the model's latent space."""
+    """One model evaluation, all of it in the model's latent space.
+
+    Attributes:
+        x: (B, C, h, w) noisy latent.
+        sigma: the sampler's noise level.
+        level: the same as a forward process.
+        denoised: the guider's prediction, not corrected.
+        predictions: denoised predictions by name: those asked for, with `denoised` in the rows that were not, and the
+            guider's own branches COND and UNCOND when it evaluated them.
+        cond_scale: the guider's CFG scale.
+        denoise_mask: the host's inpainting mask or None.
+        is_new: False when the solver visits a noise level again, so that state must not advance.
+    """
 
     x: Tensor
     sigma: float
     level: NoiseLevel
     denoised: Tensor
-    predictions: dict[str, Tensor]
+    predictions: Mapping[str, Tensor]
+    cond_scale: float
     denoise_mask: Tensor | None
     is_new: bool
-    """False when the solver visits a noise level again, so that state must not advance."""
+
+    @property
+    def every_row(self) -> Tensor:
+        """(B,) bool, all True."""
+        return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The host's side of a model evaluation, as its `calc_cond_batch` wants it."""
+
+    guider: Any
+    x: Tensor
+    timestep: Tensor
+    model_options: dict[str, Any]
 
 
 class Correction:
     """A method attached to a model. One object serves many runs, so it holds settings only."""
 
+    name: str = "correction"
+    """What the method is called in a trace."""
+
     texts: dict[str, list[Any]] = {}
     """CONDITIONING by name, of which `wanted_texts` may ask for predictions."""
+
+    def patch(self, model: ModelPatcher) -> None:
+        """Put further hooks on the clone of the model that this correction is attached to."""
 
     def begin(self, context: RunContext) -> Any:
         """Make what the run needs (state, prepared tensors). May load other models; the sampled one is not loaded yet."""
         return None
 
     def is_active(self, level: NoiseLevel) -> bool:
-        """Whether the method may act at a noise level. When it may not, neither `correct` nor any forward runs for it."""
+        """Whether the method may act at a noise level. When it may not, nothing below is called and no forward runs for it."""
         raise NotImplementedError
 
-    def wanted_texts(self, state: Any) -> Collection[str]:
-        """Names of `texts` whose predictions `correct` needs at this step."""
-        return ()
+    def steer(self, step: Step, state: Any, evaluation: Evaluation) -> Tensor | None:
+        """Change the run's conditioning (`evaluation.guider.conds`). Returns (B,) bool, the rows whose prediction must be made anew."""
+        return None
+
+    def wanted_texts(self, step: Step, state: Any) -> Mapping[str, Tensor]:
+        """Names, of `texts` or COND or UNCOND, whose predictions `correct` needs, each with the rows (B,) bool that need it."""
+        return {}
 
     def correct(self, step: Step, state: Any) -> Change | None:
         """The change for this step, or None when there is nothing to do."""
@@ -82,6 +122,8 @@ def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
     if not attached:
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
+        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
+    correction.patch(patched)
     return patched
 
 
@@ -102,7 +144,9 @@ class Run:
         self._context = context
         self._clock = SigmaClock()
         self._text_keys: dict[tuple[int, str], str] = {}
+        self._branches: dict[str, Tensor] | None = None
         self._register_texts(guider)
+        self._guider = guider
         self._states = [correction.begin(context) for correction in corrections]
 
     def _register_texts(self, guider: Any) -> None:
@@ -119,31 +163,99 @@ class Run:
                         entry.setdefault("prompt_type", "positive")
                 self._text_keys[index, name] = key
 
-    def corrected(self, denoised: Tensor, x: Tensor, timestep: Tensor, guider: Any, model_options: dict[str, Any]) -> Tensor:
+    @property
+    def is_guiders_forward(self) -> bool:
+        """Whether the model is being evaluated for the guider itself, not for a method's extra prediction."""
+        return self._branches is not None
+
+    def record(self, conds: Sequence[Any], denoised: Sequence[Tensor]) -> None:
+        """Keep the predictions of the guider's own branches while it evaluates them."""
+        if self._branches is None:
+            return
+        for name in (COND, UNCOND):
+            entries = self._guider.conds.get(name)
+            self._branches.update((name, out) for cond, out in zip(conds, denoised) if cond is not None and cond is entries)
+
+    def predict(self, guiders: Callable[[], Tensor], evaluation: Evaluation) -> Tensor:
         """The prediction with the changes of all corrections that are active at this noise level."""
-        level = noise_level(guider.inner_model.model_sampling, timestep)
-        is_new = self._clock.advance(float(timestep[0]))
+        sigma = float(evaluation.timestep[0])
+        level = noise_level(evaluation.guider.inner_model.model_sampling, evaluation.timestep)
+        is_new = self._clock.advance(sigma)
         active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
         if not active:
-            return denoised
-        predictions = self._predict_texts(active, x, timestep, guider, model_options)
+            return guiders()
+        denoised, branches = self._listen(guiders)
+        mask = self._context.denoise_mask
+
+        def step(predictions: Mapping[str, Tensor]) -> Step:
+            return Step(evaluation.x, sigma, level, denoised, predictions, _cond_scale(evaluation.guider), mask, is_new)
+
+        for index in active:
+            rows = self._corrections[index].steer(step(branches), self._states[index], evaluation)
+            if rows is not None and bool(rows.any()):
+                anew, new_branches = self._listen(guiders)
+                denoised = _where_rows(rows, anew, denoised)
+                branches = {name: _where_rows(rows, out, branches[name]) for name, out in new_branches.items()}
+        predictions = self._predict_texts({i: step(branches) for i in active}, evaluation)
         changes = []
         for index in active:
-            own = {name: predictions[key] for (i, name), key in self._text_keys.items() if i == index and key in predictions}
-            step = Step(x, float(timestep[0]), level, denoised, own, self._context.denoise_mask, is_new)
-            change = self._corrections[index].correct(step, self._states[index])
+            change = self._corrections[index].correct(step({**branches, **predictions[index]}), self._states[index])
             if change is not None:
                 changes.append(change)
-        return combine(denoised, changes, self._context.denoise_mask)
+        return combine(denoised, changes, mask)
 
-    def _predict_texts(
-        self, active: list[int], x: Tensor, timestep: Tensor, guider: Any, model_options: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        keys = dict.fromkeys(self._text_keys[i, name] for i in active for name in self._corrections[i].wanted_texts(self._states[i]))
-        if not keys:
-            return {}
-        conds = [guider.conds[key] for key in keys]
-        return dict(zip(keys, comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, timestep, model_options)))
+    def _listen(self, guiders: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The guider's prediction, and those of its branches."""
+        branches = self._branches = {}
+        try:
+            return guiders(), branches
+        finally:
+            self._branches = None
+
+    def _predict_texts(self, steps: Mapping[int, Step], evaluation: Evaluation) -> dict[int, dict[str, Tensor]]:
+        """By correction, the predictions it asked for, in one batched evaluation of the rows that any correction asked for."""
+        wanted: dict[tuple[int, str], str] = {}
+        rows = None
+        for index, step in steps.items():
+            for name, of_name in self._corrections[index].wanted_texts(step, self._states[index]).items():
+                if name not in step.predictions and bool(of_name.any()):
+                    key = self._text_keys.get((index, name), name)
+                    if evaluation.guider.conds.get(key) is not None:
+                        wanted[index, name] = key
+                        rows = of_name if rows is None else rows | of_name
+        by_key = {} if rows is None else _predict_rows(list(dict.fromkeys(wanted.values())), rows, evaluation)
+        denoised = next(iter(steps.values())).denoised
+        return {i: {n: _scattered(by_key[k], rows, denoised) for (j, n), k in wanted.items() if j == i and rows is not None} for i in steps}
+
+
+def _cond_scale(guider: Any) -> float:
+    """How strongly the guider's prediction follows its positive branch; 1 for guiders that have only that."""
+    return float(getattr(guider, "cfg1", guider.cfg))
+
+
+def _where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(per_sample(rows.to(new.device), new), new, old)
+
+
+def _predict_rows(keys: list[str], rows: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
+    """Predictions of the conditionings under `keys`, of some rows only where those do not differ between rows."""
+    conds = [evaluation.guider.conds[key] for key in keys]
+    x, timestep = evaluation.x, evaluation.timestep
+    if not bool(rows.all()) and all(_serves_any_row(entry) for cond in conds for entry in cond):
+        x, timestep = x[rows], timestep[rows]
+    predicted = comfy.samplers.calc_cond_batch(evaluation.guider.inner_model, conds, x, timestep, evaluation.model_options)
+    return {key: out if len(out) < len(rows) or bool(rows.all()) else out[rows] for key, out in zip(keys, predicted)}
+
+
+def _serves_any_row(entry: dict[str, Any]) -> bool:
+    """Whether a prepared conditioning has nothing that belongs to certain rows of the batch."""
+    tensors = [getattr(cond, "cond", None) for cond in entry.get("model_conds", {}).values()] + [entry.get("mask")]
+    return "control" not in entry and all(len(t) == 1 for t in tensors if isinstance(t, Tensor) and t.ndim > 0)
+
+
+def _scattered(values: Tensor, rows: Tensor, denoised: Tensor) -> Tensor:
+    """`denoised` with `values` in the given rows."""
+    return denoised.to(values.dtype).clone().index_copy_(0, rows.nonzero()[:, 0].to(values.device), values)
 
 
 def _same_conditioning(a: list[Any], b: list[Any]) -> bool:
@@ -187,6 +299,17 @@ def _predict_noise(
     executor: Callable[..., Tensor], x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
 ) -> Tensor:
     model_options = model_options or {}
-    denoised = executor(x, timestep, model_options, seed)
     run: Run = model_options["transformer_options"][KEY]
-    return run.corrected(denoised, x, timestep, executor.class_obj, model_options)  # type: ignore[attr-defined]
+    evaluation = Evaluation(executor.class_obj, x, timestep, model_options)  # type: ignore[attr-defined]
+    return run.predict(lambda: executor(x, timestep, model_options, seed), evaluation)
+
+
+def _calc_cond_batch(
+    executor: Callable[..., list[Tensor]], model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+) -> list[Tensor]:
+    denoised = executor(model, conds, x, timestep, model_options)
+    # A guider of two models evaluates one of them with options of its own, which know no run.
+    run: Run | None = model_options["transformer_options"].get(KEY)
+    if run is not None:
+        run.record(conds, denoised)
+    return denoised

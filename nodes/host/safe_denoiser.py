@@ -45,6 +45,8 @@ class SafeDenoiserCorrection(Correction):
     In calibrated mode a set with masks is looked for locally, at every position; one without is compared as a whole.
     """
 
+    name = "Safe Denoiser"
+
     def __init__(self, negation_set: NegationSet, vae: Any, settings: SafeDenoiserSettings) -> None:
         self.negation_set, self.vae, self.settings = negation_set, vae, settings
         self._calibrated: dict[tuple[int, ...], Prepared] = {}
@@ -75,7 +77,7 @@ class SafeDenoiserCorrection(Correction):
             if mask is None:
                 self._calibrated = {tuple(step.denoised.shape[1:]): Prepared(state.references, state.typical)}
         result = self._apply(step, state, state.typical, mask)
-        return Change(result.delta, result.gate > 0, self.settings.cap)
+        return Change(result.delta, result.gate > 0, self.settings.cap, gate=result.gate)
 
     def _calibrate(self, references: Tensor | Patches, mask: Tensor | None) -> Tensor:
         if isinstance(references, Patches):

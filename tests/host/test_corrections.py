@@ -15,6 +15,8 @@ from safe_guidance.guidance.noise_level import SigmaWindow
 
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"
+LAYOUT = 1e-4
+"""Rows are summed in another order in a batch of another size; at the first step the noise level, about 15, multiplies that."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,15 +59,43 @@ def runs(host: Any) -> Any:
             super().__init__(1.0, window=window)
             self.texts = {"target": conditioning}
 
-        def wanted_texts(self, state: None) -> tuple[str, ...]:
-            return ("target",)
+        def wanted_texts(self, step: Any, state: None) -> dict[str, torch.Tensor]:
+            return {"target": step.every_row}
 
         def correct(self, step: Any, state: None) -> Change:
             self.seen.append(step)
             delta = 0.5 * (step.predictions["target"] - step.denoised)
             return Change(delta, torch.ones(len(delta), dtype=torch.bool), cap=1.0)
 
-    return SimpleNamespace(attach=runs.attach, module=runs, Push=Push, TowardsText=TowardsText)
+    class Asks(Push):
+        """Asks for predictions of some rows, and remembers the steps it got."""
+
+        def __init__(self, wanted: dict[str, list[bool]], texts: dict[str, list[Any]] | None = None) -> None:
+            super().__init__()
+            self.wanted, self.texts = wanted, texts or {}
+
+        def wanted_texts(self, step: Any, state: None) -> dict[str, torch.Tensor]:
+            return {name: torch.tensor(rows) for name, rows in self.wanted.items()}
+
+    class Steers(Push):
+        """Replaces the positive conditioning of some rows by another text's at the first step."""
+
+        def __init__(self, conditioning: list[Any], rows: list[bool]) -> None:
+            super().__init__()
+            self.texts, self.steered = {"target": conditioning}, torch.tensor(rows)
+
+        def begin(self, context: Any) -> dict[str, bool]:
+            return {"done": False}
+
+        def steer(self, step: Any, state: dict[str, bool], evaluation: Any) -> torch.Tensor | None:
+            if state["done"]:
+                return None
+            state["done"] = True
+            guider = evaluation.guider
+            guider.conds["positive"] = next(conds for key, conds in guider.conds.items() if key.startswith(runs.KEY))
+            return self.steered
+
+    return SimpleNamespace(attach=runs.attach, module=runs, Push=Push, TowardsText=TowardsText, Asks=Asks, Steers=Steers)
 
 
 def test_inactive_corrections_change_no_bit_and_call_no_model(host: Any, runs: Any) -> None:
@@ -253,3 +283,59 @@ def test_noise_levels_of_all_kinds_of_models(host: Any, runs: Any) -> None:
     level = runs.module.noise_level(Flow(), torch.tensor([0.78]))
     assert (level.signal, level.noise) == (pytest.approx(0.22), pytest.approx(0.78))
     assert runs.module.noise_level(Flow(), torch.tensor([1.0])).sigma == math.inf
+
+
+def test_branches_of_the_guider_make_its_prediction(host: Any, runs: Any) -> None:
+    probe = runs.Push()
+    host.sample(runs.attach(host.model, probe), host.text(STAR), cfg=3.0, steps=3)
+    for step in probe.seen:
+        cond, uncond = step.predictions[runs.module.COND], step.predictions[runs.module.UNCOND]
+        assert step.cond_scale == 3.0
+        torch.testing.assert_close(uncond + 3.0 * (cond - uncond), step.denoised, atol=LAYOUT, rtol=0)
+
+
+def test_a_branch_that_cfg_1_skips_is_evaluated_on_request(host: Any, runs: Any) -> None:
+    text, asks = host.text(STAR), runs.Asks({"negative": [True]})
+    counted, rows = host.count_calls(runs.attach(host.model, asks))
+    host.sample(counted, text, cfg=1.0, steps=3, sampler="euler")
+    assert rows == [1, 1] * 3
+    probe = runs.Push()
+    host.sample(runs.attach(host.model, probe), text, cfg=2.0, steps=1, sampler="euler")
+    torch.testing.assert_close(asks.seen[0].predictions["negative"], probe.seen[0].predictions["negative"], atol=LAYOUT, rtol=0)
+    counted, rows = host.count_calls(runs.attach(host.model, asks))
+    host.sample(counted, text, cfg=2.0, steps=3, sampler="euler")
+    assert rows == [2] * 3
+
+
+def test_texts_are_predicted_for_the_rows_that_need_them(host: Any, runs: Any) -> None:
+    text, texts = host.text(STAR, HEART, STAR), {"target": host.text(HEART)}
+    all_rows, some_rows = (runs.Asks({"target": rows}, texts) for rows in ([True] * 3, [False, True, False]))
+    for asks, expected in ((all_rows, [6, 3]), (some_rows, [6, 1]), (runs.Asks({"target": [False] * 3}, texts), [6])):
+        counted, rows = host.count_calls(runs.attach(host.model, asks))
+        host.sample(counted, text, steps=1, sampler="euler")
+        assert rows == expected
+    whole, part, denoised = (all_rows.seen[0].predictions["target"], some_rows.seen[0].predictions["target"], some_rows.seen[0].denoised)
+    torch.testing.assert_close(part[1], whole[1], atol=LAYOUT, rtol=0)
+    assert torch.equal(part[[0, 2]], denoised[[0, 2]])
+
+
+def test_a_text_that_differs_between_rows_is_predicted_for_all(host: Any, runs: Any) -> None:
+    text, target = host.text(STAR, HEART), host.text(HEART, STAR)
+    asks = runs.Asks({"target": [False, True]}, {"target": target})
+    counted, rows = host.count_calls(runs.attach(host.model, asks))
+    host.sample(counted, text, steps=1, sampler="euler")
+    assert rows == [4, 2]
+    assert torch.equal(asks.seen[0].predictions["target"][0], asks.seen[0].denoised[0])
+
+
+def test_steered_rows_are_predicted_anew_and_the_rest_keeps_its_bits(host: Any, runs: Any) -> None:
+    text, other = host.text(STAR, STAR), host.text(HEART)
+    both = {"samples": torch.zeros(2, 4, 32, 32), "batch_index": [0, 1]}
+    baseline, heart = (host.sample(host.model, t, both, steps=1, sampler="euler") for t in (text, host.text(HEART, HEART)))
+    counted, rows = host.count_calls(runs.attach(host.model, runs.Steers(other, [False, True])))
+    steered = host.sample(counted, text, both, steps=1, sampler="euler")
+    assert rows == [4, 4]
+    assert torch.equal(steered[0], baseline[0])
+    torch.testing.assert_close(steered[1], heart[1], atol=LAYOUT, rtol=0)
+    # The run's conditioning is its own: the next run starts from the prompt again.
+    assert torch.equal(host.sample(host.model, text, both, steps=1, sampler="euler"), baseline)

@@ -92,3 +92,11 @@ def test_levels_of_both_families_agree() -> None:
     with pytest.raises(ValueError, match="Make its start larger"):
         SigmaWindow(high=1.0, low=2.0)
     assert NoiseLevel.rectified_flow(1.0) in SigmaWindow() and NoiseLevel.rectified_flow(1.0) not in SigmaWindow(high=9)
+
+
+def test_changes_without_a_cap_neither_limit_nor_are_limited() -> None:
+    denoised = tensor(0)
+    pushes = [Change(tensor(1), ALL, 0.1), Change(tensor(2), ALL, 0.2)]
+    free = Change(50 * tensor(3), ALL)
+    together, bounded = combine(denoised, [*pushes, free]), combine(denoised, pushes)
+    torch.testing.assert_close(together, bounded + free.delta)
