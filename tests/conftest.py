@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -97,6 +98,16 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
     import_host(tmp_path_factory.mktemp("comfyui"), _host_path())
     return Host()
+
+
+@pytest.fixture(scope="session")
+def tiny(host: Host) -> ModuleType:
+    """`tests/tiny_models.py`: small models of every family, made of the host's own classes."""
+    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with_name("tiny_models.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

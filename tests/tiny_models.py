@@ -1,0 +1,177 @@
+"""Small models of every family with random weights, built from the host's own classes: structure without meaning.
+
+Import this module after the host: it needs `comfy`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import torch
+from comfy.model_base import ModelType
+from torch import Tensor, nn
+
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
+UNETS = ("sd1", "sd2", "sdxl")
+WIDTH = 32
+"""Width of the text embeddings and of the pooled vectors of every tiny model."""
+TOKENS = 77
+
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "adm_in_channels": None,
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "channel_mult": [1, 1, 2, 2],
+    "transformer_depth_middle": 1,
+    "use_linear_in_transformer": False,
+    "context_dim": WIDTH,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+    "num_heads": 4,
+    "num_head_channels": -1,
+}
+"""Blocks numbered as in Stable Diffusion 1.x: cross-attention at input 1, 2, 4, 5, 7, 8, middle 0, output 3 to 11."""
+
+SDXL_UNET = {
+    **UNET,
+    "adm_in_channels": WIDTH + 6 * 256,
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 1, 2],
+    "transformer_depth": [0, 0, 2, 2, 3, 3],
+    "transformer_depth_middle": 3,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 3, 3, 3],
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+}
+"""Blocks numbered as in SDXL: cross-attention at input 4, 5, 7, 8, middle 0, output 0 to 5."""
+
+SD3 = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "depth": 2,
+    "input_size": None,
+    "adm_in_channels": WIDTH,
+    "num_patches": 32 * 32,
+    "pos_embed_max_size": 32,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": 128}},
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [],
+}
+
+FLUX = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "vec_in_dim": WIDTH,
+    "context_in_dim": WIDTH,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+    "yak_mlp": False,
+    "txt_norm": False,
+}
+
+
+def random_weights(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A state dict of seeded random values; the host's own layers start with whatever was in memory."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros_like(tensor)
+        if tensor.ndim == 1:
+            return torch.ones(tensor.shape) if name.endswith("weight") else 0.1 * torch.randn(tensor.shape, generator=generator)
+        return torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5
+
+    return {name: values(name, tensor) for name, tensor in module.state_dict().items()}
+
+
+def _base_model(family: str, dtype: torch.dtype, compute: torch.dtype | None) -> Any:
+    # The host's UNet consumes the lists of its configuration, so it gets copies.
+    configs: dict[str, tuple[type, dict[str, Any], type, ModelType | None]] = {
+        "sd1": (comfy.supported_models.SD15, UNET, comfy.model_base.BaseModel, ModelType.EPS),
+        "sd2": (
+            comfy.supported_models.SD20,
+            {**UNET, "use_linear_in_transformer": True},
+            comfy.model_base.BaseModel,
+            ModelType.V_PREDICTION,
+        ),
+        "sdxl": (comfy.supported_models.SDXL, SDXL_UNET, comfy.model_base.SDXL, ModelType.EPS),
+        "sd3": (comfy.supported_models.SD3, SD3, comfy.model_base.SD3, None),
+        "flux": (comfy.supported_models.Flux, FLUX, comfy.model_base.Flux, None),
+    }
+    supported, unet, model_class, model_type = configs[family]
+    tiny = type(f"Tiny{supported.__name__}", (supported,), {"unet_config": {}, "unet_extra_config": {}})
+    config = tiny({key: list(value) if isinstance(value, list) else value for key, value in unet.items()})
+    config.latent_format = supported.latent_format()
+    config.set_inference_dtype(dtype, compute)
+    device = comfy.model_management.unet_offload_device()
+    return model_class(config, device=device) if model_type is None else model_class(config, model_type=model_type, device=device)
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None, seed: int = 0) -> Any:
+    """A MODEL of one of `FAMILIES` with weights stored as `dtype`, computing in `compute` if that differs.
+
+    Weights made under inference mode are inference tensors, as those of the host's loaders are.
+    """
+    model = _base_model(family, dtype, compute)
+    weights = random_weights(model.diffusion_model, seed)
+    model.diffusion_model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()})
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
+    )
+
+
+def tiny_conditioning(seed: int = 0, batch: int = 1, tokens: int = TOKENS) -> list[Any]:
+    """A CONDITIONING with a row per sample of the batch, for a model of any family."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding, pooled = torch.randn(batch, tokens, WIDTH, generator=generator), torch.randn(batch, WIDTH, generator=generator)
+    return [[embedding, {"pooled_output": pooled}]]
+
+
+def latent_channels(model: Any) -> int:
+    """Channels of the latents that a model samples."""
+    return int(model.get_model_object("latent_format").latent_channels)
+
+
+def tiny_vae(channels: int = 4, seed: int = 2) -> Any:
+    """A VAE of the host's own class that makes a picture from `channels` latent channels at 1/8 of its size."""
+    decoder = {
+        "double_z": True,
+        "z_channels": channels,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    weights = random_weights(comfy.sd.AutoencoderKL(ddconfig=decoder, embed_dim=channels), seed)
+    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": decoder, "embed_dim": channels}}, dtype=torch.float32)
+    vae.latent_channels = channels
+    return vae
