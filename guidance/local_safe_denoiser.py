@@ -16,15 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .composition import capped, per_sample
-from .safe_denoiser import (
-    CALIBRATION_SAMPLE,
-    SafeDenoiserResult,
-    SafeDenoiserSettings,
-    gate_of,
-    leave_one_out,
-    normalized_weights,
-    soft_mean,
-)
+from .safe_denoiser import SafeDenoiserResult, SafeDenoiserSettings, gate_of
+from .similarity import CALIBRATION_SAMPLE, leave_one_out, normalized_weights, soft_mean
 
 COARSE_SIDE = 16
 """Matching reduces latents to about this many pixels on the shorter side."""

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from .composition import capped, per_sample, sample_norm
 from .noise_level import NoiseLevel, SigmaWindow
+from .references import References
+from .similarity import Calibration, normalized_weights, similarities
 
 Mode = Literal["calibrated", "exact", "tempered"]
 
@@ -39,8 +41,8 @@ NEGLIGIBLE_BETA = 1e-6
 GATE_RAMP = 0.25
 """The gate is fully open when the similarity exceeds its threshold by this share."""
 
-CALIBRATION_SAMPLE = 1024
-"""References that take part in the leave-one-out calibration, which costs the square of their number."""
+NEGLIGIBLE_WEIGHT = 1e-9
+"""References whose weights together stay below this are lost in the rounding of the mean."""
 
 
 @dataclass(frozen=True)
@@ -83,99 +85,59 @@ class SafeDenoiserResult:
     threshold: Tensor
 
 
-def normalized_weights(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over references and log of the mean of exp(logits): (B, N) -> (B, N), (B,). Safe from under- and overflow."""
-    log_mean = torch.logsumexp(logits, dim=1) - math.log(logits.shape[1])
-    return torch.softmax(logits, dim=1), log_mean
-
-
-def kernel_logits(x: Tensor, references: Tensor, level: NoiseLevel, anchor: Tensor | None = None) -> Tensor:
+def kernel_logits(x: Tensor, references: References, level: NoiseLevel, anchor: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """Log of q(x_t | z_n) up to a constant per sample: -||x_t - a z_n||^2 / (2 b^2), (B, N) in float32 or wider.
 
     With an `anchor` (the denoised prediction) the same term for it is subtracted: the log likelihood ratio of the reference
     against the prediction, free of the D/2 that the noise alone contributes. The un-divided form stays finite at a = 0.
+    With a `mask` (1 or B, 1, h, w) all distances are taken inside it.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    x_flat, z_flat = x.flatten(1).to(wide), references.flatten(1).to(wide)
-    residual = x_flat if anchor is None else x_flat - level.signal * anchor.flatten(1).to(wide)
-    origin = torch.zeros_like(x_flat) if anchor is None else anchor.flatten(1).to(wide)
-    # ||x - a z||^2 - ||x - a o||^2 = a^2 ||z - o||^2 - 2 a <x - a o, z - o>, which does not cancel for near-duplicates.
-    distance = torch.stack([(z_flat - o).square().sum(1) for o in origin])
-    inner = residual @ z_flat.T - (residual * origin).sum(1, keepdim=True)
-    excess = level.signal**2 * distance - 2 * level.signal * inner
-    return -excess / (2 * level.noise**2)
+    seen = torch.ones_like(x[:1, :1], dtype=wide) if mask is None else mask.to(wide)
+    origin = torch.zeros_like(x, dtype=wide) if anchor is None else anchor.to(wide)
+    residual = seen * (x.to(wide) - level.signal * origin)
+    excess = []
+    for _, z in references.chunks(x.device):
+        # ||x - a z||^2 - ||x - a o||^2 = a^2 ||z - o||^2 - 2 a <x - a o, z - o>, which does not cancel for near-duplicates.
+        away = [seen[b % len(seen)] * (z.to(wide) - origin[b]) for b in range(len(x))]
+        distance = torch.stack([d.flatten(1).square().sum(1) for d in away])
+        inner = torch.stack([d.flatten(1) @ r.flatten() for d, r in zip(away, residual)])
+        excess.append(level.signal**2 * distance - 2 * level.signal * inner)
+    return -torch.cat(excess, dim=1) / (2 * level.noise**2)
 
 
-def unsafe_mean(weights: Tensor, references: Tensor) -> Tensor:
-    """E_unsafe = sum_n w_n z_n (Eq. 6): (B, N), (N, ...) -> (B, ...)."""
-    return (weights @ references.flatten(1).to(weights.dtype)).unflatten(1, references.shape[1:])
+def unsafe_mean(weights: Tensor, references: References) -> Tensor:
+    """E_unsafe = sum_n w_n z_n (Eq. 6), streamed: (B, N), (N, ...) -> (B, ...). References without weight are not read."""
+    count, shape = len(references), references.latents.shape[1:]
+    total = weights.new_zeros(len(weights), shape.numel())
+    for part, z in references.chunks(weights.device, wanted=(weights > NEGLIGIBLE_WEIGHT / count).any(0)):
+        total += weights[:, part] @ z.flatten(1).to(weights.dtype)
+    return total.unflatten(1, shape)
 
 
 def likelihood_ratio_correction(
-    x: Tensor, denoised: Tensor, latents: Tensor, level: NoiseLevel, settings: SafeDenoiserSettings, mask: Tensor | None = None
+    x: Tensor, denoised: Tensor, references: References, level: NoiseLevel, settings: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> SafeDenoiserResult:
     """eta beta (E_data - E_unsafe) with beta = exp(min(log likelihood ratio, 0)), the `exact` and `tempered` modes (Eq. 7).
 
     `exact` is the honest likelihood ratio: numerically zero for everything but near-duplicates of a reference, which is what
     the theorem says about a finite set of pictures. `tempered` divides its logarithm by T = D / D_eff.
     """
-    seen = 1.0 if mask is None else mask
-    logits = kernel_logits(x * seen, latents * seen, level, anchor=denoised * seen)
+    logits = kernel_logits(x, references, level, denoised, mask)
     if settings.mode == "tempered":
         logits = logits / max(1.0, denoised[0].numel() / settings.effective_dimensions)
     weights, log_ratio = normalized_weights(logits)
     beta = (settings.strength * log_ratio.clamp(max=0).exp()).clamp(max=BETA_CAP)
     beta = torch.where(beta < NEGLIGIBLE_BETA, 0.0, beta)
-    prediction = denoised.to(weights.dtype)
-    difference = (prediction - unsafe_mean(weights, latents)) * seen
-    delta = capped(per_sample(beta, difference) * difference, prediction, settings.cap)
     nothing = torch.full_like(beta, math.nan)
+    if not bool((beta > 0).any()):
+        return SafeDenoiserResult(torch.zeros_like(denoised), beta, nothing, nothing)
+    prediction = denoised.to(weights.dtype)
+    difference = prediction - unsafe_mean(weights, references)
+    if mask is not None:
+        difference = difference * mask
+    delta = capped(per_sample(beta, difference) * difference, prediction, settings.cap)
     return SafeDenoiserResult(delta, beta, nothing, nothing)
-
-
-def similarities(x: Tensor, latents: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Correlation of every sample with every reference: (B, C, h, w), (N, C, h, w) -> (B, N) in [-1, 1].
-
-    The mean of every channel over the mask is taken off both sides first, so neither brightness, nor contrast, nor the size
-    of the latent or of the VAE's scale matter. All sums are matrix products over pixels.
-    """
-    b, c, h, w = x.shape
-    mask = torch.ones_like(x[:1, :1]) if mask is None else mask
-    seen, weights = (mask * x).reshape(b, c, h * w), mask.reshape(-1, h * w)
-    pixels = latents.reshape(len(latents), c, h * w)
-
-    area = weights.sum(1).clamp_min(1e-6)[:, None]
-    sum_x, sum_z = seen.sum(-1)[:, None], torch.einsum("bp,ncp->bnc", weights, pixels)
-    square_x = (mask * x.square()).flatten(1).sum(1)[:, None]
-    square_z = weights @ pixels.square().sum(1).T
-    covariance = seen.flatten(1) @ pixels.flatten(1).T - (sum_x * sum_z).sum(-1) / area
-    variance_x = (square_x - sum_x.square().sum(-1) / area).clamp_min(0)
-    variance_z = (square_z - sum_z.square().sum(-1) / area).clamp_min(0)
-    scale = (variance_x.sqrt() * variance_z.sqrt()).clamp_min(1e-6)
-    return (covariance / scale).clamp(-1, 1)
-
-
-def soft_mean(similarity: Tensor, temperature: float) -> Tensor:
-    """tau (logsumexp(s / tau) - log N): between the mean and the maximum over references, (B, N) -> (B,)."""
-    return temperature * normalized_weights(similarity / temperature)[1]
-
-
-def leave_one_out(among: Tensor, temperature: float) -> Tensor:
-    """S_ref, the median over references of their soft-mean similarity with all the others: (N, N) -> a scalar tensor.
-
-    It calibrates the gate on the set itself. With fewer than three references there is nothing to compare, and it is 0.5.
-    """
-    count = len(among)
-    if count < 3:
-        return among.new_tensor(0.5)
-    others = among.masked_fill(torch.eye(count, dtype=torch.bool, device=among.device), -math.inf)
-    return (temperature * (torch.logsumexp(others / temperature, dim=1) - math.log(count - 1))).median()
-
-
-def typical_similarity(latents: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
-    """S_ref of whole pictures, from the first CALIBRATION_SAMPLE of them."""
-    sample = latents[:CALIBRATION_SAMPLE]
-    return leave_one_out(similarities(sample, sample, mask), temperature)
 
 
 def gate_of(score: Tensor, typical: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -185,24 +147,25 @@ def gate_of(score: Tensor, typical: Tensor, share: float) -> tuple[Tensor, Tenso
 
 
 def calibrated_correction(
-    denoised: Tensor, latents: Tensor, typical: Tensor, settings: SafeDenoiserSettings, mask: Tensor | None = None
+    denoised: Tensor, references: References, calibration: Calibration, settings: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> SafeDenoiserResult:
     """Push the prediction away from the references that it resembles, once it resembles them enough.
 
     Args:
         denoised: (B, C, h, w) float32 prediction, usually after CFG.
-        latents: (N, C, h, w) references, on the same device and in the same float type.
-        typical: S_ref of `typical_similarity`, for the same mask.
+        references: (N, C, h, w) in the same space.
+        calibration: of `calibrate`, for the same mask.
         settings: strength, threshold, temperature and cap.
         mask: (1 or B, 1, h, w) in [0, 1], where to look and to act.
     """
-    similarity = similarities(denoised, latents, mask)
+    similarity = similarities(denoised, references, calibration.contrast, mask)
     weights, log_mean = normalized_weights(similarity / settings.temperature)
     score = settings.temperature * log_mean
-    gate, threshold = gate_of(score, typical, settings.threshold)
-
+    gate, threshold = gate_of(score, calibration.typical, settings.threshold)
+    if not bool((gate > 0).any()):
+        return SafeDenoiserResult(torch.zeros_like(denoised), gate, score, threshold)
     seen = torch.ones_like(denoised[:1, :1]) if mask is None else mask
-    own, unsafe = seen * denoised, seen * unsafe_mean(weights, latents)
+    own, unsafe = seen * denoised, seen * unsafe_mean(weights, references)
     if settings.keep_contrast:
         unsafe = unsafe * (sample_norm(own) / sample_norm(unsafe))
     delta = capped(settings.strength * per_sample(gate, denoised) * (own - unsafe), denoised, settings.cap)

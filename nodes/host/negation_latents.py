@@ -20,6 +20,9 @@ ENCODE_BATCH = 8
 KEPT_ENCODINGS = 8
 """Encoded sets kept in memory per VAE, so that queueing again costs nothing."""
 
+RESIDENT_SHARE = 0.25
+"""Share of a device's free memory that the references of one set may take; the rest is the model's."""
+
 _encodings: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[str, int, int], References]] = weakref.WeakKeyDictionary()
 
 
@@ -75,4 +78,11 @@ def references_for(model: ModelPatcher, vae: Any, negation_set: NegationSet, lat
             f"The VAE makes latents with {channels} channels, the model samples {latent_format.latent_channels}. "
             "Connect the VAE that belongs to the model."
         )
-    return References(latent_format.process_in(encoded.latents.float()).half(), encoded.regions)
+    return References(encoded.latents, encoded.regions, prepare=latent_format.process_in)
+
+
+def fitting_references(references: References, device: torch.device) -> References:
+    """The references in the device's own memory when they leave most of it free, else streamed there at every step."""
+    if references.nbytes > RESIDENT_SHARE * comfy.model_management.get_free_memory(device):
+        return references
+    return references.resident(device)

@@ -18,9 +18,9 @@ from ...guidance.safe_denoiser import (
     SafeDenoiserSettings,
     calibrated_correction,
     likelihood_ratio_correction,
-    typical_similarity,
 )
-from .negation_latents import references_for
+from ...guidance.similarity import Calibration, calibrate
+from .negation_latents import fitting_references, references_for
 from .runs import Correction, RunContext, Step
 
 LATCH = 0.25
@@ -31,16 +31,20 @@ LATCH = 0.25
 class Prepared:
     """References of one run. What is computed from them waits for the first active step, when the device is known."""
 
-    references: Tensor | Patches
-    typical: Tensor | None = None
+    references: References | Patches
+    calibration: Calibration | None = None
+    """Of whole pictures; of patches only S_ref matters."""
     opened: Tensor | None = None
     """(B,) bool, samples whose gate the local search has opened in this run."""
+    placed: bool = False
+    """Whether the references are where the sampler works, or stream there."""
 
 
 class SafeDenoiserCorrection(Correction):
     """Keeps predictions away from a negation set. The denoise mask of inpainting says where to look and to act.
 
-    The references of the last size sampled, calibrated and on the sampler's device, are kept with the object.
+    The references of the last size sampled and their calibration are kept with the object; memory of the sampler's device is
+    taken for a run only.
 
     In calibrated mode a set with masks is looked for locally, at every position; one without is compared as a whole.
     """
@@ -57,45 +61,50 @@ class SafeDenoiserCorrection(Correction):
         # Calibration costs as much as several steps, and queueing again with another prompt or seed asks for the same one.
         known = self._calibrated.get(context.latent_shape[1:])
         if known is not None and context.denoise_mask is None:
-            return Prepared(known.references, known.typical)
+            return Prepared(known.references, known.calibration)
         return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape)))
 
-    def _prepare(self, references: References) -> Tensor | Patches:
-        latents = references.latents.float()
+    def _prepare(self, references: References) -> References | Patches:
         if references.regions is None or self.settings.mode != "calibrated":
-            return latents
-        return cut_patches(latents, references.regions.float())
+            return references
+        return cut_patches(references.rows(slice(None)), references.regions.float())
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
 
     def correct(self, step: Step, state: Prepared) -> Change | None:
         mask = None if step.denoise_mask is None else step.denoise_mask[:, :1].float()
-        if state.typical is None:
-            state.references = state.references.to(step.denoised.device)
-            state.typical = self._calibrate(state.references, mask)
-            if mask is None:
-                self._calibrated = {tuple(step.denoised.shape[1:]): Prepared(state.references, state.typical)}
-        result = self._apply(step, state, state.typical, mask)
+        if not state.placed:
+            self._place(state, step.denoised.device, mask)
+        result = self._apply(step, state, mask)
         return Change(result.delta, result.gate > 0, self.settings.cap, gate=result.gate)
 
-    def _calibrate(self, references: Tensor | Patches, mask: Tensor | None) -> Tensor:
-        if isinstance(references, Patches):
-            return typical_patch_similarity(references, self.settings.temperature)
-        if self.settings.mode != "calibrated":
-            return torch.tensor(0.0)
-        # One calibration for the batch: its samples share their inpainting mask in all but contrived workflows.
-        return typical_similarity(references, self.settings.temperature, None if mask is None else mask[:1])
+    def _place(self, state: Prepared, device: torch.device, mask: Tensor | None) -> None:
+        stored = state.references
+        state.references = stored.to(device) if isinstance(stored, Patches) else fitting_references(stored, device)
+        state.placed = True
+        if state.calibration is None:
+            state.calibration = self._calibrate(state.references, device, mask)
+            if mask is None:
+                self._calibrated = {tuple(stored.latents.shape[1:]): Prepared(stored, state.calibration)}
 
-    def _apply(self, step: Step, state: Prepared, typical: Tensor, mask: Tensor | None) -> SafeDenoiserResult:
-        denoised, references = step.denoised.float(), state.references
+    def _calibrate(self, references: References | Patches, device: torch.device, mask: Tensor | None) -> Calibration | None:
         if isinstance(references, Patches):
+            return Calibration(torch.empty(0), typical_patch_similarity(references, self.settings.temperature))
+        if self.settings.mode != "calibrated":
+            return None
+        return calibrate(references, self.settings.temperature, device, mask)
+
+    def _apply(self, step: Step, state: Prepared, mask: Tensor | None) -> SafeDenoiserResult:
+        denoised, references, calibration = step.denoised.float(), state.references, state.calibration
+        if isinstance(references, Patches):
+            assert calibration is not None
             if state.opened is None:
                 state.opened = torch.zeros(len(denoised), dtype=torch.bool, device=denoised.device)
-            result = local_correction(denoised, references, typical, self.settings, state.opened, mask)
+            result = local_correction(denoised, references, calibration.typical, self.settings, state.opened, mask)
             if step.is_new:
                 state.opened = state.opened | (result.gate >= LATCH)
             return result
-        if self.settings.mode == "calibrated":
-            return calibrated_correction(denoised, references, typical, self.settings, mask)
+        if calibration is not None:
+            return calibrated_correction(denoised, references, calibration, self.settings, mask)
         return likelihood_ratio_correction(step.x.float(), denoised, references, step.level, self.settings, mask)

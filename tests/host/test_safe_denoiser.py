@@ -190,7 +190,7 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
         model = SimpleNamespace(get_model_object=lambda _, latent_format=latent_format: latent_format)
         references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
         # Half precision is what references are kept in.
-        torch.testing.assert_close(references.latents.float(), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name)
+        torch.testing.assert_close(references.rows(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name)
 
 
 def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
@@ -228,8 +228,8 @@ def test_calibration_is_kept_between_runs_of_one_size(host: Any, monkeypatch: py
     from safe_guidance.nodes.host import safe_denoiser
 
     calls = []
-    calibrate = safe_denoiser.typical_similarity
-    monkeypatch.setattr(safe_denoiser, "typical_similarity", lambda *inputs: calls.append(1) or calibrate(*inputs))
+    calibrate = safe_denoiser.calibrate
+    monkeypatch.setattr(safe_denoiser, "calibrate", lambda *inputs: calls.append(1) or calibrate(*inputs))
     model = protect(host, from_images(torch.rand(4, 64, 64, 3)), end_sigma=0.0)
     first = host.sample(model, host.text(STAR), steps=2)
     assert torch.equal(host.sample(model, host.text(STAR), steps=2), first)

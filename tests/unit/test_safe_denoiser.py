@@ -22,17 +22,16 @@ from safe_guidance.guidance.official_safe_denoiser import (
     official_delta,
     renoised_variance,
 )
+from safe_guidance.guidance.references import References
 from safe_guidance.guidance.safe_denoiser import (
+    SafeDenoiserResult,
     SafeDenoiserSettings,
     calibrated_correction,
     kernel_logits,
     likelihood_ratio_correction,
-    normalized_weights,
-    similarities,
-    soft_mean,
-    typical_similarity,
     unsafe_mean,
 )
+from safe_guidance.guidance.similarity import Calibration, calibrate, normalized_weights
 
 _spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
 assert _spec is not None and _spec.loader is not None
@@ -106,7 +105,7 @@ def share_with_references(count: int, seed: int) -> float:
     ring = mixture.ring()
     generator = torch.Generator().manual_seed(seed)
     drawn = ring.means[torch.arange(count) % 2] + 0.25 * torch.randn(count, 2, dtype=torch.float64, generator=generator)
-    references = drawn[:, :, None, None]
+    references = References(drawn[:, :, None, None])
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         logits = kernel_logits(x[:, :, None, None], references, NoiseLevel.variance_exploding(sigma))
@@ -134,13 +133,13 @@ def test_flow_equals_variance_exploding(t: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x0, noise, references = (torch.randn(n, 4, 6, 5, generator=generator, dtype=torch.float64) for n in (3, 3, 7))
     x = (1 - t) * x0 + t * noise
-    flow = kernel_logits(x, references, NoiseLevel.rectified_flow(t))
-    exploding = kernel_logits(x / (1 - t), references, NoiseLevel.variance_exploding(t / (1 - t)))
+    flow = kernel_logits(x, References(references), NoiseLevel.rectified_flow(t))
+    exploding = kernel_logits(x / (1 - t), References(references), NoiseLevel.variance_exploding(t / (1 - t)))
     torch.testing.assert_close(torch.softmax(flow, 1), torch.softmax(exploding, 1), atol=1e-9, rtol=1e-9)
 
 
 def test_first_flow_step_weighs_all_references_alike() -> None:
-    x, references = scenes(2, 0), scenes(5, 1)
+    x, references = scenes(2, 0), References(scenes(5, 1))
     weights, _ = normalized_weights(kernel_logits(x, references, NoiseLevel.rectified_flow(1.0)))
     torch.testing.assert_close(weights, torch.full((2, 5), 0.2, dtype=torch.float64))
     assert NoiseLevel.rectified_flow(1.0) in SigmaWindow(low=4.67)
@@ -171,14 +170,14 @@ def test_official_kernel(bandwidth, scale, total, mean, corrected) -> None:
     [(1.0, (0.68956168, 0.24130366, 0.06913466), -1.20816316), (0.5, (0.98512790, 0.01477256, 0.0000995), -3.00862849)],
 )
 def test_gaussian_kernel_on_the_same_vectors(sigma, weights, log_mean) -> None:
-    logits = kernel_logits(QUERY, normalize_channels(RAW), NoiseLevel.variance_exploding(sigma))
+    logits = kernel_logits(QUERY, References(normalize_channels(RAW)), NoiseLevel.variance_exploding(sigma))
     logits = logits - QUERY.square().sum() / (2 * sigma**2)
     measured, measured_log_mean = normalized_weights(logits)
     # The last weight of the second row is known to seven decimals.
     torch.testing.assert_close(measured[0], double(*weights), atol=5e-8, rtol=0)
     torch.testing.assert_close(measured_log_mean, double(log_mean), atol=1e-8, rtol=0)
     if sigma == 1.0:
-        mean = unsafe_mean(measured, normalize_channels(RAW)).flatten()
+        mean = unsafe_mean(measured, References(normalize_channels(RAW))).flatten()
         torch.testing.assert_close(mean, double(0.34460235, 0.90907472, 0.79295301, 0.21951304), atol=1e-8, rtol=0)
 
 
@@ -195,8 +194,8 @@ def test_no_underflow_in_high_dimensions() -> None:
     x = torch.randn(2, 16, 64, 64, generator=generator)
     references = x[:1] + 1.2 * torch.randn(5, 16, 64, 64, generator=generator)
     level = NoiseLevel.variance_exploding(4.67)
-    weights, log_mean = normalized_weights(kernel_logits(x, references, level))
-    reference, _ = normalized_weights(kernel_logits(x.double(), references.double(), level))
+    weights, log_mean = normalized_weights(kernel_logits(x, References(references), level))
+    reference, _ = normalized_weights(kernel_logits(x.double(), References(references.double()), level))
     direct = -(x[0].double() - references.double()).flatten(1).square().sum(1) / (2 * 4.67**2)
     assert direct.max() < -2000
     assert bool(torch.isfinite(log_mean).all())
@@ -206,10 +205,23 @@ def test_no_underflow_in_high_dimensions() -> None:
     torch.testing.assert_close(reference[0], torch.softmax(direct, 0), atol=1e-9, rtol=1e-9)
 
 
-def apply(denoised: Tensor, references: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None) -> Tensor:
+def correct(denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None) -> SafeDenoiserResult:
+    """A calibrated correction, calibrated on the set itself."""
+    references = References(latents)
+    calibration = calibrate(references, config.temperature, denoised.device, mask)
+    return calibrated_correction(denoised, references, calibration, config, mask)
+
+
+def correct_from(denoised: Tensor, latents: Tensor, typical: float, config: SafeDenoiserSettings) -> SafeDenoiserResult:
+    """A calibrated correction with a given S_ref."""
+    references = References(latents)
+    contrast = calibrate(references, config.temperature, denoised.device).contrast
+    return calibrated_correction(denoised, references, Calibration(contrast, torch.tensor(typical).to(denoised)), config)
+
+
+def apply(denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None) -> Tensor:
     """What the host does with a calibrated correction."""
-    typical = typical_similarity(references, config.temperature, None if mask is None else mask[:1])
-    result = calibrated_correction(denoised, references, typical, config, mask)
+    result = correct(denoised, latents, config, mask)
     return combine(denoised, [Change(result.delta, result.gate > 0, config.cap)], mask)
 
 
@@ -228,48 +240,14 @@ def test_identities_are_bit_exact() -> None:
     assert NoiseLevel.variance_exploding(4.67) in SigmaWindow(low=4.67)
 
 
-def loop_similarity(x: Tensor, z: Tensor, region: Tensor) -> float:
-    """Second derivation: weighted correlation with explicit loops over channels."""
-    top = square_x = square_z = 0.0
-    for channel in range(len(x)):
-        mean_x = (region * x[channel]).sum() / region.sum()
-        mean_z = (region * z[channel]).sum() / region.sum()
-        top += (region * (x[channel] - mean_x) * (z[channel] - mean_z)).sum().item()
-        square_x += (region * (x[channel] - mean_x) ** 2).sum().item()
-        square_z += (region * (z[channel] - mean_z) ** 2).sum().item()
-    return top / math.sqrt(square_x * square_z)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_similarity_equals_loops(masked: bool) -> None:
-    x, z = scenes(3, 7), scenes(4, 8)
-    mask = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64) if masked else None
-    measured = similarities(x, z, mask)
-    for b in range(3):
-        for n in range(4):
-            region = torch.ones(16, 16, dtype=torch.float64) if mask is None else mask[b, 0]
-            assert measured[b, n].item() == pytest.approx(loop_similarity(x[b], z[n], region), abs=1e-10)
-
-
-def test_leave_one_out_equals_loops() -> None:
-    z, temperature = UNSAFE, 0.1
-    values = []
-    for i in range(len(z)):
-        others = torch.cat([z[:i], z[i + 1 :]])
-        values.append(soft_mean(similarities(z[i : i + 1], others), temperature))
-    torch.testing.assert_close(typical_similarity(UNSAFE, temperature), torch.cat(values).median(), atol=1e-12, rtol=0)
-    assert typical_similarity(UNSAFE[:2], temperature) == 0.5
-
-
 def test_separates_unsafe_from_benign_even_when_blurred() -> None:
     """Early predictions are blurry: held-out unsafe ones still pass the gate, benign ones do not."""
     references = scenes(200, 3, side=32)
     unsafe, benign = scenes(40, 10, side=32), scenes(40, 11, shared=0.0, side=32)
-    typical = typical_similarity(references, CONFIG.temperature)
 
     def share_gated(x: Tensor) -> float:
         blurred = torch.nn.functional.avg_pool2d(x, 7, stride=1, padding=3)
-        return (calibrated_correction(blurred, references, typical, CONFIG).gate > 0).double().mean().item()
+        return (correct(blurred, references, CONFIG).gate > 0).double().mean().item()
 
     assert share_gated(unsafe) > 0.9
     assert share_gated(benign) < 0.1
@@ -277,15 +255,14 @@ def test_separates_unsafe_from_benign_even_when_blurred() -> None:
 
 def test_invariances() -> None:
     x = scenes(3, 4)
-    typical = typical_similarity(UNSAFE, CONFIG.temperature)
-    base = calibrated_correction(x, UNSAFE, typical, CONFIG)
+    base = correct_from(x, UNSAFE, 0.2, CONFIG)
     permuted = UNSAFE[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
     doubled = torch.cat([UNSAFE, UNSAFE])
     for same in (permuted, doubled):
-        other = calibrated_correction(x, same, typical, CONFIG)
+        other = correct_from(x, same, 0.2, CONFIG)
         torch.testing.assert_close(other.similarity, base.similarity, atol=1e-12, rtol=0)
         torch.testing.assert_close(other.delta, base.delta, atol=1e-10, rtol=1e-10)
-    scaled = calibrated_correction(3 * x, UNSAFE, typical, CONFIG)
+    scaled = correct_from(3 * x, UNSAFE, 0.2, CONFIG)
     torch.testing.assert_close(scaled.similarity, base.similarity, atol=1e-12, rtol=0)
     torch.testing.assert_close(scaled.delta, 3 * base.delta, atol=1e-10, rtol=1e-10)
 
@@ -294,15 +271,15 @@ def test_single_reference_moves_along_the_difference() -> None:
     x = scenes(1, 4)
     single = x + 0.3 * scenes(1, 5)
     config = replace(CONFIG, keep_contrast=False, cap=10.0)
-    result = calibrated_correction(x, single, torch.tensor(0.5, dtype=torch.float64), config)
+    result = correct_from(x, single, 0.5, config)
     torch.testing.assert_close(result.delta, config.strength * (x - single), atol=1e-12, rtol=0)
 
 
 def test_keeps_the_norm_of_the_prediction() -> None:
     x = scenes(3, 4)
-    result = calibrated_correction(x, UNSAFE, typical_similarity(UNSAFE, CONFIG.temperature), CONFIG)
+    result = correct(x, UNSAFE, CONFIG)
     torch.testing.assert_close((x + result.delta).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
-    without = calibrated_correction(x, UNSAFE, torch.tensor(0.1, dtype=torch.float64), replace(CONFIG, keep_contrast=False, cap=0.01))
+    without = correct_from(x, UNSAFE, 0.1, replace(CONFIG, keep_contrast=False, cap=0.01))
     assert bool((without.delta.flatten(1).norm(dim=1) <= 0.01 * x.flatten(1).norm(dim=1) * (1 + 1e-12)).all())
 
 
@@ -312,12 +289,11 @@ def test_batch_equals_single_calls(mode) -> None:
     level = NoiseLevel.variance_exploding(5.0)
     clean = torch.cat([UNSAFE[:1], scenes(2, 4)])
     x = clean + 5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    typical = typical_similarity(UNSAFE, config.temperature)
 
     def run(part: slice) -> Tensor:
         if mode == "calibrated":
-            return calibrated_correction(clean[part], UNSAFE, typical, config).delta
-        return likelihood_ratio_correction(x[part], clean[part], UNSAFE, level, config).delta
+            return correct(clean[part], UNSAFE, config).delta
+        return likelihood_ratio_correction(x[part], clean[part], References(UNSAFE), level, config).delta
 
     together = run(slice(0, 3))
     assert together.abs().max() > 0 or mode == "exact"
@@ -330,7 +306,7 @@ def test_exact_mode_fires_on_near_duplicates_only() -> None:
     level = NoiseLevel.variance_exploding(0.5)
     clean = torch.cat([UNSAFE[:1], scenes(1, 40, shared=0.0)])
     x = clean + 0.5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    gate = likelihood_ratio_correction(x, clean, UNSAFE, level, config).gate
+    gate = likelihood_ratio_correction(x, clean, References(UNSAFE), level, config).gate
     assert gate[0].item() == pytest.approx(1 / 40, rel=0.05)
     assert gate[1] < 1e-30
 
@@ -348,7 +324,7 @@ def test_any_shape_gives_finite_changes_of_the_same_shape(dtype, batch, count, c
     generator = torch.Generator().manual_seed(batch * 1000 + count)
     x = torch.randn(batch, channels, height, width, generator=generator).to(dtype)
     references = torch.randn(count, channels, height, width, generator=generator).to(dtype)
-    result = calibrated_correction(x, references, typical_similarity(references, 0.1), CONFIG)
+    result = correct(x, references, CONFIG)
     assert result.delta.shape == x.shape and result.delta.dtype == dtype
     assert bool(torch.isfinite(result.delta).all())
     assert result.gate.shape == (batch,) and bool(((result.gate >= 0) & (result.gate <= 1)).all())
@@ -356,5 +332,5 @@ def test_any_shape_gives_finite_changes_of_the_same_shape(dtype, batch, count, c
 
 def test_flat_predictions_and_references_are_harmless() -> None:
     flat = torch.zeros(1, 4, 8, 8)
-    result = calibrated_correction(flat, torch.ones(3, 4, 8, 8), torch.tensor(0.5), CONFIG)
+    result = correct_from(flat, torch.ones(3, 4, 8, 8), 0.5, CONFIG)
     assert result.delta.abs().max() == 0
