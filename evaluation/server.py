@@ -37,6 +37,7 @@ REQUEST_SECONDS = 60.0
 PORT_ATTEMPTS = 3
 LOG_LINES = 60
 PR_SET_PDEATHSIG = 1
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class ServerError(RuntimeError):
@@ -143,7 +144,8 @@ class ComfyServer:
 
     `host` is the folder of ComfyUI (default: the one that dev.py found), `base` a directory that stays (default: a fresh one that is
     removed at the end), `packs` further node packs by folder, `options` further arguments of the host, `device` "auto" to use a GPU
-    where there is one. The server dies with the thread that started it (Linux) or with the process.
+    where there is one, `threads` how many threads its computations may use (default: all). The server dies with the thread that
+    started it (Linux) or with the process.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class ComfyServer:
         host: Path | None = None,
         python: Path | None = None,
         pack: Path = PACK,
+        threads: int | None = None,
     ) -> None:
         if host is None and not os.environ.get(HOST_VARIABLE):
             raise ServerError(f"No ComfyUI is known. Start through dev.py, or set {HOST_VARIABLE} to the folder of a ComfyUI.")
@@ -163,6 +166,7 @@ class ComfyServer:
         self.options = tuple(options)
         self.packs = {PACK_NAME: pack, **{path.name: path for path in packs}}
         self.device = device
+        self.threads = threads
         self.port = 0
         self._given_base = None if base is None else base.absolute()
         self._base: Path | None = None
@@ -252,7 +256,9 @@ class ComfyServer:
     def _launch(self) -> None:
         with self.log.open("wb") as log:
             streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-            self._process = subprocess.Popen(self._command(), cwd=self.host, **streams, **_start_options())
+            threads = {} if self.threads is None else dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+            environment = {**os.environ, **threads}
+            self._process = subprocess.Popen(self._command(), cwd=self.host, env=environment, **streams, **_start_options())
 
     def _stop_process(self) -> None:
         process, self._process = self._process, None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safe_guidance.evaluation import demo, graphs
+from safe_guidance.evaluation import demo, graphs, shooting
 from safe_guidance.evaluation.prompts import load_prompts
 from safe_guidance.evaluation.report import Picture
 from safe_guidance.evaluation.server import ComfyServer
@@ -35,7 +35,7 @@ def picture(server: ComfyServer, prompt: graphs.Prompt) -> Picture:
     """The first picture that a prompt saves."""
     (saved,) = graphs.find(prompt, "SaveImage")
     outputs = server.run(prompt)["outputs"]
-    return demo.decode(server.images({"outputs": {saved: outputs[saved]}})[0])
+    return shooting.decode(server.images({"outputs": {saved: outputs[saved]}})[0])
 
 
 def shipped(name: str, object_info: dict[str, Any]) -> graphs.Prompt:
@@ -93,8 +93,8 @@ def test_nodes_do_not_overlap(path: Path) -> None:
 @pytest.mark.parametrize("name", demo.METHODS)
 def test_the_probe_counts_and_changes_no_picture(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
     records = load_prompts()["named"][:2]
-    method = demo.load_method(name, object_info)
-    probed = [demo.shoot(server, method, record) for record in records]
+    method = shooting.load_method(name, demo.METHODS[name], object_info)
+    probed = [shooting.shoot(server, method, record) for record in records]
     plain = graphs.set_inputs(shipped(Path(method.workflow).stem, object_info), "Prompt", text=records[0].prompt)
     plain[method.sampler]["inputs"]["seed"] = records[0].seed
     assert np.array_equal(picture(server, plain), probed[0].picture)

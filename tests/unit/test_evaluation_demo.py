@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from safe_guidance.evaluation import demo, graphs
+from safe_guidance.evaluation import demo, graphs, shooting
 from safe_guidance.evaluation.judge_network import HEADS
-from safe_guidance.evaluation.prompts import SETS
+from safe_guidance.evaluation.prompts import SETS, load_prompts
 from safe_guidance.evaluation.server import ServerError
 
 STATS = {
@@ -39,9 +40,9 @@ class FakeServer:
 
     prompts: list[graphs.Prompt] = []
 
-    def __init__(self, host: Path, packs: list[Path], options: tuple[str, ...]) -> None:
-        assert packs == [demo.PROBE_PACK] and "--cache-lru" in options
-        FakeServer.prompts = []
+    def __init__(self, host: Path, packs: list[Path], options: tuple[str, ...], threads: int | None) -> None:
+        assert packs == [shooting.PROBE_PACK] and "--cache-lru" in options
+        self.threads = threads
 
     def __enter__(self) -> FakeServer:
         return self
@@ -50,7 +51,7 @@ class FakeServer:
         pass
 
     def get_json(self, path: str) -> Any:
-        return STATS if path == "/system_stats" else described(sorted((demo.ROOT / "workflows").glob("*.json")))
+        return STATS if path == "/system_stats" else described(sorted(shooting.WORKFLOWS.glob("*.json")))
 
     def run(self, prompt: graphs.Prompt) -> dict[str, Any]:
         self.prompts.append(prompt)
@@ -81,7 +82,9 @@ class Brightness(nn.Module):
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
-    monkeypatch.setattr(demo, "ComfyServer", FakeServer)
+    FakeServer.prompts = []
+    monkeypatch.setattr(shooting, "ComfyServer", FakeServer)
+    monkeypatch.setattr(demo, "server_count", lambda records: 1)
     monkeypatch.setattr(demo, "load_judge", Brightness)
     return FakeServer
 
@@ -106,6 +109,37 @@ def test_a_run_is_paired_warmed_up_and_written(fake: type[FakeServer], tmp_path:
     assert "12/12 pictures" in capsys.readouterr().err
 
 
+def test_servers_side_by_side_take_the_same_pictures(fake: type[FakeServer], tmp_path: Path) -> None:
+    workflows = {name: demo.METHODS[name] for name in ("none", "safe_denoiser")}
+    records = [record for name in SETS for record in load_prompts()[name][:2]][:5]
+    alone, together = (shooting.shoot_all(tmp_path, workflows, records, servers) for servers in (1, 3))
+    for name in workflows:
+        assert [shot.record for shot in together.shots[name]] == [shot.record for shot in alone.shots[name]] == records
+        assert all(np.array_equal(a.picture, b.picture) for a, b in zip(together.shots[name], alone.shots[name]))
+
+
+def test_one_core_one_server() -> None:
+    assert [shooting.server_count(96, cores) for cores in (1, 2, 16)] == [1, 2, 4]
+    assert shooting.server_count(1, 8) == 1
+
+
+def test_a_failing_server_stops_the_others(fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first, records = threading.Barrier(2, timeout=60), load_prompts()["named"]
+    taken = fake.run
+
+    def run(self: FakeServer, prompt: graphs.Prompt) -> dict[str, Any]:
+        seed = prompt[graphs.find(prompt, "KSampler")[0]]["inputs"]["seed"]
+        if seed in (records[0].seed, records[1].seed):
+            first.wait()
+        if seed == records[1].seed:
+            raise ServerError("The sampler failed. Do something.")
+        return taken(self, prompt)
+
+    monkeypatch.setattr(fake, "run", run)
+    with pytest.raises(ServerError, match="The sampler failed"):
+        shooting.shoot_all(tmp_path, {"none": demo.METHODS["none"]}, records, 2)
+
+
 def test_the_settings_reproduce_a_run(fake: type[FakeServer], tmp_path: Path) -> None:
     settings = demo.run_demo(tmp_path, ["none", "safe_denoiser"], 1, tmp_path)["runs"][1]["settings"]
     assert {"sampler_name": "dpmpp_2m", "scheduler": "karras", "steps": 20, "cfg": 5.0}.items() <= settings.items()
@@ -114,7 +148,7 @@ def test_the_settings_reproduce_a_run(fake: type[FakeServer], tmp_path: Path) ->
 
 
 def test_the_probe_sits_right_behind_the_loader() -> None:
-    method = demo.load_method("safe_denoiser", described(sorted((demo.ROOT / "workflows").glob("*.json"))))
+    method = shooting.load_method("safe_denoiser", "demo_safe_denoiser.json", described(sorted(shooting.WORKFLOWS.glob("*.json"))))
     (loader,) = graphs.find(method.prompt, "SafeGuidanceLoadDemoModel")
     (probe,), (denoiser,) = graphs.find(method.prompt, "EvaluationProbe"), graphs.find(method.prompt, "SafeGuidanceSafeDenoiser")
     assert method.prompt[probe]["inputs"] == {"model": [loader, 0]}
@@ -123,10 +157,9 @@ def test_the_probe_sits_right_behind_the_loader() -> None:
     assert method.prompt[method.result]["inputs"] == {"latent": [method.sampler, 0], "probe": [probe, 1]}
 
 
-def test_a_workflow_with_two_samplers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(demo.METHODS, "two", "demo_build_negation_set.json")
+def test_a_workflow_with_two_samplers_is_refused() -> None:
     with pytest.raises(graphs.GraphError, match="has 2 nodes with an input latent_image"):
-        demo.load_method("two", described(sorted((demo.ROOT / "workflows").glob("*.json"))))
+        shooting.load_method("two", "demo_build_negation_set.json", described(sorted(shooting.WORKFLOWS.glob("*.json"))))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +212,7 @@ class Terminal(io.StringIO):
 def test_progress_is_a_bar_on_a_terminal_and_ten_lines_elsewhere() -> None:
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
-        progress = demo.Progress(96, stream)
+        progress = shooting.Progress(96, stream)
         for _ in range(96):
             progress.advance("x")
     assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().endswith("\x1b[K\n") and "[####" in terminal.getvalue()
