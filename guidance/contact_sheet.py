@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .negation_set import NegationSet, fit
+from .layouts import fit
+from .negation_set import NegationSet
 
 CELL = 128
 GAP = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,22 +175,6 @@ def load(path: Path) -> NegationSet:
         return NegationSet(pictures, masks, *texts)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
-
-
-def fit(picture: Tensor, height: int, width: int) -> Tensor:
-    """Scale (C, H, W) floats to cover height x width with the aspect kept, and crop the centre."""
-    scale = max(height / picture.shape[1], width / picture.shape[2])
-    size = (max(height, round(picture.shape[1] * scale)), max(width, round(picture.shape[2] * scale)))
-    resized = F.interpolate(picture[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return resized[:, top : top + height, left : left + width]
-
-
-def pixels(negation_set: NegationSet, height: int, width: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Every picture (3, height, width) in [0, 1] and its mask (1, height, width), scaled and cropped alike."""
-    for picture, mask in zip(negation_set.pictures, negation_set.masks):
-        fitted = fit(picture.movedim(-1, 0).float() / 255, height, width)
-        yield fitted, None if mask is None else fit(mask[None].float() / 255, height, width)
 
 
 def without_duplicates(negation_set: NegationSet) -> NegationSet:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import comfy.model_management
@@ -13,67 +15,84 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...guidance.negation_set import NegationSet, pixels
+from ...guidance.layouts import PLAIN, Layout, pixels
+from ...guidance.negation_set import NegationSet
 from ...guidance.references import References
+from . import latent_cache
 
 ENCODE_BATCH = 8
 KEPT_ENCODINGS = 8
-"""Encoded sets kept in memory per VAE, so that queueing again costs nothing."""
+"""Encoded sets kept at hand per VAE, so that queueing again reads nothing."""
 
 RESIDENT_SHARE = 0.25
 """Share of a device's free memory that the references of one set may take; the rest is the model's."""
 
-_encodings: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[str, int, int], References]] = weakref.WeakKeyDictionary()
+_encodings: weakref.WeakKeyDictionary[Any, OrderedDict[str, References]] = weakref.WeakKeyDictionary()
 
 
-def encode(negation_set: NegationSet, vae: Any, height: int, width: int) -> References:
+def encode(negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout = PLAIN) -> References:
     """Latents (N, C, height, width) of the set's pictures in VAE space, half precision, with their regions.
 
-    Pictures are scaled to cover the size that the latent stands for, keep their aspect and lose what overhangs. The host's
-    VAEs encode to the posterior's mode, not to a sample of it. Progress is shown, and interrupting the prompt interrupts.
+    They come from disk when this VAE has encoded the set at this size before. The host's VAEs encode to the posterior's mode,
+    not to a sample of it. Progress is shown, and interrupting the prompt interrupts.
     """
     known = _encodings.setdefault(vae.first_stage_model, OrderedDict())
-    key = (negation_set.content_hash, height, width)
+    ratio = vae.spacial_compression_encode()
+    key = f"{negation_set.content_hash} {height}x{width}x{ratio} {layout.fit} {layout.augmentation}"
     if key not in known:
-        known[key] = _encode(negation_set, vae, height, width)
+        count, vae_hash = len(negation_set) * layout.copies, latent_cache.vae_hash(vae)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+            return _encoded(negation_set, vae, height, width, layout)
+
+        known[key] = latent_cache.gathered(batches()) if vae_hash is None else latent_cache.cached(f"{vae_hash} {key}", count, batches)
         while len(known) > KEPT_ENCODINGS:
             known.popitem(last=False)
     known.move_to_end(key)
     return known[key]
 
 
-def _encode(negation_set: NegationSet, vae: Any, height: int, width: int) -> References:
+def _encoded(negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Latents and regions, a batch at a time."""
     ratio = vae.spacial_compression_encode()
-    progress = comfy.utils.ProgressBar(len(negation_set))
-    latents: list[Tensor] = []
-    regions: list[Tensor] = []
-    batch: list[Tensor] = []
-    for picture, mask in pixels(negation_set, height * ratio, width * ratio):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        batch.append(picture.movedim(0, -1))
-        whole = torch.ones(1, height, width)
-        regions.append(whole if mask is None else F.interpolate(mask[None], size=(height, width), mode="area")[0])
-        if len(batch) == ENCODE_BATCH or len(regions) == len(negation_set):
-            latents.append(vae.encode(torch.stack(batch)).to("cpu", torch.float16))
-            progress.update(len(batch))
-            batch = []
     masked = any(mask is not None for mask in negation_set.masks)
-    return References(torch.cat(latents), torch.stack(regions).half() if masked else None)
+    progress = comfy.utils.ProgressBar(len(negation_set) * layout.copies)
+    pictures = pixels(negation_set, height * ratio, width * ratio, layout)
+    while batch := list(islice(pictures, ENCODE_BATCH)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        latents = vae.encode(torch.stack([picture.movedim(0, -1) for picture, _ in batch])).to("cpu", torch.float16)
+        if latents.ndim != 4:
+            raise ValueError("The VAE makes video or audio latents, and a negation set has pictures. Connect the VAE of a picture model.")
+        if not bool(torch.isfinite(latents).all()):
+            raise ValueError(
+                "The VAE made values that are not numbers from a picture of the negation set. "
+                "Start the host with --fp32-vae, or use another VAE."
+            )
+        yield latents, torch.stack([_region(mask, height, width) for _, mask in batch]) if masked else None
+        progress.update(len(batch))
 
 
-def references_for(model: ModelPatcher, vae: Any, negation_set: NegationSet, latent_shape: tuple[int, ...]) -> References:
+def _region(mask: Tensor | None, height: int, width: int) -> Tensor:
+    return torch.ones(1, height, width) if mask is None else F.interpolate(mask[None], size=(height, width), mode="area")[0]
+
+
+def references_for(
+    model: ModelPatcher, vae: Any, negation_set: NegationSet, latent_shape: tuple[int, ...], layout: Layout = PLAIN
+) -> References:
     """The set's references for a sampling run, in the space of the sampler's x and denoised predictions.
 
     Raises:
         ValueError: the run's latents are not pictures, or the VAE is not the model's.
     """
     if len(latent_shape) != 4:
-        raise ValueError("Safe Denoiser compares single pictures, and this model samples video or audio. Remove the node from this MODEL.")
+        raise ValueError(
+            "A negation set is compared with single pictures, and this model samples video or audio. Remove the node from this MODEL."
+        )
     latent_format = model.get_model_object("latent_format")
     height, width = latent_shape[-2:]
-    encoded = encode(negation_set, vae, height, width)
+    encoded = encode(negation_set, vae, height, width, layout)
     channels = encoded.latents.shape[1]
-    if encoded.latents.ndim != 4 or channels != latent_format.latent_channels:
+    if channels != latent_format.latent_channels:
         raise ValueError(
             f"The VAE makes latents with {channels} channels, the model samples {latent_format.latent_channels}. "
             "Connect the VAE that belongs to the model."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from safe_guidance.guidance.contact_sheet import CELL, GAP, contact_sheet
+from safe_guidance.guidance.layouts import Layout, fit, letterbox, pixels
 from safe_guidance.guidance.negation_set import (
     FORMAT,
     MAX_SIDE,
     NegationSet,
-    fit,
     from_images,
     load,
-    pixels,
     save,
     without_duplicates,
 )
@@ -113,6 +114,27 @@ def test_bad_masks(mask: torch.Tensor, sentence: str) -> None:
         from_images(images(), mask)
 
 
+GOLDEN = (
+    "c-oDRWtY=H6oz+kch@jDq$QcOO<J7dy2xTn36spE4cjE8nF32Gi@UqKySux){2Z9{E9^NupYDCnz0WysQDH%zEKpU8P=pahstO`mpgT4tHdPbIO@IiHpn?fT"
+    "0Z|W&FeGDW2(l(&2uZ*QheRkVkO-m}ltP9iNI^}LiKc4=3rG{Spn?GplBP~<oiJH6D)>adz%m<IUJ!SZnAmJLoV0}~OI&0SUp!-C#9la?#1S<en{x@}M0V#o"
+    "nRH%76NID0r7p<vz(Q`RU&!NCz_cvo-4rX{M*?|EiNc3tJjnNS41@Vx77Dx!V@!}Tb(%?&|8Vfq-xeA2P*GyJ9LE*>i{Fe2h6*XHRJlskYSnAhtW~>C-Fo#K"
+    "G;GwkNz-P{TeNJ|x=q`5?YR!1W2eqtx_0Z{qbKk4_Yy=X1%e@22}gSO>D#aWfPsUegNF<qHhjd$QKQF<9al7d!o*3%lc!9bHoas<Y^FL3X*woGJYmi*O<J~-"
+    "nv-^EX70TCWec(kbBoFsFIl>5`HGdRR<BvRZvBRhn>KIRx^4T8ox67L*}HH5frEz*A31vL_=%IJPM<k@?)-&|mo8tqdhPm+o40P?xqI*agNKhEKY9A>`HPpY"
+    "UcY(!?)`_4pFV&2`tAFVpTGV9awN@K"
+)
+"""A file of the format, compressed: what users keep must stay readable."""
+
+
+def test_files_of_the_first_version_stay_readable(tmp_path: Path) -> None:
+    path = tmp_path / "golden.safetensors"
+    path.write_bytes(zlib.decompress(base64.b85decode(GOLDEN)))
+    read = load(path)
+    assert (len(read), read.sizes(), read.name, read.source, read.licence) == (1, [(9, 8)], "golden", "the tests", "CC0-1.0")
+    assert torch.equal(read.pictures[0].flatten(), (torch.arange(8 * 9 * 3) % 251).byte())
+    assert read.masks[0] is not None and int((read.masks[0] > 0).sum()) == 12
+    assert read.content_hash == "328deda41c91267d2f07b3d22e4f9612782e011536f3035bb7ebcbed0ab1b58d"
+
+
 PICTURE = torch.zeros(16, 16, 3, dtype=torch.uint8)
 BAD_FILES = {
     "of another format": ({"picture.000000": PICTURE}, {"format": "something else"}, "not a negation set"),
@@ -191,6 +213,32 @@ def test_pictures_and_masks_are_cropped_alike() -> None:
     ((fitted, mask),) = pixels(from_images(picture, picture[..., 0]), 16, 16)
     assert mask is not None
     torch.testing.assert_close(fitted[:1], mask)
+
+
+def test_letterbox_keeps_everything() -> None:
+    picture = torch.zeros(3, 40, 80)
+    picture[0] = 1
+    boxed = letterbox(picture, 40, 40, torch.tensor([0.0, 0.5, 0.0]))
+    assert boxed.shape == (3, 40, 40)
+    assert torch.equal(boxed[1, :10], torch.full((10, 40), 0.5)) and torch.equal(boxed[1, 30:], torch.full((10, 40), 0.5))
+    torch.testing.assert_close(boxed[0, 10:30], torch.ones(20, 40))
+    (mine,) = pixels(from_images(torch.ones(1, 16, 64, 3), torch.ones(1, 16, 64)), 32, 32, Layout("letterbox"))
+    assert mine[1] is not None and mine[1].mean().item() == pytest.approx(0.25)
+    torch.testing.assert_close(mine[0], torch.ones(3, 32, 32))
+
+
+@pytest.mark.parametrize(("augmentation", "copies"), [("none", 1), ("flip", 2), ("flip and crops", 10), ("flip, crops and shifts", 18)])
+def test_augmentation_moves_pictures_and_masks_alike(augmentation: str, copies: int) -> None:
+    picture = torch.zeros(1, 32, 48, 3)
+    picture[:, 4:12, 30:40] = 1
+    layout = Layout("crop", augmentation)  # type: ignore[arg-type]
+    found = list(pixels(from_images(picture, picture[..., 0]), 32, 48, layout))
+    assert len(found) == copies == layout.copies
+    for fitted, mask in found:
+        assert mask is not None and fitted.shape == (3, 32, 48)
+        torch.testing.assert_close(fitted[:1], mask)
+    assert len({tuple(fitted.flatten().tolist()) for fitted, _ in found}) == copies
+    torch.testing.assert_close(found[copies // 2][0], found[0][0].flip(-1) if copies > 1 else found[0][0])
 
 
 def test_duplicates_are_dropped() -> None:

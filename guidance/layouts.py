@@ -1,0 +1,127 @@
+"""Pictures of a negation set at the size of a run: fitted into it, and as further copies that move what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .negation_set import NegationSet
+
+Fit = Literal["crop", "letterbox"]
+Augmentation = Literal["none", "flip", "flip and crops", "flip, crops and shifts"]
+
+CROP_SHARE = 0.8
+"""Side of an augmenting crop as a share of the picture's: it moves what it shows by up to a tenth and enlarges it by a quarter."""
+
+SHIFT_SHARE = 1 / 8
+"""An augmenting shift as a share of the picture's side."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How pictures get to the size of a run.
+
+    Attributes:
+        fit: `crop` covers the size and loses what overhangs; `letterbox` keeps everything and fills the rest with the
+            picture's mean colour.
+        augmentation: further copies of every picture, because whole pictures are compared place by place.
+    """
+
+    fit: Fit = "crop"
+    augmentation: Augmentation = "none"
+
+    @property
+    def copies(self) -> int:
+        """Latents that one picture becomes."""
+        return len(_VARIANTS[self.augmentation])
+
+
+PLAIN = Layout()
+"""Every picture once, covering the size."""
+
+
+def fit(picture: Tensor, height: int, width: int) -> Tensor:
+    """Scale (C, H, W) floats to cover height x width with the aspect kept, and crop the centre."""
+    scale = max(height / picture.shape[1], width / picture.shape[2])
+    size = (max(height, round(picture.shape[1] * scale)), max(width, round(picture.shape[2] * scale)))
+    resized = _resized(picture, *size)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return resized[:, top : top + height, left : left + width]
+
+
+def letterbox(picture: Tensor, height: int, width: int, fill: Tensor) -> Tensor:
+    """Scale (C, H, W) floats to fit into height x width with the aspect kept, in the middle of a field of `fill` (C,)."""
+    scale = min(height / picture.shape[1], width / picture.shape[2])
+    size = (min(height, max(1, round(picture.shape[1] * scale))), min(width, max(1, round(picture.shape[2] * scale))))
+    field = fill[:, None, None].expand(-1, height, width).clone()
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    field[:, top : top + size[0], left : left + size[1]] = _resized(picture, *size)
+    return field
+
+
+def _resized(picture: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(picture[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+def pixels(negation_set: NegationSet, height: int, width: int, layout: Layout = PLAIN) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Every picture (3, height, width) in [0, 1] and its mask (1, height, width), fitted alike, with its copies behind it."""
+    for stored, stored_mask in zip(negation_set.pictures, negation_set.masks):
+        picture, mask = stored.movedim(-1, 0).float() / 255, None if stored_mask is None else stored_mask[None].float() / 255
+        if layout.fit == "crop":
+            fitted, fitted_mask = fit(picture, height, width), None if mask is None else fit(mask, height, width)
+        else:
+            fitted = letterbox(picture, height, width, picture.mean((1, 2)))
+            fitted_mask = None if mask is None else letterbox(mask, height, width, torch.zeros(1))
+        for vary in _VARIANTS[layout.augmentation]:
+            yield vary(fitted), None if fitted_mask is None else vary(fitted_mask)
+
+
+def _flip(image: Tensor) -> Tensor:
+    return image.flip(-1)
+
+
+def _crop(top: int, left: int) -> Callable[[Tensor], Tensor]:
+    """The crop at one of the corners (0 or 1), enlarged to the whole size."""
+
+    def apply(image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        rows, columns = max(1, round(CROP_SHARE * height)), max(1, round(CROP_SHARE * width))
+        y, x = top * (height - rows), left * (width - columns)
+        return _resized(image[:, y : y + rows, x : x + columns], height, width)
+
+    return apply
+
+
+def _shift(down: int, right: int) -> Callable[[Tensor], Tensor]:
+    """Moved by SHIFT_SHARE along an axis (-1, 0 or 1); the border is continued."""
+
+    def apply(image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        y = (torch.arange(height) - down * round(SHIFT_SHARE * height)).clamp(0, height - 1)
+        x = (torch.arange(width) - right * round(SHIFT_SHARE * width)).clamp(0, width - 1)
+        return image[:, y][:, :, x]
+
+    return apply
+
+
+def _with_flips(variants: list[Callable[[Tensor], Tensor]]) -> list[Callable[[Tensor], Tensor]]:
+    return [*variants, *((lambda image, vary=vary: _flip(vary(image))) for vary in variants)]
+
+
+def _same(image: Tensor) -> Tensor:
+    return image
+
+
+_CROPS = [_crop(top, left) for top in (0, 1) for left in (0, 1)]
+_SHIFTS = [_shift(-1, 0), _shift(1, 0), _shift(0, -1), _shift(0, 1)]
+_VARIANTS: dict[Augmentation, list[Callable[[Tensor], Tensor]]] = {
+    "none": [_same],
+    "flip": [_same, _flip],
+    "flip and crops": _with_flips([_same, *_CROPS]),
+    "flip, crops and shifts": _with_flips([_same, *_CROPS, *_SHIFTS]),
+}
