@@ -1,0 +1,46 @@
+"""Step indices of the papers, which count steps of 50 on Stable Diffusion 1.x's schedule, as noise levels.
+
+The papers' code runs 50 DDIM or PNDM steps with "leading" spacing and an offset of one: step i has timestep 981 - 20 i.
+Written as noise levels, the same rule holds for every sampler, number of steps, and start of img2img.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+TIMESTEPS = 1000
+STEPS = 50
+
+
+def timestep_of_step(step: float) -> float:
+    """Timestep of a step of 50: 981 for step 0, 20 less for each further one."""
+    return TIMESTEPS - TIMESTEPS // STEPS * (step + 1) + 1
+
+
+def _log_sigmas() -> list[float]:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64).square()
+    signal = (1 - betas).cumprod(0)
+    return ((1 - signal) / signal).sqrt().log().tolist()
+
+
+_LOG_SIGMAS = _log_sigmas()
+
+
+def sigma_of_timestep(timestep: float) -> float:
+    """Noise-to-signal ratio at a timestep in [0, 999] of Stable Diffusion 1.x, SDXL included; log-linear in between.
+
+    Raises:
+        ValueError: when the timestep is outside the schedule.
+    """
+    if not 0 <= timestep <= TIMESTEPS - 1:
+        raise ValueError(f"Timestep {timestep:g} is not on the schedule. Take one from 0 to {TIMESTEPS - 1}.")
+    low = min(int(timestep), TIMESTEPS - 2)
+    share = timestep - low
+    return math.exp((1 - share) * _LOG_SIGMAS[low] + share * _LOG_SIGMAS[low + 1])
+
+
+def sigma_of_step(step: float) -> float:
+    """Noise level of a step of 50."""
+    return sigma_of_timestep(timestep_of_step(step))
