@@ -5,3 +5,4 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 NegationSetType = io.Custom("NEGATION_SET")
+SemanticConceptsType = io.Custom("SEMANTIC_CONCEPTS")
