@@ -38,7 +38,7 @@ class SafeLatentDiffusion(io.ComfyNode):
             node_id="SafeGuidanceSafeLatentDiffusion",
             display_name="Safe Latent Diffusion (SLD)",
             category="safe guidance/text",
-            description="Turns the guidance away from a text of unsafe concepts while a picture is sampled. Needs a sampler with a negative "
+            description="Turns the guidance away from a text of unsafe concepts while a picture is sampled. Needs a sampler with negative "
             "prompt. Costs one more model evaluation a step.",
             search_aliases=["sld", "safe stable diffusion", "safety text", "negative prompt", "nsfw", "concept erasing"],
             inputs=[
@@ -75,7 +75,7 @@ class SafeLatentDiffusion(io.ComfyNode):
                     step=0.001,
                     round=0.0001,
                     advanced=True,
-                    tooltip="custom: how far the prompt must stay beyond the safety text to be left alone. More steers more of the picture, "
+                    tooltip="custom: how far the prompt must stay beyond the safety text to be left alone. More steers more of a picture, "
                     "less spares more.",
                 ),
                 io.Float.Input(

@@ -144,7 +144,7 @@ class SemanticGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="How much of the guidance of earlier steps is added. 0 is off and saves the model evaluations before the start.",
+                    tooltip="How much of the guidance of earlier steps is added. 0 is off and saves model evaluations before the start.",
                 ),
                 io.Float.Input(
                     "momentum_decay",
