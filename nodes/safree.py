@@ -1,0 +1,99 @@
+"""SAFREE: a prompt encoded without what it has in common with unwanted concepts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..guidance.safree import NUDITY_CONCEPTS
+from .host.safree import Filtered, filter_text, validation_for
+
+CATEGORY = "safe guidance/text"
+STEPS = ("as published", "self-validating", "self-validating, artist", "all")
+
+
+def phrases(text: str) -> list[str]:
+    """The phrases of a list, separated by lines or commas."""
+    return [phrase for part in re.split(r"[\n,]", text) if (phrase := part.strip())]
+
+
+def report(found: Filtered) -> str:
+    """Which tokens were judged and how, for people."""
+    toxic = [judged for judged in found.judged if judged.toxic]
+    if not toxic:
+        lines = ["Nothing was filtered: the conditioning is the prompt's own."]
+    else:
+        until = "all steps" if found.last_step is None else f"steps 0 to {found.last_step} of 50"
+        lines = [f"Filtered for {until}: {', '.join(dict.fromkeys(judged.token for judged in toxic))}."]
+    lines += [f"The filter would change the whole prompt by {found.change:.3f} (0 = not at all).", ""]
+    lines.append("Distance from the concepts without the token, relative to that without another:")
+    lines += [f"{j.encoder:8} {j.ratio:6.3f}  {'filtered' if j.toxic else 'kept':8}  {j.token}" for j in found.judged]
+    return "\n".join(lines)
+
+
+class SafreeTextFilter(io.ComfyNode):
+    """CLIP and a prompt in, CONDITIONING out: in the place of CLIP Text Encode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceSafreeTextFilter",
+            display_name="SAFREE Text Filter",
+            category=CATEGORY,
+            description="CLIP Text Encode that projects words off a list of unwanted concepts. Free while sampling. A prompt without "
+            "such words is encoded exactly as by CLIP Text Encode.",
+            search_aliases=["safree", "prompt filter", "clip text encode", "nsfw", "concept erasing", "toxic"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt."),
+                io.String.Input(
+                    "concepts",
+                    default="\n".join(NUDITY_CONCEPTS),
+                    multiline=True,
+                    tooltip="What is unwanted, one phrase per line or separated by commas. The default is the paper's for nudity; for a "
+                    "style, the artist's name. More phrases catch more words, and more harmless ones.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.01,
+                    min=-1.0,
+                    max=10.0,
+                    step=0.005,
+                    round=0.0001,
+                    tooltip="How clearly a word must belong to the concepts. More filters fewer words, less filters more.",
+                ),
+                io.Combo.Input(
+                    "steps",
+                    options=list(STEPS),
+                    default=STEPS[0],
+                    tooltip="How long the filtered prompt is used, before the prompt itself takes over. self-validating: longer the more "
+                    "the filter changes the prompt, at most a fifth of the run. all: always, the strongest. as published: self-validating "
+                    "for models with one text encoder, all for those with several.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="The filtered prompt."),
+                io.Conditioning.Output(display_name="unfiltered", tooltip="The prompt as CLIP Text Encode encodes it."),
+                io.String.Output(
+                    display_name="negative_text",
+                    tooltip="The concepts as one text. The paper's figures also use it as negative prompt: connect a CLIP Text Encode.",
+                ),
+                io.String.Output(display_name="report", tooltip="Which words were judged, and how."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str, concepts: str, alpha: float, steps: str) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError("There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader.")
+        unwanted = phrases(concepts)
+        if not unwanted:
+            raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
+        found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))
+        told = report(found)
+        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=ui.PreviewText(told))
+
+
+NODES: list[type[io.ComfyNode]] = [SafreeTextFilter]
