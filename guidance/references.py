@@ -11,6 +11,9 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**22
 """Numbers converted to single precision at a time: 16 MB, which a processor's cache and any graphics card hold."""
 
+NEGLIGIBLE_WEIGHT = 1e-9
+"""References whose weights together stay below this are lost in the rounding of a mean."""
+
 
 @dataclass(frozen=True)
 class References:
@@ -51,6 +54,19 @@ class References:
             part = slice(start, min(start + count, len(self)))
             if needed is None or bool(needed[part].any()):
                 yield part, self.rows(part, device)
+
+    def then(self, change: Callable[[Tensor], Tensor]) -> References:
+        """The same references, changed further whenever they are read."""
+        first = self.prepare
+        return References(self.latents, self.regions, change if first is None else lambda z: change(first(z)))
+
+    def mean(self, weights: Tensor) -> Tensor:
+        """sum_n w_n z_n, streamed: (B, N) -> (B, C, h, w). References without weight are not read."""
+        shape = self.latents.shape[1:]
+        total = weights.new_zeros(len(weights), shape.numel())
+        for part, z in self.chunks(weights.device, wanted=(weights > NEGLIGIBLE_WEIGHT / len(self)).any(0)):
+            total += weights[:, part] @ z.flatten(1).to(weights.dtype)
+        return total.unflatten(1, shape)
 
     def resident(self, device: torch.device) -> References:
         """The same references on a device, in the sampler's space and in the type they are stored in."""

@@ -9,8 +9,8 @@ under the forward kernel q(x_t | z_n) = N(signal z_n, noise^2 I), a softmax-weig
 
 beta* is a ratio of densities in thousands of dimensions: it is zero or infinite except near a reference. `exact` keeps it
 as an honest likelihood ratio, `tempered` flattens it, and `calibrated`, the default, replaces it by a similarity whose
-threshold is calibrated on the negation set itself. All of them return a correction of the denoised prediction and never
-draw random numbers.
+threshold is calibrated on the negation set itself. `official` is what the authors' code subtracts, without the noise that it
+then adds anew. All of them return a correction of the denoised prediction and never draw random numbers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from torch import Tensor
 
 from .composition import capped, per_sample, sample_norm
 from .noise_level import NoiseLevel, SigmaWindow
+from .official_safe_denoiser import published_delta
 from .references import References
 from .similarity import Calibration, normalized_weights, similarities
 
-Mode = Literal["calibrated", "exact", "tempered"]
+Mode = Literal["calibrated", "exact", "tempered", "official"]
+Anchor = Literal["prediction", "unconditional"]
 
 OFFICIAL_WINDOW = SigmaWindow(low=4.67)
 """DDPM timesteps 780 to 1000 of Stable Diffusion 1.x, the window of the paper's text-to-image experiments."""
@@ -40,9 +42,6 @@ NEGLIGIBLE_BETA = 1e-6
 
 GATE_RAMP = 0.25
 """The gate is fully open when the similarity exceeds its threshold by this share."""
-
-NEGLIGIBLE_WEIGHT = 1e-9
-"""References whose weights together stay below this are lost in the rounding of the mean."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,9 @@ class SafeDenoiserSettings:
         temperature: calibrated mode; similarities are compared at this scale. Smaller means the nearest references decide.
         cap: largest correction, as a share of the prediction's norm.
         effective_dimensions: tempered mode; the number of independent dimensions that the latent is taken to have.
+        kappa: official mode; how fast the kernel falls with the root mean square distance, see `published_delta`.
+        anchor: which prediction is compared and pushed away: the guider's own after CFG (the published code), or the
+            unconditional one inside CFG (the paper's Eq. 8).
         keep_contrast: calibrated mode; compare at equal norm and keep the prediction's norm, so that only its content changes.
     """
 
@@ -68,6 +70,8 @@ class SafeDenoiserSettings:
     temperature: float = 0.1
     cap: float = 0.5
     effective_dimensions: int = 256
+    kappa: float = 6.45
+    anchor: Anchor = "prediction"
     keep_contrast: bool = True
 
 
@@ -106,15 +110,6 @@ def kernel_logits(x: Tensor, references: References, level: NoiseLevel, anchor: 
     return -torch.cat(excess, dim=1) / (2 * level.noise**2)
 
 
-def unsafe_mean(weights: Tensor, references: References) -> Tensor:
-    """E_unsafe = sum_n w_n z_n (Eq. 6), streamed: (B, N), (N, ...) -> (B, ...). References without weight are not read."""
-    count, shape = len(references), references.latents.shape[1:]
-    total = weights.new_zeros(len(weights), shape.numel())
-    for part, z in references.chunks(weights.device, wanted=(weights > NEGLIGIBLE_WEIGHT / count).any(0)):
-        total += weights[:, part] @ z.flatten(1).to(weights.dtype)
-    return total.unflatten(1, shape)
-
-
 def likelihood_ratio_correction(
     x: Tensor, denoised: Tensor, references: References, level: NoiseLevel, settings: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> SafeDenoiserResult:
@@ -133,11 +128,20 @@ def likelihood_ratio_correction(
     if not bool((beta > 0).any()):
         return SafeDenoiserResult(torch.zeros_like(denoised), beta, nothing, nothing)
     prediction = denoised.to(weights.dtype)
-    difference = prediction - unsafe_mean(weights, references)
+    difference = prediction - references.mean(weights)
     if mask is not None:
         difference = difference * mask
     delta = capped(per_sample(beta, difference) * difference, prediction, settings.cap)
     return SafeDenoiserResult(delta, beta, nothing, nothing)
+
+
+def official_correction(
+    denoised: Tensor, references: References, settings: SafeDenoiserSettings, mask: Tensor | None = None
+) -> SafeDenoiserResult:
+    """Subtract the published kernel mean of references of `normalize_channels`. Nothing gates it: it acts on every picture."""
+    delta = capped(published_delta(denoised, references, settings.kappa, settings.strength, mask), denoised, settings.cap)
+    nothing = torch.full_like(denoised[:, 0, 0, 0], math.nan)
+    return SafeDenoiserResult(delta, torch.ones_like(nothing), nothing, nothing)
 
 
 def gate_of(score: Tensor, typical: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -165,7 +169,7 @@ def calibrated_correction(
     if not bool((gate > 0).any()):
         return SafeDenoiserResult(torch.zeros_like(denoised), gate, score, threshold)
     seen = torch.ones_like(denoised[:1, :1]) if mask is None else mask
-    own, unsafe = seen * denoised, seen * unsafe_mean(weights, references)
+    own, unsafe = seen * denoised, seen * references.mean(weights)
     if settings.keep_contrast:
         unsafe = unsafe * (sample_norm(own) / sample_norm(unsafe))
     delta = capped(settings.strength * per_sample(gate, denoised) * (own - unsafe), denoised, settings.cap)

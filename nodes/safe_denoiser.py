@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..guidance.layouts import Layout
 from ..guidance.negation_set import NegationSet
-from ..guidance.noise_level import SigmaWindow
-from ..guidance.safe_denoiser import SafeDenoiserSettings
+from ..guidance.safe_denoiser import Anchor, Mode, SafeDenoiserSettings
 from .host.runs import attach
 from .host.safe_denoiser import SafeDenoiserCorrection
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
-from .types import NegationSetType
+from .shared_inputs import WHOLE_START, layout_inputs, mask_input, reference_inputs, window_from, window_inputs, with_defaults
 
 CATEGORY = "safe guidance/safe denoiser"
 ALIASES = ["negative image", "avoid style", "not like this picture", "nsfw", "concept erasing", "negation set"]
-WHOLE_START = 1000.0
-"""A window that starts here starts with the first step: no schedule of the host begins at more noise."""
-
 DEFAULTS = SafeDenoiserSettings()
 
 
@@ -38,10 +35,11 @@ def settings_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mode",
-            options=["calibrated", "exact", "tempered"],
+            options=list(get_args(Mode)),
             default=DEFAULTS.mode,
             tooltip="calibrated: acts once a picture resembles the set about as much as its own pictures do (recommended). "
-            "exact: the paper's formula, acts on near-copies of a reference only. tempered: the paper's formula, made less strict.",
+            "exact: the paper's formula, acts on near-copies of a reference only. tempered: the paper's formula, made less strict. "
+            "official: what the authors' code subtracts, from every picture, without the noise that it adds anew.",
         ),
         io.Float.Input(
             "start_sigma",
@@ -97,35 +95,38 @@ def settings_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="tempered: how many independent numbers a latent is taken to have. More comes closer to exact.",
         ),
+        io.Float.Input(
+            "kappa",
+            default=DEFAULTS.kappa,
+            min=0.0,
+            max=200.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="official: more lets the nearest references decide, less averages. The published settings are 6.45 for nudity on "
+            "SD 1.4 (strength 0.33), 0.37 for styles (0.9) and for single pictures (0.69), 16.9 on SD3 (0.03).",
+        ),
+        io.Combo.Input(
+            "anchor",
+            options=list(get_args(Anchor)),
+            default=DEFAULTS.anchor,
+            optional=True,
+            advanced=True,
+            tooltip="Which prediction is compared with the set. prediction: the one after CFG, what the picture will be (the authors' "
+            "code). unconditional: the one without the prompt (the paper), which CFG then works against; costs a model call when CFG is 1.",
+        ),
+        *window_inputs(),
+        *layout_inputs(),
     ]
 
 
-def settings_from(
-    strength: float,
-    mode: Any,
-    start_sigma: float,
-    end_sigma: float,
-    threshold: float,
-    temperature: float,
-    cap: float,
-    effective_dimensions: int,
-) -> SafeDenoiserSettings:
-    """The method's settings from the values of `settings_inputs`."""
-    high = math.inf if start_sigma >= WHOLE_START else start_sigma
-    return SafeDenoiserSettings(
-        mode=mode,
-        strength=strength,
-        window=SigmaWindow(high=high, low=end_sigma),
-        threshold=threshold,
-        temperature=temperature,
-        cap=cap,
-        effective_dimensions=effective_dimensions,
-    )
-
-
-def protect(model: ModelPatcher, vae: Any, negation_set: NegationSet, settings: dict[str, Any]) -> ModelPatcher:
-    """The model with the method attached."""
-    return attach(model, SafeDenoiserCorrection(negation_set, vae, settings_from(**settings)))
+def protect(model: ModelPatcher, vae: Any, negation_set: NegationSet, mask: torch.Tensor | None, given: dict[str, Any]) -> ModelPatcher:
+    """The model with the method attached, from the values of `settings_inputs`."""
+    values = with_defaults(settings_inputs(), given)
+    layout = Layout(values.pop("fit"), values.pop("augmentation"))
+    of_window = ("window", "start_sigma", "end_sigma", "start_percent", "end_percent")
+    window = window_from(model, *(values.pop(name) for name in of_window))
+    return attach(model, SafeDenoiserCorrection(negation_set, vae, SafeDenoiserSettings(window=window, **values), layout, mask))
 
 
 class SafeDenoiser(io.ComfyNode):
@@ -142,16 +143,18 @@ class SafeDenoiser(io.ComfyNode):
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
-                NegationSetType.Input("negation_set", tooltip="What to stay away from."),
+                *reference_inputs(),
                 *settings_inputs(),
+                mask_input(),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, vae: Any, negation_set: NegationSet, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(protect(model, vae, negation_set, settings))
+    def execute(
+        cls, model: ModelPatcher, vae: Any, negation_set: NegationSet, mask: torch.Tensor | None = None, **settings: Any
+    ) -> io.NodeOutput:
+        return io.NodeOutput(protect(model, vae, negation_set, mask, settings))
 
 
 class SafeDenoiserSampler(io.ComfyNode):
@@ -170,8 +173,7 @@ class SafeDenoiserSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
-                NegationSetType.Input("negation_set", tooltip="What to stay away from."),
+                *reference_inputs(),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -201,6 +203,7 @@ class SafeDenoiserSampler(io.ComfyNode):
                     tooltip="Less than 1 starts from the latent's picture. Below about 0.8 the method's usual window has already passed.",
                 ),
                 *settings_inputs(),
+                mask_input(),
             ],
             outputs=[io.Latent.Output()],
         )
@@ -220,9 +223,10 @@ class SafeDenoiserSampler(io.ComfyNode):
         sampler_name: str,
         scheduler: str,
         denoise: float,
+        mask: torch.Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        protected = protect(model, vae, negation_set, settings)
+        protected = protect(model, vae, negation_set, mask, settings)
         return io.NodeOutput(sample(protected, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise))
 
 

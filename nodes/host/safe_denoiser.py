@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 
 from ...guidance.composition import Change
+from ...guidance.layouts import PLAIN, Layout
 from ...guidance.local_safe_denoiser import Patches, cut_patches, local_correction, typical_patch_similarity
 from ...guidance.negation_set import NegationSet
 from ...guidance.noise_level import NoiseLevel
+from ...guidance.official_safe_denoiser import normalize_channels
 from ...guidance.references import References
 from ...guidance.safe_denoiser import (
     SafeDenoiserResult,
     SafeDenoiserSettings,
     calibrated_correction,
     likelihood_ratio_correction,
+    official_correction,
 )
 from ...guidance.similarity import Calibration, calibrate
+from .areas import area_of
 from .negation_latents import fitting_references, references_for
-from .runs import Correction, RunContext, Step
+from .runs import UNCOND, Correction, RunContext, Step
 
 LATCH = 0.25
 """A local search's gate that was this far open stays open for the rest of the run."""
@@ -51,8 +55,15 @@ class SafeDenoiserCorrection(Correction):
 
     name = "Safe Denoiser"
 
-    def __init__(self, negation_set: NegationSet, vae: Any, settings: SafeDenoiserSettings) -> None:
-        self.negation_set, self.vae, self.settings = negation_set, vae, settings
+    def __init__(
+        self,
+        negation_set: NegationSet,
+        vae: Any,
+        settings: SafeDenoiserSettings,
+        layout: Layout = PLAIN,
+        mask: Tensor | None = None,
+    ) -> None:
+        self.negation_set, self.vae, self.settings, self.layout, self.mask = negation_set, vae, settings, layout, mask
         self._calibrated: dict[tuple[int, ...], Prepared] = {}
 
     def begin(self, context: RunContext) -> Prepared | None:
@@ -62,9 +73,11 @@ class SafeDenoiserCorrection(Correction):
         known = self._calibrated.get(context.latent_shape[1:])
         if known is not None and context.denoise_mask is None:
             return Prepared(known.references, known.calibration)
-        return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape)))
+        return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)))
 
     def _prepare(self, references: References) -> References | Patches:
+        if self.settings.mode == "official":
+            return references.then(normalize_channels)
         if references.regions is None or self.settings.mode != "calibrated":
             return references
         return cut_patches(references.rows(slice(None)), references.regions.float())
@@ -72,8 +85,11 @@ class SafeDenoiserCorrection(Correction):
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
 
+    def wanted_texts(self, step: Step, state: Prepared) -> dict[str, Tensor]:
+        return {UNCOND: step.every_row} if self.settings.anchor == "unconditional" else {}
+
     def correct(self, step: Step, state: Prepared) -> Change | None:
-        mask = None if step.denoise_mask is None else step.denoise_mask[:, :1].float()
+        mask = area_of(self.mask, step)
         if not state.placed:
             self._place(state, step.denoised.device, mask)
         result = self._apply(step, state, mask)
@@ -96,7 +112,11 @@ class SafeDenoiserCorrection(Correction):
         return calibrate(references, self.settings.temperature, device, mask)
 
     def _apply(self, step: Step, state: Prepared, mask: Tensor | None) -> SafeDenoiserResult:
-        denoised, references, calibration = step.denoised.float(), state.references, state.calibration
+        references, calibration = state.references, state.calibration
+        denoised = step.denoised.float()
+        if self.settings.anchor == "unconditional":
+            # A model without that branch has one prediction only.
+            denoised = step.predictions.get(UNCOND, step.denoised).float()
         if isinstance(references, Patches):
             assert calibration is not None
             if state.opened is None:
@@ -107,4 +127,6 @@ class SafeDenoiserCorrection(Correction):
             return result
         if calibration is not None:
             return calibrated_correction(denoised, references, calibration, self.settings, mask)
+        if self.settings.mode == "official":
+            return official_correction(denoised, references, self.settings, mask)
         return likelihood_ratio_correction(step.x.float(), denoised, references, step.level, self.settings, mask)

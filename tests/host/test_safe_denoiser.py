@@ -248,3 +248,95 @@ def test_masked_sets_are_looked_for_locally(host: Any) -> None:
     text = host.text(STAR)
     baseline = host.sample(host.model, text)
     assert not torch.equal(host.sample(protect(host, moved, **settings), text), baseline)
+
+
+def test_a_mask_says_where_to_look_and_act(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR)
+    baseline = host.sample(host.model, text)
+    half = torch.zeros(1, 64, 64)
+    half[:, :, 32:] = 1
+    eager = {**CLOSE, "threshold": 0.02}
+    changed = host.sample(protect(host, copies, mask=half, **eager), text, steps=1) - host.sample(host.model, text, steps=1)
+    assert bool(changed[..., 16:].any()) and not bool(changed[..., :16].any())
+    for nowhere in (torch.zeros(1, 64, 64), torch.zeros(16, 16), torch.full((1, 8, 8), torch.nan)):
+        assert torch.equal(host.sample(protect(host, copies, mask=nowhere, **CLOSE), text), baseline)
+
+
+def test_a_mask_per_sample(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR, STAR)
+    masks = torch.stack([torch.zeros(32, 32), torch.ones(32, 32)])
+    baseline = host.sample(host.model, text)
+    protected = host.sample(protect(host, copies, mask=masks, **{**CLOSE, "threshold": 0.02}), text)
+    assert torch.equal(protected[0], baseline[0]) and not torch.equal(protected[1], baseline[1])
+
+
+def test_windows_by_percent_and_by_name(host: Any, copies: NegationSet) -> None:
+    """A window in percent acts at the steps that the host's own conversion puts there."""
+    from safe_guidance.nodes.host.windows import percent_window
+
+    sampling = host.model.get_model_object("model_sampling")
+    window = percent_window(host.model, 0.2, 0.6)
+    assert window.high == pytest.approx(sampling.percent_to_sigma(0.2)) and window.low == pytest.approx(sampling.percent_to_sigma(0.6))
+    text, eager = host.text(STAR), {**CLOSE, "threshold": 0.2}
+    by_percent = host.sample(protect(host, copies, **{**eager, "window": "percent", "start_percent": 0.2, "end_percent": 0.6}), text)
+    by_sigma = host.sample(protect(host, copies, **{**eager, "start_sigma": window.high, "end_sigma": window.low}), text)
+    assert torch.equal(by_percent, by_sigma)
+    assert not torch.equal(by_percent, host.sample(host.model, text))
+    by_name = host.sample(protect(host, copies, **{**eager, "end_sigma": 12.0, "window": "SD 1.x paper (sigma 4.67)"}), text)
+    assert torch.equal(by_name, host.sample(protect(host, copies, **{**eager, "end_sigma": 4.67}), text))
+    with pytest.raises(ValueError, match="from 60% to 20% of the schedule. Make its start smaller"):
+        protect(host, copies, window="percent", start_percent=0.6, end_percent=0.2)
+
+
+def test_official_mode_acts_on_every_picture(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR, *OTHERS)
+    latent = host.empty_latent(4)
+    baseline = host.sample(host.model, text, latent)
+    official = {"mode": "official", "strength": 0.33, "kappa": 0.37}
+    protected = host.sample(protect(host, copies, **official), text, latent)
+    assert all(not torch.equal(protected[i], baseline[i]) for i in range(4))
+    assert torch.equal(host.sample(protect(host, copies, **{**official, "strength": 0.0}), text, latent), baseline)
+
+
+def test_the_unconditional_prediction_as_anchor(host: Any, copies: NegationSet) -> None:
+    """Without CFG it costs the one model call that the guider skips; with CFG none."""
+    text, eager = host.text(STAR), {**CLOSE, "threshold": 0.05, "anchor": "unconditional"}
+    plain, plain_rows = host.count_calls(host.model)
+    protected, rows = host.count_calls(protect(host, copies, **eager))
+    guided = host.sample(protected, text)
+    assert not torch.equal(guided, host.sample(plain, text)) and rows == plain_rows
+    assert not torch.equal(guided, host.sample(protect(host, copies, **{**eager, "anchor": "prediction"}), text))
+    rows.clear()
+    host.sample(protected, text, cfg=1.0)
+    assert sum(rows) == 2 * 6
+
+
+def test_two_sets_with_their_own_strengths(host: Any, copies: NegationSet) -> None:
+    """Sets in a chain act together, in any order, and one of strength 0 is as if it were not there."""
+    other = from_images(host.vae.decode(host.sample(host.model, host.text(OTHERS[0]))).clone())
+    text = host.text(STAR, OTHERS[0], OTHERS[1])
+
+    def chain(*sets: tuple[NegationSet, float]) -> torch.Tensor:
+        from types import SimpleNamespace as Namespace
+
+        model = host.model
+        for negation_set, strength in sets:
+            with_model = Namespace(model=model, vae=host.vae)
+            model = protect(with_model, negation_set, **{**CLOSE, "strength": strength})
+        return host.sample(model, text)
+
+    baseline, first, second = host.sample(host.model, text), chain((copies, 1.0)), chain((other, 0.4))
+    both = chain((copies, 1.0), (other, 0.4))
+    assert torch.equal(both, chain((other, 0.4), (copies, 1.0)))
+    assert torch.equal(both[0], first[0]) and torch.equal(both[1], second[1]) and torch.equal(both[2], baseline[2])
+    assert torch.equal(chain((copies, 1.0), (other, 0.0)), first)
+
+
+def test_letterboxed_and_augmented_sets_are_other_references(host: Any, copies: NegationSet) -> None:
+    text, wide = host.text(STAR), host.empty_latent(width=192, height=96)
+    settings = {**CLOSE, "threshold": 0.05}
+    results = [
+        host.sample(protect(host, copies, **settings, **layout), text, wide)
+        for layout in ({}, {"fit": "letterbox"}, {"augmentation": "flip"}, {"augmentation": "flip, crops and shifts"})
+    ]
+    assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])

@@ -20,6 +20,7 @@ from safe_guidance.guidance.official_safe_denoiser import (
     kernel_sum_and_mean,
     normalize_channels,
     official_delta,
+    published_delta,
     renoised_variance,
 )
 from safe_guidance.guidance.references import References
@@ -29,7 +30,6 @@ from safe_guidance.guidance.safe_denoiser import (
     calibrated_correction,
     kernel_logits,
     likelihood_ratio_correction,
-    unsafe_mean,
 )
 from safe_guidance.guidance.similarity import Calibration, calibrate, normalized_weights
 
@@ -112,7 +112,7 @@ def share_with_references(count: int, seed: int) -> float:
         weights, log_mean = normalized_weights(logits)
         log_density = log_mean - x.square().sum(1) / (2 * sigma**2) - math.log(2 * math.pi * sigma**2)
         probability = (0.25 * (log_density - ring.log_density(x, sigma)).exp()).clamp(max=0.98)[:, None]
-        data, unsafe = ring.data_mean(x, sigma), unsafe_mean(weights, references)[:, :, 0, 0]
+        data, unsafe = ring.data_mean(x, sigma), references.mean(weights)[:, :, 0, 0]
         return (data - probability * unsafe) / (1 - probability)
 
     noise = 20 * torch.randn(2000, 2, dtype=torch.float64, generator=generator)
@@ -165,6 +165,20 @@ def test_official_kernel(bandwidth, scale, total, mean, corrected) -> None:
     )
 
 
+@pytest.mark.parametrize(("bandwidth", "scale", "total", "mean", "corrected"), OFFICIAL)
+def test_official_mode_is_the_published_kernel_with_a_bandwidth_free_of_the_size(bandwidth, scale, total, mean, corrected) -> None:
+    delta = published_delta(QUERY, References(RAW, prepare=normalize_channels), math.sqrt(4) / (2 * bandwidth**2), scale)
+    torch.testing.assert_close((QUERY + delta).flatten(), double(*corrected), atol=1e-8, rtol=0)
+
+
+def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> None:
+    """What the released fast modules run: 1e-8 decides, and nothing is subtracted."""
+    references = References(torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=normalize_channels)
+    x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert published_delta(x, references, math.sqrt(4 * 32 * 32) / 2, 1.0).abs().max() < 1e-3
+    assert published_delta(x, references, 6.45, 1.0).abs().max() > 0.05
+
+
 @pytest.mark.parametrize(
     ("sigma", "weights", "log_mean"),
     [(1.0, (0.68956168, 0.24130366, 0.06913466), -1.20816316), (0.5, (0.98512790, 0.01477256, 0.0000995), -3.00862849)],
@@ -177,7 +191,7 @@ def test_gaussian_kernel_on_the_same_vectors(sigma, weights, log_mean) -> None:
     torch.testing.assert_close(measured[0], double(*weights), atol=5e-8, rtol=0)
     torch.testing.assert_close(measured_log_mean, double(log_mean), atol=1e-8, rtol=0)
     if sigma == 1.0:
-        mean = unsafe_mean(measured, References(normalize_channels(RAW))).flatten()
+        mean = References(normalize_channels(RAW)).mean(measured).flatten()
         torch.testing.assert_close(mean, double(0.34460235, 0.90907472, 0.79295301, 0.21951304), atol=1e-8, rtol=0)
 
 

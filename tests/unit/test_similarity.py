@@ -14,7 +14,7 @@ from torch import Tensor
 from safe_guidance.guidance import references as streaming
 from safe_guidance.guidance.noise_level import NoiseLevel
 from safe_guidance.guidance.references import References
-from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings, calibrated_correction, kernel_logits, unsafe_mean
+from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings, calibrated_correction, kernel_logits
 from safe_guidance.guidance.similarity import calibrate, closest, reference_contrasts, similarities, soft_mean
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_chunked_equals_whole(batch: int, count: int, at_a_time: int, dtype: tor
         calibration = calibrate(references, 0.1, CPU)
         result = calibrated_correction(x, references, calibration, config)
         logits = kernel_logits(x, references, level, 0.5 * x)
-        mean = unsafe_mean(torch.softmax(logits, 1), references)
+        mean = references.mean(torch.softmax(logits, 1))
         return [calibration.contrast, calibration.typical, result.delta, result.similarity, logits, mean, *closest(x, references, 3)]
 
     whole = everything()
@@ -102,7 +102,7 @@ def test_references_without_weight_are_not_read() -> None:
     usual = streaming.CHUNK_ELEMENTS
     streaming.CHUNK_ELEMENTS = 5 * stored[0].numel()
     try:
-        mean = unsafe_mean(weights, References(stored, prepare=remember))
+        mean = References(stored, prepare=remember).mean(weights)
     finally:
         streaming.CHUNK_ELEMENTS = usual
     assert torch.equal(mean[0], stored[13]) and read == [5]

@@ -1,0 +1,122 @@
+"""Inputs that several methods have in common, and what they mean."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..guidance.layouts import Augmentation, Fit
+from ..guidance.noise_level import SigmaWindow
+from .host.windows import percent_window
+from .types import NegationSetType
+
+WHOLE_START = 1000.0
+"""A window that starts here starts with the first step: no schedule of the host begins at more noise."""
+
+BY_SIGMA, BY_PERCENT = "sigma", "percent"
+PRESETS = {
+    "every step": SigmaWindow(),
+    "SD 1.x paper (sigma 4.67)": SigmaWindow(low=4.67),
+    "SD3 published code (sigma 3.545)": SigmaWindow(low=3.545),
+    "large pictures (sigma 9)": SigmaWindow(low=9.0),
+}
+"""DDPM timesteps 780 to 1000 of Stable Diffusion 1.x; the same integers read as SD3's flow time; the first, at twice the size."""
+
+FITS: tuple[Fit, ...] = ("crop", "letterbox")
+AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "flip, crops and shifts")
+
+
+def reference_inputs() -> list[io.Input]:
+    """The set, and the VAE that encodes it."""
+    return [
+        io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
+        NegationSetType.Input("negation_set", tooltip="What to stay away from."),
+    ]
+
+
+def layout_inputs() -> list[io.Input]:
+    """How the set's pictures get to the size of the run."""
+    return [
+        io.Combo.Input(
+            "fit",
+            options=list(FITS),
+            default="crop",
+            optional=True,
+            advanced=True,
+            tooltip="How the set's pictures get the shape of the one that is made. crop: they fill it and lose what overhangs. "
+            "letterbox: all of each is kept, with bars of its mean colour.",
+        ),
+        io.Combo.Input(
+            "augmentation",
+            options=list(AUGMENTATIONS),
+            default="none",
+            optional=True,
+            advanced=True,
+            tooltip="Further copies of every picture, since whole pictures are compared place by place. More copies resemble more "
+            "layouts, and take 2, 10 or 18 times the memory and the encoding time.",
+        ),
+    ]
+
+
+def window_inputs() -> list[io.Input]:
+    """Another way to give the window than in noise levels."""
+    return [
+        io.Combo.Input(
+            "window",
+            options=[BY_SIGMA, BY_PERCENT, *PRESETS],
+            default=BY_SIGMA,
+            optional=True,
+            advanced=True,
+            tooltip="Which steps the method may act at. sigma: from start_sigma down to end_sigma. percent: from start_percent to "
+            "end_percent of the model's schedule. The others are fixed windows; SD3's code uses the same numbers as that of SD 1.x, "
+            "which reach further there.",
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            optional=True,
+            advanced=True,
+            tooltip="window percent: where in the schedule the method begins. More leaves the layout to the prompt.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=0.22,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            optional=True,
+            advanced=True,
+            tooltip="window percent: where the method stops. 0.22 is the paper's window on SD 1.x; more lets it act for longer.",
+        ),
+    ]
+
+
+def mask_input() -> io.Input:
+    """Where in the picture a method may look and act."""
+    return io.Mask.Input(
+        "mask",
+        optional=True,
+        tooltip="Where in the picture to look and to act, white for yes. Without it, everywhere. Inpainting's own mask counts too.",
+    )
+
+
+def window_from(
+    model: ModelPatcher, window: str, start_sigma: float, end_sigma: float, start_percent: float, end_percent: float
+) -> SigmaWindow:
+    """The window that the inputs describe."""
+    if window == BY_PERCENT:
+        return percent_window(model, start_percent, end_percent)
+    if window == BY_SIGMA:
+        return SigmaWindow(high=math.inf if start_sigma >= WHOLE_START else start_sigma, low=end_sigma)
+    return PRESETS[window]
+
+
+def with_defaults(inputs: list[io.Input], given: dict[str, Any]) -> dict[str, Any]:
+    """Values by input, with the defaults of those that a workflow from before they existed does not have."""
+    return {i.id: given.get(i.id, getattr(i, "default", None)) for i in inputs}
