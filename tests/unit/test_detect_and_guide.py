@@ -1,0 +1,198 @@
+"""Scalers, masks and the guidance term against worked examples, SciPy's labelling and brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safe_guidance.guidance import cross_attention_maps as cam
+from safe_guidance.guidance import detect_and_guide as dag
+
+PAPER = dag.DetectAndGuideSettings()
+NEIGHBOURS = {8: np.ones((3, 3)), 4: scipy.ndimage.generate_binary_structure(2, 1)}
+
+
+def example() -> torch.Tensor:
+    """An object of 6 positions, one of 2, a faint row below the first, and a position below every threshold."""
+    detection = torch.zeros(1, 1, 8, 8)
+    detection[..., 1:3, 1:4] = 0.9
+    detection[..., 6, 5:7] = 0.6
+    detection[..., 3, 1:4] = 0.02
+    detection[..., 0, 0] = 0.008
+    return detection
+
+
+def with_settings(**changes: object) -> dag.DetectAndGuideSettings:
+    return dag.DetectAndGuideSettings(**changes)  # type: ignore[arg-type]
+
+
+def masks(seed: int, density: float, size: tuple[int, int] = (12, 17)) -> torch.Tensor:
+    return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed)) < density
+
+
+def test_worked_example() -> None:
+    found = dag.regulate(example(), PAPER)
+    assert found.edit.float().mean().item() == pytest.approx(0.171875)
+    assert found.detected.tolist() == [True] and found.ambiguous.tolist() == [False]
+    area = dag.area_scale(example()[:, 0], found.edit[:, 0], PAPER)[0]
+    assert area[1, 1].item() == pytest.approx(0.46875) and area[6, 5].item() == pytest.approx(0.15625)
+    scale = found.scale[0, 0]
+    values = {"large object": scale[1, 1], "small object": scale[6, 6], "halo": scale[3, 2], "outside": scale[0, 0]}
+    assert {name: v.item() for name, v in values.items()} == pytest.approx(
+        {"large object": 2.34375, "small object": 0.78125, "halo": 0.9375, "outside": 0.0}
+    )
+    assert scale.sum().item() == pytest.approx(18.4375)
+
+
+def test_nothing_above_the_detection_threshold_is_exactly_nothing() -> None:
+    found = dag.regulate(torch.rand(2, 1, 8, 8) * 0.499, PAPER)
+    assert not found.rows.any() and torch.equal(found.scale, torch.zeros(2, 1, 8, 8))
+
+
+def test_a_covered_picture_has_no_object_yet() -> None:
+    detection = torch.zeros(2, 1, 10, 10)
+    detection[0].view(-1)[:80] = 0.9
+    detection[1].view(-1)[:79] = 0.9
+    found = dag.regulate(detection, PAPER)
+    assert found.ambiguous.tolist() == [True, False] and found.detected.tolist() == [True, True]
+    assert found.scale[0].max() == 0 and found.scale[1].max() > 0
+
+
+def test_scales_do_not_depend_on_the_resolution() -> None:
+    large = example().repeat_interleave(2, 2).repeat_interleave(2, 3)
+    coarse = dag.regulate(example(), PAPER).scale.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(dag.regulate(large, PAPER).scale, coarse)
+
+
+def test_the_blurred_fill_lowers_no_object_and_fades_with_distance() -> None:
+    detection = torch.full((1, 16, 16), 0.02)
+    detection[0, 2:4, 2:4] = 0.9
+    edit = torch.ones_like(detection, dtype=torch.bool)
+    blurred, nearest = (dag.area_scale(detection, edit, with_settings(fill=fill)) for fill in ("blur", "nearest"))
+    torch.testing.assert_close(blurred[0, 2:4, 2:4], nearest[0, 2:4, 2:4])
+    assert blurred[0, 15, 15] == 0 and blurred[0, 4, 4] > 0
+
+
+def test_diagonal_neighbours_are_one_object_or_two() -> None:
+    diagonal = torch.eye(2, dtype=torch.bool)[None]
+    assert dag.label_objects(diagonal, 8)[diagonal].unique().numel() == 1
+    assert dag.label_objects(diagonal, 4)[diagonal].unique().numel() == 2
+    assert torch.equal(dag.object_shares(diagonal, 8)[diagonal], torch.tensor([0.5, 0.5]))
+    assert torch.equal(dag.object_shares(diagonal, 4)[diagonal], torch.tensor([0.25, 0.25]))
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), density=st.floats(0.05, 0.95))
+def test_labels_are_scipys_up_to_their_numbers(connectivity: int, seed: int, density: float) -> None:
+    mask = masks(seed, density)
+    labels = dag.label_objects(mask, connectivity)
+    for ours, one in zip(labels, mask):
+        theirs, count = scipy.ndimage.label(one.numpy(), structure=NEIGHBOURS[connectivity])
+        assert torch.equal(ours > 0, one)
+        pairs = {(int(a), int(b)) for a, b in zip(ours.flatten(), theirs.ravel()) if b}
+        assert len(pairs) == count == len({a for a, _ in pairs})
+
+
+def test_a_serpentine_is_one_object() -> None:
+    mask = torch.zeros(1, 9, 9, dtype=torch.bool)
+    mask[:, ::2] = True
+    mask[:, 1::4, -1] = True
+    mask[:, 3::4, 0] = True
+    assert dag.label_objects(mask, 4)[mask].unique().numel() == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), density=st.floats(0.02, 0.9))
+def test_filling_takes_the_nearest_value_and_the_first_of_equals(seed: int, density: float) -> None:
+    known = masks(seed, density, (9, 7))[0]
+    values = torch.rand(9, 7, generator=torch.Generator().manual_seed(seed)) * known
+    (filled,) = dag.fill_nearest(values[None], known[None])
+    places = known.nonzero().tolist()
+    for row in range(9):
+        for column in range(7):
+            if places:
+                r, c = min(places, key=lambda p: (p[0] - row) ** 2 + (p[1] - column) ** 2)
+                assert filled[row, column] == values[r, c]
+
+
+def test_the_magnitude_is_clamped_on_the_edit_region() -> None:
+    detection = torch.tensor([0.01, 0.02, 0.05, 0.9, 0.0099])
+    torch.testing.assert_close(dag.magnitude_scale(detection, 0.01), torch.tensor([1.0, 2.0, 5.0, 5.0, 0.0]))
+    torch.testing.assert_close(dag.magnitude_scale(detection, 0.01, 1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
+
+
+def test_ablations_drop_one_scaler() -> None:
+    plain_area = dag.regulate(example(), with_settings(scale_by_area=False)).scale[0, 0]
+    assert plain_area[1, 1].item() == 10.0 and plain_area[3, 1].item() == 10.0
+    assert plain_area[0, 0].item() == 0.0
+    plain_magnitude = dag.regulate(example(), with_settings(magnitude=1.0)).scale[0, 0]
+    assert plain_magnitude[1, 1].item() == pytest.approx(0.46875)
+    assert dag.regulate(example() * 0.5, with_settings(scale_by_area=False)).scale.max() == 0
+
+
+def test_strength_multiplies_up_to_the_cap() -> None:
+    assert dag.regulate(example(), with_settings(strength=2.0)).scale.max().item() == pytest.approx(4.6875)
+    assert dag.regulate(example(), with_settings(strength=100.0)).scale.max().item() == 10.0
+
+
+def test_background_noise_raises_the_edit_threshold() -> None:
+    assert not dag.regulate(example(), PAPER, background=0.03).edit[0, 0, 3].any()
+
+
+def test_samples_of_a_batch_do_not_touch_each_other_and_concepts_take_the_maximum() -> None:
+    a, b = example(), example().flip(-1) * 0.7
+    together = dag.regulate(torch.cat([a, b]), PAPER)
+    for row, alone in enumerate((a, b)):
+        assert torch.equal(together.scale[row : row + 1], dag.regulate(alone, PAPER).scale)
+    both = cam.several_concepts([a, b])
+    assert torch.equal(dag.regulate(both, PAPER).edit, (a >= 0.01) | (b >= 0.01))
+
+
+def test_all_detected_everywhere_and_nothing_at_all() -> None:
+    full = dag.regulate(torch.ones(1, 1, 6, 6), PAPER)
+    assert full.ambiguous.item() and full.scale.max() == 0
+    assert dag.regulate(torch.ones(1, 1, 6, 6), with_settings(coverage=1.1)).scale.unique().tolist() == [10.0]
+    empty = dag.regulate(torch.zeros(1, 1, 6, 6), PAPER)
+    assert not empty.rows.any() and empty.scale.max() == 0
+
+
+def predictions(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    made = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return made[0], made[1], made[2]
+
+
+@pytest.mark.parametrize("host", ["SEGA", "SLD"])
+def test_weights_of_the_three_predictions_sum_to_one(host: dag.HostMask) -> None:
+    same = predictions()[0]
+    scale = torch.rand(2, 1, 8, 8, dtype=torch.float64) * 10
+    assert torch.equal(dag.guidance_term(same, same, same, scale, 3.0, 7.5, with_settings(host_mask=host)), torch.zeros_like(same))
+
+
+@pytest.mark.parametrize("host", ["SEGA", "SLD"])
+def test_the_term_is_the_papers_in_noise_predictions(host: dag.HostMask) -> None:
+    """Second derivation: eps_u + w [(eps_p - eps_u) - S M (eps_s - eps_u)] with masks computed from noise predictions."""
+    uncond, cond, safety = predictions(1)
+    x, sigma, w = torch.randn(2, 4, 8, 8, dtype=torch.float64), 2.5, 7.5
+    scale = torch.rand(2, 1, 8, 8, dtype=torch.float64) * 3
+    u, p, s = ((x - d) / sigma for d in (uncond, cond, safety))
+    if host == "SEGA":
+        keep = torch.stack(
+            [torch.stack([d >= torch.from_numpy(np.quantile(d.numpy(), 0.9, keepdims=True)) for d in row]) for row in (s - u).abs()]
+        )
+    else:
+        keep = p - s < 0.025
+    eps = u + w * ((p - u) - scale * keep * (s - u))
+    guided = uncond + w * (cond - uncond)
+    ours = guided + dag.guidance_term(uncond, cond, safety, scale, sigma, w, with_settings(host_mask=host))
+    torch.testing.assert_close(ours, x - sigma * eps, atol=1e-6, rtol=1e-6)
+
+
+def test_sega_keeps_a_tenth_of_every_channel() -> None:
+    uncond, cond, safety = predictions(2)
+    kept = dag.host_mask(uncond, cond, safety, 1.0, PAPER).flatten(2).sum(2)
+    assert torch.equal(kept, torch.full((2, 4), 7))
