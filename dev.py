@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One door for developers: demo, test, serve and bench, each against a real ComfyUI with this pack.
+"""One door for developers: demo, test, serve, bench and make, each against a real ComfyUI with this pack.
 
 On a fresh machine it first installs a test host (ComfyUI and its packages) into a cache outside the repository; with COMFYUI_PATH it
 uses an installed ComfyUI instead. Standard library only, because nothing else is there yet when it starts.
@@ -418,11 +418,23 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
 
 
+GENERATED = ("locales", "pictures", "workflows", "brand", "screenshots")
+
+
+def make(arguments: Sequence[str]) -> int:
+    """Remake files that are generated, by the module of tools/ that is named; further arguments go to it."""
+    parser = argparse.ArgumentParser(prog="dev.py make", description=COMMANDS["make"][0])
+    parser.add_argument("what", choices=GENERATED, help="which files")
+    what = parser.parse_args(arguments[:1]).what
+    return run_module(f"tools.{what}", arguments[1:])
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "demo": ("run the workflows of all methods on the demo model and write before/after pictures", partial(run_module, "evaluation.demo")),
     "test": ("run the linters and all tests; further arguments go to pytest", run_tests),
     "serve": ("start ComfyUI with this pack and its web interface", serve),
     "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.bench")),
+    "make": ("remake generated files: translations, pictures, workflows for checkpoints", make),
 }
 
 

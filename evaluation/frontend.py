@@ -1,0 +1,199 @@
+"""The host's own web interface in a headless Chromium: what a person sees, driven from Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .server import PACK_NAME
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright
+
+BROWSER_VARIABLE = "SAFE_GUIDANCE_BROWSER"
+BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge", "msedge")
+BROWSER_PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+HOW_TO_GET_ONE = (
+    "No Chromium or Chrome was found. Install one (Debian: apt-get install chromium; Ubuntu: snap install chromium), "
+    f"or set {BROWSER_VARIABLE} to the program."
+)
+START_SECONDS = 120.0
+RUN_SECONDS = 300.0
+READY = "() => window.app?.graph && window.app.extensionManager?.setting && document.querySelector('[data-testid=queue-button]')"
+LOAD_TEMPLATE = """async ([pack, name]) => {
+    const response = await fetch(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`);
+    if (!response.ok) throw new Error(`${name}: status ${response.status}`);
+    await app.loadGraphData(await response.json(), true, true, name);
+}"""
+TO_PROMPT = "async () => (await app.graphToPrompt()).output"
+WATCH_RUN = """() => {
+    window.outcome = null;
+    const finish = kind => event => { window.outcome ??= [kind, event.detail ?? {}] };
+    for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(kind, finish(kind), { once: true });
+}"""
+OUTCOME = """() => {
+    const rejected = app.extensionManager.lastNodeErrors;
+    return rejected && Object.keys(rejected).length ? ['rejected', rejected] : window.outcome;
+}"""
+RED_NODES = """() => app.graph._nodes
+    .filter(node => node.has_errors || (!node.constructor.nodeData && !node.isVirtualNode && !node.isSubgraphNode?.()))
+    .map(node => `${node.id} ${node.title}`)"""
+LIMIT_STEPS = """most => {
+    for (const node of app.graph._nodes)
+        for (const widget of node.widgets ?? [])
+            if (widget.name === 'steps' && widget.value > most) widget.value = most;
+}"""
+
+
+class FrontendError(RuntimeError):
+    """The web interface did not do what a person would expect of it."""
+
+
+def find_browser(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The program of a Chromium or Chrome: the one that SAFE_GUIDANCE_BROWSER names, else one in the usual places; None if there is none.
+
+    Raises:
+        FrontendError: when the named program does not exist.
+    """
+    named = environ.get(BROWSER_VARIABLE)
+    if named:
+        if not (path := shutil.which(named)):
+            raise FrontendError(f"{BROWSER_VARIABLE} is {named}, and there is no such program. Set it to a Chromium or Chrome.")
+        return path
+    found = (shutil.which(name) for name in (*BROWSER_NAMES, *BROWSER_PLACES))
+    return next((path for path in found if path), None)
+
+
+def _launch_options() -> list[str]:
+    options = ["--disable-gpu", "--hide-scrollbars"]
+    # Chromium refuses to sandbox itself for root, which is what containers run as.
+    if sys.platform != "win32" and os.geteuid() == 0:
+        options.append("--no-sandbox")
+    return options
+
+
+class Frontend:
+    """One browser window on a server; a context manager.
+
+    `problems` collects what the browser's console reports as an error, and errors that no script caught.
+    """
+
+    def __init__(self, url: str, browser: str, locale: str = "en-US", size: tuple[int, int] = (1900, 1000)) -> None:
+        self.url = url
+        self.problems: list[str] = []
+        self._program, self._locale, self._size = browser, locale, size
+        self._playwright: Playwright | None = None
+        self._browser: Browser | None = None
+        self._page: Page | None = None
+
+    @property
+    def page(self) -> Page:
+        """The window. Raises FrontendError before it is open."""
+        if self._page is None:
+            raise FrontendError("The window is not open. Use this object as a context manager.")
+        return self._page
+
+    def __enter__(self) -> Frontend:
+        from playwright.sync_api import sync_playwright
+
+        self._playwright = sync_playwright().start()
+        try:
+            self._browser = self._playwright.chromium.launch(executable_path=self._program, args=_launch_options())
+            width, height = self._size
+            self._page = self._browser.new_page(viewport={"width": width, "height": height}, locale=self._locale)
+            self._page.on("console", self._on_console)
+            self._page.on("pageerror", self._on_error)
+            self.open("/")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the browser."""
+        if self._browser is not None:
+            self._browser.close()
+        if self._playwright is not None:
+            self._playwright.stop()
+        self._browser = self._playwright = self._page = None
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.problems.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def _on_error(self, error: Error) -> None:
+        self.problems.append(str(error))
+
+    def open(self, path: str) -> None:
+        """Open an address of the server and wait until the interface can be used. A first visit's dialogs are closed."""
+        self.page.goto(self.url + path, wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, timeout=START_SECONDS * 1000)
+        # The templates are offered to a first visitor some time after everything else is there.
+        self.page.wait_for_timeout(1500)
+        self.close_dialogs()
+
+    def close_dialogs(self) -> None:
+        """Close every open dialog, as Escape does."""
+        end = time.monotonic() + 10
+        while self.page.get_by_role("dialog").count() and time.monotonic() < end:
+            self.page.keyboard.press("Escape")
+            self.page.wait_for_timeout(200)
+
+    def load_template(self, name: str) -> None:
+        """Load one of the pack's workflows the way the template browser does."""
+        self.page.evaluate(LOAD_TEMPLATE, [PACK_NAME, name])
+        self.page.wait_for_timeout(300)
+
+    def set_language(self, code: str) -> None:
+        """Choose the interface's language, such as "fr", and load it anew, because nodes are named once."""
+        self.page.evaluate("code => app.extensionManager.setting.set('Comfy.Locale', code)", code)
+        self.page.wait_for_timeout(500)
+        self.open("/")
+
+    def to_prompt(self) -> dict[str, Any]:
+        """The open workflow as the interface would send it."""
+        prompt: dict[str, Any] = self.page.evaluate(TO_PROMPT)
+        return prompt
+
+    def limit_steps(self, most: int) -> None:
+        """Lower every node's steps to at most this many."""
+        self.page.evaluate(LIMIT_STEPS, most)
+
+    def run(self) -> None:
+        """Press Run and wait for the end.
+
+        Raises:
+            FrontendError: when the server rejects the workflow or a node fails.
+        """
+        self.page.evaluate(WATCH_RUN)
+        self.page.get_by_test_id("queue-button").click()
+        outcome = self.page.wait_for_function(OUTCOME, timeout=RUN_SECONDS * 1000).json_value()
+        if outcome[0] != "execution_success":
+            raise FrontendError(f"The workflow ended with {outcome[0]}: {outcome[1]}")
+
+    def red_nodes(self) -> list[str]:
+        """The nodes that the interface marks as missing or failed."""
+        found: list[str] = self.page.evaluate(RED_NODES)
+        return found
+
+    def screenshot(self, path: Path) -> None:
+        """A picture of the window with the whole workflow in view."""
+        self.page.mouse.click(self._size[0] // 2, self._size[1] - 20)
+        self.page.keyboard.press(".")
+        self.page.wait_for_timeout(1200)
+        self.page.screenshot(path=path)

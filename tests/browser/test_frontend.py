@@ -1,0 +1,136 @@
+"""What a person sees in the host's own web interface: templates, workflows, help, tooltips, search."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from safe_guidance.evaluation import graphs
+from safe_guidance.evaluation.frontend import BROWSER_VARIABLE, HOW_TO_GET_ONE, Frontend, FrontendError, find_browser
+from safe_guidance.evaluation.server import PACK_NAME, ComfyServer
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_WORKFLOWS = sorted((ROOT / "workflows").glob("demo_*.json"))
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+FEW_STEPS = 2
+ONLY_NODE = """name => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(name);
+    node.pos = [500, 300];
+    app.graph.add(node);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [0, 0];
+    app.canvas.selectNode(node);
+}"""
+
+
+@pytest.fixture(scope="module")
+def frontend(server: ComfyServer) -> Iterator[Frontend]:
+    """One window for the whole module; it is closed with it, because its event loop would be in the way of other modules."""
+    browser = find_browser()
+    if browser is None:
+        pytest.skip(HOW_TO_GET_ONE)
+    with Frontend(server.url, browser) as window:
+        yield window
+
+
+@pytest.fixture
+def window(frontend: Frontend) -> Iterator[Frontend]:
+    """The window, which must not have had an error at the end of the test."""
+    frontend.close_dialogs()
+    frontend.problems.clear()
+    yield frontend
+    assert frontend.problems == []
+
+
+@pytest.fixture(scope="module")
+def object_info(server: ComfyServer) -> dict[str, Any]:
+    found: dict[str, Any] = server.get_json("/object_info")
+    return found
+
+
+def own_nodes(server: ComfyServer) -> list[str]:
+    info: dict[str, Any] = server.get_json("/object_info")
+    return sorted(name for name, node in info.items() if node["python_module"].endswith(f".{PACK_NAME}"))
+
+
+def test_the_template_browser_shows_every_workflow_with_its_picture(window: Frontend) -> None:
+    window.page.get_by_role("button", name="Templates").click()
+    window.page.get_by_text(PACK_NAME, exact=True).first.click()
+    for path in WORKFLOWS:
+        card = window.page.get_by_test_id(f"template-workflow-{path.stem}")
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first
+        picture.wait_for()
+        with Image.open(path.with_suffix(".jpg")) as file:
+            width = file.width
+        window.page.wait_for_function("([image, width]) => image.naturalWidth === width", arg=[picture.element_handle(), width])
+
+
+def test_a_click_on_a_template_opens_it(window: Frontend) -> None:
+    name = WORKFLOWS[0].stem
+    window.page.get_by_role("button", name="Templates").click()
+    window.page.get_by_text(PACK_NAME, exact=True).first.click()
+    window.page.get_by_test_id(f"template-workflow-{name}").click()
+    expected = len(graphs.load_workflow(WORKFLOWS[0])["nodes"])
+    window.page.wait_for_function("count => app.graph._nodes.length === count", arg=expected)
+
+
+@pytest.mark.parametrize("path", DEMO_WORKFLOWS, ids=lambda path: path.stem)
+def test_a_demo_workflow_is_sent_as_python_sends_it_and_runs(window: Frontend, object_info: dict[str, Any], path: Path) -> None:
+    window.load_template(path.stem)
+    assert window.red_nodes() == []
+    assert window.to_prompt() == graphs.to_prompt(graphs.load_workflow(path), object_info)
+    window.limit_steps(FEW_STEPS)
+    window.run()
+    assert window.red_nodes() == []
+
+
+def test_every_node_has_its_help_page_with_a_picture_in_the_interface(window: Frontend, server: ComfyServer) -> None:
+    for name in own_nodes(server):
+        window.page.evaluate(ONLY_NODE, name)
+        window.page.get_by_test_id("info-button").click()
+        title = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        heading = window.page.get_by_role("heading", name=title, exact=True)
+        heading.wait_for()
+        picture = heading.locator("xpath=..").locator("img").first
+        window.page.wait_for_function("image => image.naturalWidth > 100", arg=picture.element_handle())
+    # The interface asks for a page in its own language first.
+    window.problems[:] = [problem for problem in window.problems if "/en.md" not in problem]
+
+
+@pytest.mark.parametrize("words", ["nsfw", "negative image", "avoid style", "concept erasing"])
+def test_a_search_for_what_people_call_it_finds_nodes(window: Frontend, words: str) -> None:
+    window.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    window.page.keyboard.type(words, delay=20)
+    window.page.get_by_text(PACK_NAME, exact=True).first.wait_for()
+
+
+def test_the_interface_in_french_shows_the_translations(window: Frontend) -> None:
+    texts = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text(encoding="utf-8"))["SafeGuidanceLoadNegationSet"]
+    try:
+        window.set_language("fr")
+        window.page.evaluate(ONLY_NODE, "SafeGuidanceLoadNegationSet")
+        shown = window.page.evaluate("() => [app.graph._nodes[0].title, app.graph._nodes[0].widgets[0].label]")
+    finally:
+        window.set_language("en")
+        # Loading the page has the interface look for files of the user's that are not there.
+        window.problems.clear()
+    assert shown == [texts["display_name"], texts["inputs"]["name"]["name"]]
+
+
+def test_a_named_browser_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FrontendError, match=BROWSER_VARIABLE):
+        find_browser({BROWSER_VARIABLE: str(tmp_path / "none")})
+
+
+def test_a_named_browser_is_used(tmp_path: Path) -> None:
+    program = tmp_path / "browser"
+    program.touch(mode=0o755)
+    assert find_browser({**os.environ, BROWSER_VARIABLE: str(program)}) == str(program)

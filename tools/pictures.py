@@ -1,0 +1,184 @@
+"""Make the pictures of the workflows and help pages: run every demo workflow on the demo model, with and without its method.
+
+`python3 dev.py make pictures [workflow ...]` writes, for each workflow in workflows/, the square picture that the template browser
+shows (workflows/NAME.jpg), and the pair for the help pages of its nodes (web/docs/NAME.jpg), which are given to pages that have none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..evaluation.demo import KEEP_RESULTS, OWN_NODES, decode
+from ..evaluation.graphs import ObjectInfo, Prompt, is_link, load_workflow, set_inputs, to_prompt
+from ..evaluation.server import ComfyServer
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS, DOCS = ROOT / "workflows", ROOT / "web" / "docs"
+PLAIN = "demo_plain"
+MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
+"""Prefixes of the workflows for checkpoints, which are not run here: they show the picture of the same workflow on the demo model."""
+SIDE, INSET, BORDER, BAND = 384, 120, 4, 44
+PAIR_SIDE, GAP, CAPTION = 256, 8, 26
+PAPER, INK, SHADE = (250, 250, 248), (24, 24, 28), (40, 40, 44)
+QUALITY = 85
+PICTURE_MARK = "!["
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a workflow is shown by: the pictures it saves, and the one that the same prompt and seed give without its method, if any."""
+
+    after: list[Image.Image]
+    before: Image.Image | None
+
+
+def samplers(prompt: Prompt) -> list[str]:
+    """Ids of the nodes that sample."""
+    return [key for key, node in prompt.items() if "latent_image" in node["inputs"] and "seed" in node["inputs"]]
+
+
+def text_of(prompt: Prompt, key: str) -> str | None:
+    """The first text at or upstream of a node; None when there is none."""
+    inputs = prompt[key]["inputs"]
+    for name in ("text", "prompt"):
+        if isinstance(inputs.get(name), str):
+            return str(inputs[name])
+    found = (text_of(prompt, value[0]) for value in inputs.values() if is_link(value))
+    return next((text for text in found if text is not None), None)
+
+
+def without_method(prompt: Prompt, plain: Prompt) -> Prompt | None:
+    """The plain workflow with this workflow's prompt and sampler settings; None when it has not exactly one sampler."""
+    found = samplers(prompt)
+    if len(found) != 1:
+        return None
+    positive = prompt[found[0]]["inputs"]["positive"][0]
+    text = text_of(prompt, positive)
+    if text is None:
+        return None
+    (own,) = samplers(plain)
+    shared = {name: value for name, value in prompt[found[0]]["inputs"].items() if name in plain[own]["inputs"] and not is_link(value)}
+    return set_inputs(set_inputs(plain, "Prompt", text=text), "KSampler", **shared)
+
+
+def run(server: ComfyServer, prompt: Prompt) -> list[Image.Image]:
+    """The pictures that a prompt shows, those that it saves first."""
+    entry = server.run(prompt)
+    outputs = sorted(entry["outputs"].items(), key=lambda item: prompt[item[0]]["class_type"] != "SaveImage")
+    return [Image.fromarray(decode(file)) for _, output in outputs for file in server.images({"outputs": {"": output}})]
+
+
+def show(server: ComfyServer, info: ObjectInfo, name: str) -> Shown:
+    """Run a demo workflow, and the plain one beside it."""
+    prompt, plain = (to_prompt(load_workflow(WORKFLOWS / f"{stem}.json"), info) for stem in (name, PLAIN))
+    other = None if name == PLAIN else without_method(prompt, plain)
+    after = run(server, prompt)
+    before = run(server, other)[0] if other else None
+    # A workflow that shows no protected picture, such as one that looks at a negation set, has nothing to compare.
+    return Shown(after, before if before is not None and before.size == after[0].size else None)
+
+
+def thumbnail(shown: Shown, label: str | None = None) -> Image.Image:
+    """A square with the workflow's pictures; what its method prevented as an inset; a label at the foot."""
+    square = grid(shown.after[:4], SIDE) if shown.before is None else shown.after[0].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(square)
+    if shown.before is not None:
+        inset = shown.before.resize((INSET, INSET), Image.Resampling.LANCZOS)
+        corner = (12, 12)
+        draw.rectangle((corner[0] - BORDER, corner[1] - BORDER, corner[0] + INSET + BORDER - 1, corner[1] + INSET + 25), fill=PAPER)
+        square.paste(inset, corner)
+        draw.text((corner[0] + INSET // 2, corner[1] + INSET + 12), "without", INK, _font(18), anchor="mm")
+    if label:
+        draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill=SHADE)
+        draw.text((SIDE // 2, SIDE - BAND // 2), label, PAPER, _font(24), anchor="mm")
+    return square
+
+
+def pair(shown: Shown) -> Image.Image:
+    """The pictures side by side with captions, for a help page."""
+    pictures = [("without", shown.before), ("with", shown.after[0])] if shown.before else [("", grid(shown.after[:4], PAIR_SIDE))]
+    height = PAIR_SIDE + (CAPTION if shown.before else 0)
+    sheet = Image.new("RGB", (len(pictures) * (PAIR_SIDE + GAP) - GAP, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, (caption, picture) in enumerate(pictures):
+        left = column * (PAIR_SIDE + GAP)
+        assert picture is not None
+        sheet.paste(picture.resize((PAIR_SIDE, PAIR_SIDE), Image.Resampling.LANCZOS), (left, 0))
+        draw.text((left + PAIR_SIDE // 2, PAIR_SIDE + CAPTION // 2), caption, INK, _font(17), anchor="mm")
+    return sheet
+
+
+def grid(pictures: Sequence[Image.Image], side: int) -> Image.Image:
+    """One picture, or up to four, in a square; each whole, whatever its shape."""
+    columns = 1 if len(pictures) == 1 else 2
+    cell = side // columns
+    sheet = Image.new("RGB", (side, side), SHADE)
+    for number, picture in enumerate(pictures):
+        scale = cell / max(picture.size)
+        small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+        left, top = number % columns * cell, number // columns * cell + (cell // 2 if len(pictures) == 2 else 0)
+        sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+    return sheet
+
+
+def illustrate_help_pages() -> None:
+    """Give every help page without a picture that of the simplest demo workflow with its node."""
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        flows = [(len(own), name) for name, own in own_nodes_of_workflows().items() if page.stem in own]
+        if PICTURE_MARK in text or not flows:
+            continue
+        name = min(flows)[1]
+        picture = f"![From the workflow {name}]({name}.jpg)"
+        title, paragraph, rest = ([*text.rstrip().split("\n\n", 2), ""])[:3]
+        page.write_text("\n\n".join(part for part in (title, paragraph, picture, rest) if part).rstrip() + "\n", encoding="utf-8")
+        sys.stdout.write(f"{page.relative_to(ROOT)} shows {name}.jpg\n")
+
+
+def own_nodes_of_workflows() -> dict[str, list[str]]:
+    """The node ids of this pack in every demo workflow."""
+    return {
+        path.stem: [node["type"] for node in load_workflow(path)["nodes"] if node["type"].startswith(OWN_NODES)]
+        for path in sorted(WORKFLOWS.glob("demo_*.json"))
+    }
+
+
+def is_shown_in_help(name: str) -> bool:
+    """Whether a help page shows a workflow's pair of pictures."""
+    return any(f"({name}.jpg)" in page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a JPEG, and say so."""
+    picture.save(path, quality=QUALITY, optimize=True)
+    sys.stdout.write(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB\n")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the pictures of these workflows, of all by default."""
+    parser = argparse.ArgumentParser(prog="dev.py make pictures", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="workflow", help="such as demo_plain (default: every demo workflow)")
+    names = parser.parse_args(argv).names or list(own_nodes_of_workflows())
+    illustrate_help_pages()
+    with ComfyServer(options=KEEP_RESULTS) as server:
+        info = server.get_json("/object_info")
+        for name in names:
+            shown = show(server, info, name)
+            save(thumbnail(shown), WORKFLOWS / f"{name}.jpg")
+            if is_shown_in_help(name):
+                save(pair(shown), DOCS / f"{name}.jpg")
+            for prefix, model in MODELS.items():
+                path = WORKFLOWS / f"{prefix}_{name.removeprefix('demo_')}.json"
+                if path.exists():
+                    save(thumbnail(shown, model), path.with_suffix(".jpg"))
+    return 0
