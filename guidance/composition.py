@@ -21,6 +21,7 @@ class Change:
             infinite for methods that are guidance terms, whose size the guidance scale decides.
         gate: (B,) in [0, 1], how far each sample's gate is open, for the record; None means fully where active.
         area: (B,) in [0, 1], share of each picture that is acted on, for the record; None means all of it.
+        weight: (B,), the method's own multiplier of the change, for the record; None means its gate.
     """
 
     delta: Tensor
@@ -28,6 +29,7 @@ class Change:
     cap: float = math.inf
     gate: Tensor | None = None
     area: Tensor | None = None
+    weight: Tensor | None = None
 
 
 def sample_norm(x: Tensor) -> Tensor:

@@ -6,3 +6,4 @@ from comfy_api.latest import io
 
 NegationSetType = io.Custom("NEGATION_SET")
 SemanticConceptsType = io.Custom("SEMANTIC_CONCEPTS")
+SafetyTraceType = io.Custom("SAFETY_TRACE")

@@ -21,8 +21,11 @@ from torch import Tensor
 
 from ...guidance.composition import Change, SigmaClock, combine, per_sample
 from ...guidance.noise_level import NoiseLevel
+from ...guidance.trace import Trace
+from .traces import Recorder, TraceStore
 
 KEY = "safe_guidance"
+TRACES = "safe_guidance_traces"
 COND, UNCOND = "positive", "negative"
 """The guider's own branches, by the host's names; `Correction.wanted_texts` may ask for them too, for guiders that skip one."""
 
@@ -119,12 +122,20 @@ def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
     patched = model.clone()
     attached: tuple[Correction, ...] = patched.model_options.get(KEY, ())
     patched.model_options[KEY] = (*attached, correction)
+    # A store of its own: the same corrections under another node's are another model, with other runs.
+    patched.model_options[TRACES] = TraceStore()
     if not attached:
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     correction.patch(patched)
     return patched
+
+
+def trace_of(model: ModelPatcher, samples: Tensor) -> Trace | None:
+    """What the corrections of this MODEL did in the run that gave these latent samples; None when it did not sample them."""
+    store: TraceStore | None = model.model_options.get(TRACES)
+    return None if store is None else store.find(samples)
 
 
 def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
@@ -147,6 +158,7 @@ class Run:
         self._branches: dict[str, Tensor] | None = None
         self._register_texts(guider)
         self._guider = guider
+        self.recorder = Recorder([correction.name for correction in corrections])
         self._states = [correction.begin(context) for correction in corrections]
 
     def _register_texts(self, guider: Any) -> None:
@@ -169,7 +181,8 @@ class Run:
         return self._branches is not None
 
     def record(self, conds: Sequence[Any], denoised: Sequence[Tensor]) -> None:
-        """Keep the predictions of the guider's own branches while it evaluates them."""
+        """Count the predictions, and keep those of the guider's own branches while it evaluates them."""
+        self.recorder.forwards += sum(len(out) for cond, out in zip(conds, denoised) if cond is not None)
         if self._branches is None:
             return
         for name in (COND, UNCOND):
@@ -182,6 +195,7 @@ class Run:
         level = noise_level(evaluation.guider.inner_model.model_sampling, evaluation.timestep)
         is_new = self._clock.advance(sigma)
         active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
+        self.recorder.call(sigma, len(evaluation.x), active)
         if not active:
             return guiders()
         denoised, branches = self._listen(guiders)
@@ -191,16 +205,19 @@ class Run:
             return Step(evaluation.x, sigma, level, denoised, predictions, _cond_scale(evaluation.guider), mask, is_new)
 
         for index in active:
-            rows = self._corrections[index].steer(step(branches), self._states[index], evaluation)
-            if rows is not None and bool(rows.any()):
-                anew, new_branches = self._listen(guiders)
-                denoised = _where_rows(rows, anew, denoised)
-                branches = {name: _where_rows(rows, out, branches[name]) for name, out in new_branches.items()}
+            with self.recorder.spending(index):
+                rows = self._corrections[index].steer(step(branches), self._states[index], evaluation)
+                if rows is not None and bool(rows.any()):
+                    anew, new_branches = self._listen(guiders)
+                    denoised = _where_rows(rows, anew, denoised)
+                    branches = {name: _where_rows(rows, out, branches[name]) for name, out in new_branches.items()}
         predictions = self._predict_texts({i: step(branches) for i in active}, evaluation)
         changes = []
         for index in active:
-            change = self._corrections[index].correct(step({**branches, **predictions[index]}), self._states[index])
+            with self.recorder.spending(index):
+                change = self._corrections[index].correct(step({**branches, **predictions[index]}), self._states[index])
             if change is not None:
+                self.recorder.changed(index, change, denoised)
                 changes.append(change)
         return combine(denoised, changes, mask)
 
@@ -223,9 +240,17 @@ class Run:
                     if evaluation.guider.conds.get(key) is not None:
                         wanted[index, name] = key
                         rows = of_name if rows is None else rows | of_name
-        by_key = {} if rows is None else _predict_rows(list(dict.fromkeys(wanted.values())), rows, evaluation)
+        by_key = {} if rows is None else self._predict_keys(wanted, rows, evaluation)
         denoised = next(iter(steps.values())).denoised
         return {i: {n: _scattered(by_key[k], rows, denoised) for (j, n), k in wanted.items() if j == i and rows is not None} for i in steps}
+
+    def _predict_keys(self, wanted: Mapping[tuple[int, str], str], rows: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
+        # Each conditioning is charged to the correction that asked for it first.
+        first: dict[str, int] = {}
+        for (index, _), key in wanted.items():
+            first.setdefault(key, index)
+        with self.recorder.spending(*first.values()):
+            return _predict_rows(list(first), rows, evaluation)
 
 
 def _cond_scale(guider: Any) -> float:
@@ -291,8 +316,10 @@ def _outer_sample(
         kwargs["latent_shapes"] = latent_shapes
     context = RunContext(guider.model_patcher, tuple(noise.shape), denoise_mask)
     # The guider's options are a copy made for this run: what is put there reaches every hook and ends with the run.
-    guider.model_options["transformer_options"][KEY] = Run(guider.model_options[KEY], context, guider)
-    return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    run = guider.model_options["transformer_options"][KEY] = Run(guider.model_options[KEY], context, guider)
+    samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    guider.model_options[TRACES].keep(samples, run.recorder)
+    return samples
 
 
 def _predict_noise(

@@ -55,4 +55,9 @@ class SafeLatentDiffusionCorrection(Correction):
         if step.level not in self.settings.window:
             return None
         touched = (guidance != 0).any(dim=1).flatten(1)
-        return Change(denoised_change(guidance, step.sigma, step.cond_scale), touched.any(dim=1), area=touched.float().mean(dim=1))
+        return Change(
+            denoised_change(guidance, step.sigma, step.cond_scale),
+            touched.any(dim=1),
+            area=touched.float().mean(dim=1),
+            weight=torch.full_like(touched[:, 0].float(), step.cond_scale),
+        )
