@@ -10,9 +10,12 @@ from comfy_api.latest import io
 
 from ..guidance.layouts import Layout
 from ..guidance.negation_set import NegationSet
-        protected = protect(model, vae, negation_set, mask, settings)
-        latent = sample(protected, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
-        return io.NodeOutput(latent, trace_of(protected, latent["samples"]))
+from ..guidance.safe_denoiser import Anchor, Mode, SafeDenoiserSettings
+from .host.runs import attach, trace_of
+from .host.safe_denoiser import SafeDenoiserCorrection
+from .host.sampling import SAMPLERS, SCHEDULERS, sample
+from .shared_inputs import WHOLE_START, layout_inputs, mask_input, reference_inputs, window_from, window_inputs, with_defaults
+from .types import SafetyTraceType
 
 CATEGORY = "safe guidance/safe denoiser"
 ALIASES = ["negative image", "avoid style", "not like this picture", "nsfw", "concept erasing", "negation set"]
@@ -227,14 +230,9 @@ class SafeDenoiserSampler(io.ComfyNode):
         mask: torch.Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-<<<<<<< HEAD
         protected = protect(model, vae, negation_set, mask, settings)
-        return io.NodeOutput(sample(protected, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise))
-=======
-        protected = protect(model, vae, negation_set, settings)
         latent = sample(protected, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise)
         return io.NodeOutput(latent, trace_of(protected, latent["samples"]))
->>>>>>> d318b23 (Safety Trace: a record of every correction at every model call, found by the latent it led to; shown, told, and saved with the picture)
 
 
 NODES: list[type[io.ComfyNode]] = [SafeDenoiser, SafeDenoiserSampler]
