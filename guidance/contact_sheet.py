@@ -32,6 +32,19 @@ def contact_sheet(negation_set: NegationSet, most: int) -> Tensor:
     return sheet.movedim(0, -1)
 
 
+def comparison_sheet(images: Tensor, negation_set: NegationSet, places: Tensor) -> Tensor:
+    """A row per image (B, H, W, 3): itself, then the set's pictures at its `places` (B, k). (H, W, 3) in [0, 1]."""
+    step = CELL + GAP
+    rows, columns = len(images), places.shape[1] + 1
+    sheet = torch.full((3, rows * step + GAP, columns * step + GAP), BACKGROUND)
+    for row, image in enumerate(images):
+        cells = [fit(image.movedim(-1, 0)[:3].float(), CELL, CELL), *(_cell(negation_set, int(place)) for place in places[row])]
+        for column, cell in enumerate(cells):
+            top, left = GAP + row * step, GAP + column * step
+            sheet[:, top : top + CELL, left : left + CELL] = cell
+    return sheet.movedim(0, -1)
+
+
 def _cell(negation_set: NegationSet, index: int) -> Tensor:
     picture = fit(negation_set.pictures[index].movedim(-1, 0).float() / 255, CELL, CELL)
     mask = negation_set.masks[index]

@@ -186,3 +186,15 @@ def without_duplicates(negation_set: NegationSet) -> NegationSet:
     kept: Sequence[int] = list(seen.values())
     pictures, masks = tuple(negation_set.pictures[i] for i in kept), tuple(negation_set.masks[i] for i in kept)
     return replace(negation_set, pictures=pictures, masks=masks)
+
+
+def combined(sets: Sequence[NegationSet], name: str = "") -> NegationSet:
+    """All pictures of several sets, in order. Sources and licences are listed, each once."""
+
+    def texts(values: Sequence[str]) -> str:
+        return "; ".join(dict.fromkeys(value for value in values if value))
+
+    pictures, masks = tuple(p for s in sets for p in s.pictures), tuple(m for s in sets for m in s.masks)
+    return NegationSet(
+        pictures, masks, name or texts([s.name for s in sets]), texts([s.source for s in sets]), texts([s.licence for s in sets])
+    )

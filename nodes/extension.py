@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import demo_model, negation_sets, safe_denoiser, safe_latent_diffusion, safety_trace, safree, semantic_guidance
+from . import (
+    demo_model,
+    negation_set_views,
+    negation_sets,
+    safe_denoiser,
+    safe_latent_diffusion,
+    safety_trace,
+    safree,
+    semantic_guidance,
+    spell,
+)
 from .host.folders import register_model_folders
+
+FAMILIES = (
+    demo_model,
+    negation_sets,
+    negation_set_views,
+    safe_denoiser,
+    spell,
+    safe_latent_diffusion,
+    semantic_guidance,
+    safree,
+    safety_trace,
+)
 
 
 class SafeGuidanceExtension(ComfyExtension):
@@ -15,5 +37,4 @@ class SafeGuidanceExtension(ComfyExtension):
         register_model_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        families = (demo_model, negation_sets, safe_denoiser, safe_latent_diffusion, safety_trace, safree, semantic_guidance)
-        return [node for family in families for node in family.NODES]
+        return [node for family in FAMILIES for node in family.NODES]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..guidance import negation_set as files
-from ..guidance.contact_sheet import contact_sheet
-from .host.folders import negation_set_names, negation_set_path
+from .host.folders import input_folder, input_folders, negation_set_names, negation_set_path, save_negation_set
+from .host.picture_folders import read_folder, state_of
 from .types import NegationSetType
 
 CATEGORY = "safe guidance/negation sets"
@@ -70,8 +71,7 @@ class BuildNegationSet(io.ComfyNode):
                     "without a mask whole layouts are compared.",
                 ),
                 io.String.Input("name", default="my set", tooltip="A name for people; it does not change what the set does."),
-                io.String.Input("source", default="", optional=True, advanced=True, tooltip="Where the pictures come from."),
-                io.String.Input("licence", default="", optional=True, advanced=True, tooltip="Under which terms the pictures may be used."),
+                *origin_inputs(),
             ],
             outputs=[NegationSetType.Output(display_name="negation_set")],
         )
@@ -83,51 +83,145 @@ class BuildNegationSet(io.ComfyNode):
         return io.NodeOutput(files.from_images(images, mask, name, source, licence))
 
 
-class PreviewNegationSet(io.ComfyNode):
-    """What is in a set."""
+class NegationSetFromFolder(io.ComfyNode):
+    """A set from the files of a folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="SafeGuidancePreviewNegationSet",
-            display_name="Preview Negation Set",
+            node_id="SafeGuidanceNegationSetFromFolder",
+            display_name="Negation Set from Folder",
             category=CATEGORY,
-            description="Shows the pictures of a set on a contact sheet, with their number, sizes, source and licence.",
-            search_aliases=ALIASES,
-            is_output_node=True,
+            description="Makes a set from all pictures in a folder under the host's input folder: PNG, JPEG, WebP, BMP, and the first "
+            "frame of GIFs. Files that cannot be used are listed with the reason.",
+            search_aliases=[*ALIASES, "load folder", "directory", "batch"],
             inputs=[
-                NegationSetType.Input("negation_set", tooltip="The set to look at."),
+                io.Combo.Input(
+                    "folder",
+                    options=input_folders(),
+                    tooltip="A folder under the host's input folder; the dot is that folder itself. Put your pictures there.",
+                ),
+                io.Boolean.Input("sub_folders", default=True, tooltip="Also take the pictures in the folders inside it."),
                 io.Int.Input(
-                    "most",
-                    default=64,
-                    min=1,
-                    max=1024,
-                    tooltip="How many pictures the sheet shows at the most, spread evenly over the set. More makes a larger sheet.",
+                    "longest_side",
+                    default=1024,
+                    min=64,
+                    max=files.MAX_SIDE,
+                    tooltip="Larger pictures are reduced to this many pixels. The size you generate is enough; less takes less memory.",
+                ),
+                io.Boolean.Input(
+                    "drop_duplicates", default=True, tooltip="Keep every picture once. Exact copies only give one more weight."
+                ),
+                io.String.Input("name", default="", optional=True, tooltip="A name for people; without one, the folder's."),
+                *origin_inputs(),
+            ],
+            outputs=[
+                NegationSetType.Output(display_name="negation_set"),
+                io.String.Output(
+                    display_name="report", tooltip="How many pictures there are, and every file that was skipped, with the reason."
                 ),
             ],
-            outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="summary")],
         )
 
     @classmethod
-    def execute(cls, negation_set: files.NegationSet, most: int) -> io.NodeOutput:
-        sheet = contact_sheet(negation_set, most)[None]
-        summary = summarize(negation_set)
-        return io.NodeOutput(sheet, summary, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()})
+    def fingerprint_inputs(cls, folder: str, sub_folders: bool, **_: Any) -> str:
+        return state_of(input_folder(folder), sub_folders)
+
+    @classmethod
+    def execute(
+        cls,
+        folder: str,
+        sub_folders: bool,
+        longest_side: int,
+        drop_duplicates: bool,
+        name: str = "",
+        source: str = "",
+        licence: str = "",
+    ) -> io.NodeOutput:
+        path = input_folder(folder)
+        found, skipped = read_folder(path, sub_folders, longest_side, name or path.name, source, licence)
+        kept = files.without_duplicates(found) if drop_duplicates else found
+        lines = [f"{len(kept)} pictures, {len(found) - len(kept)} duplicates dropped, {len(skipped)} files skipped"]
+        report = "\n".join([*lines, *(f"{s.path}: {s.reason}" for s in skipped)])
+        return io.NodeOutput(kept, report, ui=ui.PreviewText(report))
 
 
-def summarize(negation_set: files.NegationSet) -> str:
-    """A few lines about a set for people."""
-    sizes = negation_set.sizes()
-    shown = ", ".join(f"{width} x {height}" for width, height in sizes[:4]) + (" and others" if len(sizes) > 4 else "")
-    unique = len(files.without_duplicates(negation_set))
-    lines = [
-        f"{negation_set.name or 'unnamed'}: {len(negation_set)} pictures ({unique} different), {shown} pixels",
-        f"masks: {sum(mask is not None for mask in negation_set.masks)}",
-        f"source: {negation_set.source or 'not stated'}",
-        f"licence: {negation_set.licence or 'not stated'}",
-        f"hash: {negation_set.content_hash[:16]}",
+class CombineNegationSets(io.ComfyNode):
+    """One set out of several."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceCombineNegationSets",
+            display_name="Combine Negation Sets",
+            category=CATEGORY,
+            description="Puts the pictures of several sets into one, which is then compared and calibrated as a whole. To give every set a "
+            "strength of its own, use one Safe Denoiser after another instead.",
+            search_aliases=[*ALIASES, "merge", "join", "concatenate"],
+            inputs=[
+                NegationSetType.Input("first", tooltip="A set."),
+                NegationSetType.Input("second", tooltip="Another one. Combine sets with masks only with sets with masks."),
+                NegationSetType.Input("third", optional=True, tooltip="One more."),
+                NegationSetType.Input("fourth", optional=True, tooltip="One more."),
+                io.Boolean.Input(
+                    "drop_duplicates", default=True, tooltip="Keep every picture once. Exact copies only give one more weight."
+                ),
+                io.String.Input("name", default="", optional=True, tooltip="A name for people; without one, those of the sets."),
+            ],
+            outputs=[NegationSetType.Output(display_name="negation_set")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        first: files.NegationSet,
+        second: files.NegationSet,
+        drop_duplicates: bool,
+        third: files.NegationSet | None = None,
+        fourth: files.NegationSet | None = None,
+        name: str = "",
+    ) -> io.NodeOutput:
+        whole = files.combined([s for s in (first, second, third, fourth) if s is not None], name)
+        return io.NodeOutput(files.without_duplicates(whole) if drop_duplicates else whole)
+
+
+class SaveNegationSet(io.ComfyNode):
+    """A set's file, for later and for others."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceSaveNegationSet",
+            display_name="Save Negation Set",
+            category=CATEGORY,
+            description="Writes a set into models/negation_sets, where Load Negation Set finds it. The file holds the pictures themselves "
+            "with source and licence, and serves every model and size.",
+            search_aliases=[*ALIASES, "export", "share"],
+            is_output_node=True,
+            inputs=[
+                NegationSetType.Input("negation_set", tooltip="The set to save."),
+                io.String.Input("file_name", default="my_set", tooltip="Name of the file, with / for sub-folders of models/negation_sets."),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Replace a file of that name. Otherwise the new one gets a number, unless it is the same set.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name under which Load Negation Set offers it.")],
+        )
+
+    @classmethod
+    def execute(cls, negation_set: files.NegationSet, file_name: str, overwrite: bool) -> io.NodeOutput:
+        path = save_negation_set(negation_set, file_name, overwrite)
+        return io.NodeOutput(path, ui=ui.PreviewText(f"{len(negation_set)} pictures in models/negation_sets/{path}"))
+
+
+def origin_inputs() -> list[io.Input]:
+    """Where pictures come from, for whoever gets the set."""
+    return [
+        io.String.Input("source", default="", optional=True, advanced=True, tooltip="Where the pictures come from."),
+        io.String.Input("licence", default="", optional=True, advanced=True, tooltip="Under which terms the pictures may be used."),
     ]
-    return "\n".join(lines)
 
 
-NODES: list[type[io.ComfyNode]] = [LoadNegationSet, BuildNegationSet, PreviewNegationSet]
+NODES: list[type[io.ComfyNode]] = [LoadNegationSet, BuildNegationSet, NegationSetFromFolder, CombineNegationSets, SaveNegationSet]

@@ -29,11 +29,11 @@ FITS: tuple[Fit, ...] = ("crop", "letterbox")
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "flip, crops and shifts")
 
 
-def reference_inputs() -> list[io.Input]:
+def reference_inputs(optional: bool = False) -> list[io.Input]:
     """The set, and the VAE that encodes it."""
     return [
-        io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
-        NegationSetType.Input("negation_set", tooltip="What to stay away from."),
+        io.Vae.Input("vae", optional=optional, tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
+        NegationSetType.Input("negation_set", optional=optional, tooltip="What to stay away from."),
     ]
 
 

@@ -76,6 +76,28 @@ def _region(mask: Tensor | None, height: int, width: int) -> Tensor:
     return torch.ones(1, height, width) if mask is None else F.interpolate(mask[None], size=(height, width), mode="area")[0]
 
 
+def usual_size(negation_set: NegationSet, vae: Any) -> tuple[int, int]:
+    """Height and width in latent pixels of the size that most pictures of the set have."""
+    sizes = [tuple(picture.shape[:2]) for picture in negation_set.pictures]
+    height, width = max(set(sizes), key=sizes.count)
+    ratio = vae.spacial_compression_encode()
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def encode_pictures(images: Tensor, vae: Any) -> Tensor:
+    """Latents (B, C, h, w) in VAE space of pictures (B, H, W, C) in [0, 1] that a workflow made."""
+    latents: Tensor = vae.encode(images[..., :3]).float()
+    if latents.ndim != 4:
+        raise ValueError("The VAE makes video or audio latents, and a negation set has pictures. Connect the VAE of a picture model.")
+    return latents.cpu()
+
+
+def check_pictures(latent_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless a run samples pictures."""
+    if len(latent_shape) != 4:
+        raise ValueError("This method compares single pictures, and this model samples video or audio. Remove the node from this MODEL.")
+
+
 def references_for(
     model: ModelPatcher, vae: Any, negation_set: NegationSet, latent_shape: tuple[int, ...], layout: Layout = PLAIN
 ) -> References:
@@ -84,10 +106,7 @@ def references_for(
     Raises:
         ValueError: the run's latents are not pictures, or the VAE is not the model's.
     """
-    if len(latent_shape) != 4:
-        raise ValueError(
-            "A negation set is compared with single pictures, and this model samples video or audio. Remove the node from this MODEL."
-        )
+    check_pictures(latent_shape)
     latent_format = model.get_model_object("latent_format")
     height, width = latent_shape[-2:]
     encoded = encode(negation_set, vae, height, width, layout)

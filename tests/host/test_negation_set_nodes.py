@@ -1,0 +1,164 @@
+"""The nodes around negation sets in the real host: folders, files, combinations, figures, look-ups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from safe_guidance.guidance.negation_set import NegationSet, from_images, load
+
+PROMPT = "a yellow star in the center on a black plain background, flat style"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An input folder and a model folder of this test's own, with five pictures, of which two are the same, and a text file."""
+    import folder_paths
+
+    unwanted = tmp_path / "input" / "unwanted"
+    (unwanted / "more").mkdir(parents=True)
+    for index, place in enumerate(("a.png", "b.png", "more/c.jpg", "more/d.webp")):
+        colours = torch.randint(0, 256, (40, 60, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        Image.frombytes("RGB", (60, 40), colours.numpy().tobytes()).save(unwanted / place)
+    (unwanted / "copy.png").write_bytes((unwanted / "a.png").read_bytes())
+    (unwanted / "notes.txt").write_text("words")
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "negation_sets", ([str(tmp_path / "sets")], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+def from_folder(**changed: Any) -> Any:
+    from safe_guidance.nodes.negation_sets import NegationSetFromFolder
+
+    given = {"folder": "unwanted", "sub_folders": True, "longest_side": 1024, "drop_duplicates": True, **changed}
+    return NegationSetFromFolder.execute(**given)
+
+
+def test_from_folder(folders: Path) -> None:
+    result = from_folder(source="my garden", licence="CC0")
+    negation_set, report = result.args
+    assert (len(negation_set), negation_set.name, negation_set.source) == (4, "unwanted", "my garden")
+    assert report.splitlines() == ["4 pictures, 1 duplicates dropped, 1 files skipped", "notes.txt: not a picture by its name"]
+    assert len(from_folder(sub_folders=False).args[0]) == 2
+    assert len(from_folder(drop_duplicates=False).args[0]) == 5
+    assert from_folder(longest_side=64, folder="unwanted/more").args[0].sizes() == [(60, 40)]
+
+
+def test_folders_to_choose_from(folders: Path) -> None:
+    from safe_guidance.nodes.negation_sets import NegationSetFromFolder
+
+    inputs = {i.id: i for i in NegationSetFromFolder.define_schema().inputs}
+    assert inputs["folder"].options == [".", "unwanted", "unwanted/more"]
+
+
+def test_a_changed_folder_is_read_again(folders: Path) -> None:
+    from safe_guidance.nodes.negation_sets import NegationSetFromFolder
+
+    def fingerprint() -> str:
+        return NegationSetFromFolder.fingerprint_inputs(
+            folder="unwanted", sub_folders=True, longest_side=64, drop_duplicates=True, name="", source="", licence=""
+        )
+
+    before = fingerprint()
+    assert fingerprint() == before
+    os.utime(folders / "input" / "unwanted" / "a.png", (1, 1))
+    assert fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["../sets", "/etc", "unwanted/../../sets", "missing", "unwanted/a.png"])
+def test_folders_elsewhere_are_refused(folders: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="under the host's input folder"):
+        from_folder(folder=name)
+
+
+def test_a_folder_without_pictures(folders: Path) -> None:
+    (folders / "input" / "empty").mkdir()
+    with pytest.raises(ValueError, match="no picture in the folder .it is empty."):
+        from_folder(folder="empty")
+    (folders / "input" / "empty" / "a.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="a.png: no picture, whatever its name says"):
+        from_folder(folder="empty")
+
+
+def test_reading_can_be_interrupted_and_is_bounded(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management
+
+    from safe_guidance.nodes.host import picture_folders
+
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        from_folder()
+    comfy.model_management.interrupt_current_processing(False)
+    monkeypatch.setattr(picture_folders, "MAX_BYTES", 10_000)
+    with pytest.raises(ValueError, match="Lower longest_side"):
+        from_folder()
+
+
+def save(negation_set: NegationSet, file_name: str, overwrite: bool = False) -> str:
+    from safe_guidance.nodes.negation_sets import SaveNegationSet
+
+    name: str = SaveNegationSet.execute(negation_set, file_name, overwrite).args[0]
+    return name
+
+
+def test_saved_sets_are_found_by_load(folders: Path) -> None:
+    from safe_guidance.nodes.host.folders import negation_set_names
+    from safe_guidance.nodes.negation_sets import LoadNegationSet
+
+    negation_set = from_folder().args[0]
+    assert save(negation_set, "mine/birds") == "mine/birds.safetensors"
+    assert "mine/birds.safetensors" in negation_set_names()
+    assert LoadNegationSet.execute("mine/birds.safetensors").args[0].content_hash == negation_set.content_hash
+    # The same set again is the same file; another set gets a number, unless it may replace the first.
+    assert save(negation_set, "mine/birds.safetensors") == "mine/birds.safetensors"
+    other = from_images(torch.rand(2, 16, 16, 3))
+    assert save(other, "mine/birds") == "mine/birds_002.safetensors"
+    assert save(other, "mine/birds", overwrite=True) == "mine/birds.safetensors"
+    assert load(folders / "sets" / "mine" / "birds.safetensors").content_hash == other.content_hash
+    assert sorted(os.listdir(folders / "sets" / "mine")) == ["birds.safetensors", "birds_002.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/../../x", "", " ", "a//b", ".hidden", "a\\b", "a\0b", "nul:", "a/ /b", "dot."])
+def test_names_that_no_file_may_have(folders: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot have the name"):
+        save(from_images(torch.rand(1, 16, 16, 3)), name)
+    assert not (folders / "sets").exists()
+
+
+def test_combine(folders: Path) -> None:
+    from safe_guidance.nodes.negation_sets import CombineNegationSets
+
+    first = from_folder().args[0]
+    second = from_images(torch.rand(2, 16, 16, 3), name="new")
+    assert len(CombineNegationSets.execute(first, second, True, third=first).args[0]) == 6
+    assert len(CombineNegationSets.execute(first, second, False, third=first, fourth=second).args[0]) == 12
+
+
+@pytest.mark.parametrize("with_vae", [False, True])
+def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
+    from safe_guidance.nodes.negation_set_views import FindClosestReferences, PreviewNegationSet, summarize
+
+    images = host.vae.decode(host.sample(host.model, host.text(PROMPT, PROMPT, PROMPT, PROMPT))).clone()
+    negation_set = from_images(torch.cat([images, images[1:2].flip(2), images[1:2]]))
+    vae = host.vae if with_vae else None
+    summary = summarize(negation_set, vae)
+    assert "6 pictures (5 different)" in summary and "closest: 2 and 6 (1.00)" in summary and "calibration" in summary
+    sheet, found, highest = FindClosestReferences.execute(images[2:4], negation_set, 2, vae).args
+    assert found.splitlines()[0].startswith("picture 1: reference 3 at 1.000") and found.splitlines()[1].startswith(
+        "picture 2: reference 4 at"
+    )
+    assert highest == pytest.approx(1, abs=1e-3) and sheet.shape[0] == 1
+    assert PreviewNegationSet.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 4

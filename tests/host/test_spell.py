@@ -1,0 +1,98 @@
+"""Sparse Repellency in the real host: where it acts, identity, batches, families without a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from safe_guidance.guidance.negation_set import NegationSet, from_images
+
+STAR = "a yellow star in the center on a black plain background, flat style"
+HEART = "a red heart on the left on a grey striped background, dotted style"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def copies(host: Any) -> NegationSet:
+    """The picture that the model paints for STAR with seed 1, as the only reference."""
+    with torch.inference_mode():
+        return from_images(host.vae.decode(host.sample(host.model, host.text(STAR))).clone())
+
+
+def repel(host: Any, negation_set: NegationSet | None = None, **settings: Any) -> Any:
+    from safe_guidance.nodes.spell import SparseRepellency
+
+    return SparseRepellency.execute(model=host.model, vae=host.vae, negation_set=negation_set, **settings).args[0]
+
+
+def distances(host: Any, samples: torch.Tensor, negation_set: NegationSet) -> torch.Tensor:
+    """Root mean square distance of every sample to its closest reference, in the sampler's space."""
+    from safe_guidance.nodes.host.negation_latents import references_for
+
+    references = references_for(host.model, host.vae, negation_set, tuple(samples.shape)).rows(slice(None))
+    x = host.model.get_model_object("latent_format").process_in(samples)
+    return torch.cdist(x.flatten(1), references.flatten(1)).amin(1) / x[0].numel() ** 0.5
+
+
+def test_leaves_the_ball_and_nothing_else_changes(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR, HEART)
+    baseline = host.sample(host.model, text)
+    near, far = distances(host, baseline, copies).tolist()
+    radius = (near + far) / 2
+    protected = host.sample(repel(host, copies, radius=radius, overcompensation=1.0), text)
+    assert torch.equal(protected[1], baseline[1])
+    # The last prediction of a sampler is its result: it is outside, but for the rounding of half precision.
+    assert distances(host, protected, copies)[0].item() >= 0.99 * radius
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"radius": 0.0}, {"overcompensation": 0.0}, {"radius": 0.001}, {"end_sigma": 500.0}, {"window": "percent", "end_percent": 0.0}],
+)
+def test_identity_is_bit_exact(host: Any, copies: NegationSet, settings: dict[str, Any]) -> None:
+    text = host.text(STAR, HEART)
+    counted, rows = host.count_calls(repel(host, copies, **{"among_batch": True, "radius": 0.01, **settings}))
+    plain, plain_rows = host.count_calls(host.model)
+    assert torch.equal(host.sample(counted, text), host.sample(plain, text)) and rows == plain_rows
+
+
+def test_samples_of_a_batch_go_apart(host: Any) -> None:
+    text = host.text(STAR, STAR, STAR)
+
+    def apart(samples: torch.Tensor) -> float:
+        return torch.pdist(samples.flatten(1)).min().item() / samples[0].numel() ** 0.5
+
+    baseline = host.sample(host.model, text)
+    assert apart(host.sample(repel(host, among_batch=True, radius=2.0), text)) > apart(baseline)
+    alone = host.text(STAR)
+    assert torch.equal(host.sample(repel(host, among_batch=True, radius=2.0), alone), host.sample(host.model, alone))
+
+
+def test_normalised_references_are_other_references(host: Any, copies: NegationSet) -> None:
+    text = host.text(STAR)
+    as_they_are, normalised = (
+        host.sample(repel(host, copies, radius=1.5, references=kind), text) for kind in ("as they are", "normalised per pixel")
+    )
+    assert not torch.equal(as_they_are, normalised)
+
+
+def test_a_set_needs_a_vae(host: Any, copies: NegationSet) -> None:
+    from safe_guidance.nodes.spell import SparseRepellency
+
+    with pytest.raises(ValueError, match="Connect the model's VAE"):
+        SparseRepellency.execute(model=host.model, negation_set=copies)
+
+
+def test_video_models_are_refused(host: Any) -> None:
+    from safe_guidance.nodes.host.negation_latents import check_pictures
+
+    with pytest.raises(ValueError, match="video or audio"):
+        check_pictures((1, 16, 5, 32, 32))
