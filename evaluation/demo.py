@@ -26,7 +26,7 @@ from .shooting import Method, Shot, server_count, shoot_all
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "none"
-METHODS = {PLAIN: "demo_plain.json", "safe_denoiser": "demo_safe_denoiser.json"}
+METHODS = {PLAIN: "demo_plain.json", "safe_denoiser": "demo_safe_denoiser.json", "spell": "demo_spell.json"}
 PER_SET = 32
 
 

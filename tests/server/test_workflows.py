@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from safe_guidance.evaluation import demo, graphs, shooting
 from safe_guidance.evaluation.prompts import load_prompts
@@ -24,6 +25,14 @@ TOLD_APART = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.st
 def object_info(server: ComfyServer) -> dict[str, Any]:
     found: dict[str, Any] = server.get_json("/object_info")
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pictures_to_load(server: ComfyServer) -> None:
+    """Pictures in the host's input folder, for the workflows that read some."""
+    for index in range(3):
+        noise = np.random.default_rng(index).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((160, 128)).save(Path(server.base) / "input" / f"unwanted_{index}.png")
 
 
 def test_there_are_workflows() -> None:
