@@ -14,6 +14,7 @@ from . import (
     safree,
     semantic_guidance,
     spell,
+    twin_run,
 )
 from .host.folders import register_model_folders
 
@@ -27,6 +28,7 @@ FAMILIES = (
     semantic_guidance,
     safree,
     safety_trace,
+    twin_run,
 )
 
 

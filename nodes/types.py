@@ -6,4 +6,5 @@ from comfy_api.latest import io
 
 NegationSetType = io.Custom("NEGATION_SET")
 SemanticConceptsType = io.Custom("SEMANTIC_CONCEPTS")
+SafetyFunctionType = io.Custom("SAFETY_FUNCTION")
 SafetyTraceType = io.Custom("SAFETY_TRACE")

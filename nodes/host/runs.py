@@ -22,6 +22,7 @@ from torch import Tensor
 from ...guidance.composition import Change, SigmaClock, combine, per_sample
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.trace import Trace
+from . import doctor
 from .traces import Recorder, TraceStore
 
 KEY = "safe_guidance"
@@ -90,6 +91,9 @@ class Correction:
     name: str = "correction"
     """What the method is called in a trace."""
 
+    node: str | None = None
+    """Id of the node that attached it, for messages to its user."""
+
     texts: dict[str, list[Any]] = {}
     """CONDITIONING by name, of which `wanted_texts` may ask for predictions."""
 
@@ -128,8 +132,16 @@ def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
+    correction.node = doctor.executing_node()
     correction.patch(patched)
     return patched
+
+
+def unguarded(model: ModelPatcher) -> ModelPatcher:
+    """A clone of `model` whose sampling runs include no correction."""
+    bare = model.clone()
+    bare.model_options[KEY] = ()
+    return bare
 
 
 def trace_of(model: ModelPatcher, samples: Tensor) -> Trace | None:
@@ -237,9 +249,13 @@ class Run:
             for name, of_name in self._corrections[index].wanted_texts(step, self._states[index]).items():
                 if name not in step.predictions and bool(of_name.any()):
                     key = self._text_keys.get((index, name), name)
-                    if evaluation.guider.conds.get(key) is not None:
-                        wanted[index, name] = key
-                        rows = of_name if rows is None else rows | of_name
+                    if evaluation.guider.conds.get(key) is None:
+                        self.recorder.notes.append(doctor.missing_branch(self._corrections[index].name))
+                        continue
+                    if name == UNCOND:
+                        self.recorder.notes.append(doctor.costly_branch(self._corrections[index].name))
+                    wanted[index, name] = key
+                    rows = of_name if rows is None else rows | of_name
         by_key = {} if rows is None else self._predict_keys(wanted, rows, evaluation)
         denoised = next(iter(steps.values())).denoised
         return {i: {n: _scattered(by_key[k], rows, denoised) for (j, n), k in wanted.items() if j == i and rows is not None} for i in steps}
@@ -314,11 +330,16 @@ def _outer_sample(
         if len(latent_shapes) > 1:
             raise ValueError("Safe Guidance does not work on models that sample several latents at once. Remove its nodes from this MODEL.")
         kwargs["latent_shapes"] = latent_shapes
+    corrections: tuple[Correction, ...] = guider.model_options[KEY]
+    if not corrections:
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     context = RunContext(guider.model_patcher, tuple(noise.shape), denoise_mask)
     # The guider's options are a copy made for this run: what is put there reaches every hook and ends with the run.
-    run = guider.model_options["transformer_options"][KEY] = Run(guider.model_options[KEY], context, guider)
+    run = guider.model_options["transformer_options"][KEY] = Run(corrections, context, guider)
     samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    run.recorder.notes += doctor.inert_notes(corrections, run.recorder.trace())
     guider.model_options[TRACES].keep(samples, run.recorder)
+    doctor.tell(corrections, run.recorder.trace())
     return samples
 
 
@@ -326,7 +347,9 @@ def _predict_noise(
     executor: Callable[..., Tensor], x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
 ) -> Tensor:
     model_options = model_options or {}
-    run: Run = model_options["transformer_options"][KEY]
+    run: Run | None = model_options["transformer_options"].get(KEY)
+    if run is None:
+        return executor(x, timestep, model_options, seed)
     evaluation = Evaluation(executor.class_obj, x, timestep, model_options)  # type: ignore[attr-defined]
     return run.predict(lambda: executor(x, timestep, model_options, seed), evaluation)
 

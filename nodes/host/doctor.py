@@ -1,0 +1,72 @@
+"""Says, once a run has ended, what each correction did in it, and which settings had no effect and why."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from comfy_execution.utils import get_executing_context
+
+from ...guidance.noise_level import NoiseLevel
+from ...guidance.trace import Trace, sentence
+
+PROBED_SIGMAS = [0.02 * 1.2**i for i in range(48)]
+"""Noise levels of every schedule of the host, from 0.02 to about 100: a correction that acts at none of them is switched off."""
+
+
+class Corrective(Protocol):
+    """What is asked of a correction."""
+
+    name: str
+    node: str | None
+
+    def is_active(self, level: NoiseLevel) -> bool: ...
+
+
+def executing_node() -> str | None:
+    """Id of the node that the host is executing; None outside a prompt."""
+    context = get_executing_context()
+    return None if context is None else context.node_id
+
+
+def missing_branch(name: str) -> str:
+    return f"{name} needs a negative prompt, and this sampler has none. Use KSampler, or CFGGuider instead of BasicGuider."
+
+
+def costly_branch(name: str) -> str:
+    return f"CFG is 1, so the negative prompt is evaluated for {name} alone. More CFG costs nothing more."
+
+
+def outside_window(name: str, sigmas: Sequence[float]) -> str:
+    ran = f"sampling ran from sigma {max(sigmas):.3g} to {min(sigmas):.3g}"
+    return f"{name} did nothing: {ran}, outside its window. Widen the window, or start from more noise (denoise)."
+
+
+def inert_notes(corrections: Sequence[Corrective], trace: Trace) -> list[str]:
+    """A sentence for every correction that is switched on and was never allowed to act."""
+    if not trace.sigmas:
+        return []
+    idle = [(c, name) for c, name in zip(corrections, trace.methods) if not trace.of(name) and _is_on(c)]
+    return [outside_window(name, trace.sigmas) for _, name in idle]
+
+
+def _is_on(correction: Corrective) -> bool:
+    return any(correction.is_active(NoiseLevel.variance_exploding(sigma)) for sigma in PROBED_SIGMAS)
+
+
+def tell(corrections: Sequence[Corrective], trace: Trace) -> None:
+    """Show each correction's run under the node that attached it, and log what had no effect."""
+    for note in trace.notes:
+        logging.warning("Safe Guidance: %s", note)
+    for correction, name in zip(corrections, trace.methods):
+        note = next((note for note in trace.notes if name in note), None)
+        _show(correction.node, note or sentence(trace.summary(name), len(trace.sigmas)))
+
+
+def _show(node: str | None, text: str) -> None:
+    # The server is a module of the host's program, absent where its libraries are used alone.
+    instance: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if node is not None and hasattr(instance, "send_progress_text"):
+        instance.send_progress_text(text, node)
