@@ -10,6 +10,8 @@ from . import (
     negation_sets,
     safe_denoiser,
     safe_latent_diffusion,
+    safe_text_guidance,
+    safety_functions,
     safety_trace,
     safree,
     semantic_guidance,
@@ -27,6 +29,8 @@ FAMILIES = (
     safe_latent_diffusion,
     semantic_guidance,
     safree,
+    safety_functions,
+    safe_text_guidance,
     safety_trace,
     twin_run,
 )

@@ -12,8 +12,10 @@ from ...guidance.negation_set import NegationSet, load, save
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 NEGATION_SETS = "negation_sets"
+SAFETY = "safety"
 BUNDLED_SUFFIX = " (bundled)"
 EXTENSIONS = {".safetensors"}
+SAFETY_EXTENSIONS = {".safetensors", ".onnx"}
 WHOLE_INPUT = "."
 MAX_FOLDERS = 1000
 """Folders under the host's input folder that are offered."""
@@ -22,10 +24,11 @@ FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')
 
 
 def register_model_folders() -> None:
-    """Make `models/negation_sets` known to the host, keeping folders that `extra_model_paths` already added."""
-    default = str(Path(folder_paths.models_dir) / NEGATION_SETS)
-    paths, _ = folder_paths.folder_names_and_paths.get(NEGATION_SETS, ([], set()))
-    folder_paths.folder_names_and_paths[NEGATION_SETS] = (list(dict.fromkeys([*paths, default])), EXTENSIONS)
+    """Make the pack's model folders known to the host, keeping those that `extra_model_paths` already added."""
+    for folder, extensions in ((NEGATION_SETS, EXTENSIONS), (SAFETY, SAFETY_EXTENSIONS)):
+        default = str(Path(folder_paths.models_dir) / folder)
+        paths, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
+        folder_paths.folder_names_and_paths[folder] = (list(dict.fromkeys([*paths, default])), extensions)
 
 
 def negation_set_names() -> list[str]:

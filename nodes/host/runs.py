@@ -35,12 +35,13 @@ COND, UNCOND = "positive", "negative"
 class RunContext:
     """What is known when a sampling run starts, before the model is loaded.
 
-    `latent_shape` is (B, C, h, w) or (B, C, T, h, w); `denoise_mask` is the host's inpainting mask at that size, 1 where
-    the picture is sampled.
+    `latent_shape` is (B, C, h, w) or (B, C, T, h, w); `latent` is what sampling starts from, as the VAE makes it (zeros for
+    an empty one); `denoise_mask` is the host's inpainting mask at that size, 1 where the picture is sampled.
     """
 
     model: ModelPatcher
     latent_shape: tuple[int, ...]
+    latent: Tensor
     denoise_mask: Tensor | None
 
 
@@ -333,7 +334,7 @@ def _outer_sample(
     corrections: tuple[Correction, ...] = guider.model_options[KEY]
     if not corrections:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
-    context = RunContext(guider.model_patcher, tuple(noise.shape), denoise_mask)
+    context = RunContext(guider.model_patcher, tuple(noise.shape), latent_image, denoise_mask)
     # The guider's options are a copy made for this run: what is put there reaches every hook and ends with the run.
     run = guider.model_options["transformer_options"][KEY] = Run(corrections, context, guider)
     samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)

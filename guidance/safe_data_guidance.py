@@ -1,0 +1,65 @@
+"""Safe Data Guidance: the baseline that Safe Text Embedding Guidance is compared with. It moves the latent, not the text.
+
+    score = s(x_t, c) + lambda grad_{x_t} g(x0(x_t))   <=>   x0' = x0 - lambda (b^2 / a) grad_{x_t} U(Dec(x0(x_t)))
+
+with x_t = a x0 + b eps, for epsilon-, v- and flow models alike. Where the gradient points to something that the model does
+not draw, the picture leaves what the model has learnt; that is the weakness that guiding the text avoids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .composition import per_sample, sample_norm
+from .noise_level import NoiseLevel, SigmaWindow
+from .safe_text_guidance import NEGLIGIBLE_GRADIENT, NUDITY_WINDOW
+
+Scale = Literal["relative", "raw"]
+
+SMALLEST_SIGNAL = 0.02
+"""At the first step of a flow model nothing of x0 is left; the factor b^2 / a is taken here instead of at 0."""
+
+
+@dataclass(frozen=True)
+class SafeDataGuidanceSettings:
+    """Settings of Safe Data Guidance.
+
+    Args:
+        strength: "relative": length of one change, as a share of the prediction's norm; "raw": lambda. 0 is the identity.
+        scale: what the strength multiplies.
+        tau: acts where the unsafe score exceeds this, besides the safety function's own gate.
+        window: noise levels at which it acts.
+        cheap: differentiate the decoder and the detector only, not the sampled network.
+    """
+
+    strength: float = 0.05
+    scale: Scale = "relative"
+    tau: float = 0.01
+    window: SigmaWindow = NUDITY_WINDOW
+    cheap: bool = False
+
+
+def latent_gradient_from_prediction(gradient: Tensor, level: NoiseLevel) -> Tensor:
+    """The cheap stand-in for grad_{x_t} U: the gradient with respect to the prediction, as if x0 = x_t / a."""
+    return gradient / max(level.signal, SMALLEST_SIGNAL)
+
+
+def data_guidance(denoised: Tensor, gradient: Tensor, level: NoiseLevel, settings: SafeDataGuidanceSettings) -> tuple[Tensor, Tensor]:
+    """The change of the prediction for a gradient of sum(U) with respect to x_t.
+
+    Returns:
+        (B, C, h, w) to add, and (B,) bool, the samples whose gradient is usable; the change of the others is 0.
+    """
+    gradient, denoised = gradient.float(), denoised.float()
+    norm = torch.linalg.vector_norm(gradient.nan_to_num(0, 0, 0).flatten(1), dim=1)
+    usable = gradient.isfinite().flatten(1).all(1) & (norm > NEGLIGIBLE_GRADIENT)
+    gradient = gradient.nan_to_num(0, 0, 0)
+    if settings.scale == "raw":
+        delta = -settings.strength * level.noise**2 / max(level.signal, SMALLEST_SIGNAL) * gradient
+    else:
+        delta = -settings.strength * sample_norm(denoised) * gradient / per_sample(norm.clamp_min(NEGLIGIBLE_GRADIENT), gradient)
+    return torch.where(per_sample(usable, delta), delta, torch.zeros_like(delta)), usable

@@ -1,0 +1,33 @@
+"""Files of detectors: the bundled ones, and those in models/safety."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from .folders import ASSETS, BUNDLED_SUFFIX, SAFETY
+
+DEMO_GUIDE, DEMO_CLIP = "demo guide", "demo clip"
+BUNDLED = {
+    name + BUNDLED_SUFFIX: ASSETS / "demo_model" / file
+    for name, file in ((DEMO_GUIDE, "guide.safetensors"), (DEMO_CLIP, "clip.safetensors"))
+}
+
+
+def safety_names(bundled: str | None = None, suffixes: tuple[str, ...] = (".safetensors", ".onnx")) -> list[str]:
+    """Detectors to choose from: the bundled one of that name first, then files of models/safety."""
+    files = [name for name in folder_paths.get_filename_list(SAFETY) if name.endswith(suffixes)]
+    return [*([bundled + BUNDLED_SUFFIX] if bundled else []), *files]
+
+
+def safety_path(name: str) -> Path:
+    """The file behind a name from `safety_names`.
+
+    Raises:
+        FileNotFoundError: no such file; the message says where it belongs.
+    """
+    found = BUNDLED.get(name) or folder_paths.get_full_path(SAFETY, name)
+    if found is None:
+        raise FileNotFoundError(f"There is no file '{name}'. Put it into models/{SAFETY} or choose another.")
+    return Path(found)

@@ -1,0 +1,344 @@
+"""STG and SDG in the real host: what they cost, whom they touch, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from safe_guidance.guidance.noise_level import SigmaWindow
+from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
+from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
+from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
+
+STAR = "a yellow star in the center on a black plain background, flat style"
+HEART = "a red heart on the left on a grey striped background, dotted style"
+CROSS = "a white cross at the bottom on a teal checkered background, outline style"
+EVERY_STEP = SigmaWindow()
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+class Brightness(SafetyFunction):
+    """Objects to the brightness of the pictures in `rows` (of the whole batch), or of all."""
+
+    name = "brightness"
+
+    def __init__(self, rows: list[bool] | None = None, score: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.rows = rows
+        self.seen: list[Tensor] = []
+        self.score = score or (lambda images: images.mean((1, 2, 3)))
+
+    def __call__(self, images: Tensor) -> Assessment:
+        self.seen.append(images.detach().clone())
+        gate = torch.ones(len(images), dtype=torch.bool)
+        if self.rows is not None and len(images) == len(self.rows):
+            gate = torch.tensor(self.rows)
+        return Assessment(self.score(images), gate, [{} for _ in images])
+
+
+@pytest.fixture
+def stg(host: Any) -> Callable[..., Any]:
+    """The demo model, or another, with STG attached."""
+    from safe_guidance.nodes.host.runs import attach
+    from safe_guidance.nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
+
+    def protect(function: SafetyFunction, model: Any = None, vae: Any = None, decoder: Any = "vae", **settings: Any) -> Any:
+        chosen = SafeTextGuidanceSettings(**{"rho": 0.02, "tau": -1e9, "window": EVERY_STEP, **settings})
+        return attach(model or host.model, SafeTextGuidanceCorrection(vae or host.vae, function, chosen, decoder))
+
+    return protect
+
+
+@pytest.fixture
+def sdg(host: Any) -> Callable[..., Any]:
+    from safe_guidance.nodes.host.runs import attach
+    from safe_guidance.nodes.host.safe_data_guidance import SafeDataGuidanceCorrection
+
+    def protect(function: SafetyFunction, model: Any = None, vae: Any = None, **settings: Any) -> Any:
+        chosen = SafeDataGuidanceSettings(**{"tau": -1e9, "window": EVERY_STEP, **settings})
+        return attach(model or host.model, SafeDataGuidanceCorrection(vae or host.vae, function, chosen))
+
+    return protect
+
+
+@pytest.fixture(params=["stg", "sdg"])
+def either(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+
+
+def test_a_detector_that_never_fires_changes_no_bit_and_costs_no_model_call(host: Any, either: Any) -> None:
+    plain, plain_rows = host.count_calls(host.model)
+    baseline = host.sample(plain, host.text(STAR), steps=3)
+    model, rows = host.count_calls(either(Brightness(rows=[False])))
+    assert torch.equal(host.sample(model, host.text(STAR), steps=3), baseline)
+    assert rows == plain_rows
+
+
+def test_no_strength_and_no_step_in_the_window_are_the_identity(host: Any, stg: Any, sdg: Any) -> None:
+    baseline = host.sample(host.model, host.text(STAR), steps=3)
+    never = SigmaWindow(high=1e-6, low=0)
+    looked = Brightness()
+    off = (stg(looked, rho=0.0), stg(looked, gamma=0.0), stg(looked, window=never), sdg(looked, strength=0.0), sdg(looked, window=never))
+    for model in off:
+        counted, rows = host.count_calls(model)
+        assert torch.equal(host.sample(counted, host.text(STAR), steps=3), baseline)
+        assert rows == [2, 2, 2]
+    assert not looked.seen
+
+
+def test_a_detector_that_always_fires_costs_a_gradient_and_another_prediction(host: Any, stg: Any, sdg: Any) -> None:
+    baseline = host.sample(host.model, host.text(STAR), steps=3)
+    for model, calls in ((stg(Brightness()), [2, 1, 2]), (sdg(Brightness()), [2, 2]), (sdg(Brightness(), cheap=True), [2])):
+        counted, rows = host.count_calls(model)
+        assert not torch.equal(host.sample(counted, host.text(STAR), steps=3), baseline)
+        assert rows == calls * 3
+
+
+def test_gamma_spares_steps(host: Any, stg: Any) -> None:
+    counted, rows = host.count_calls(stg(Brightness(), gamma=0.5))
+    host.sample(counted, host.text(STAR), steps=4)
+    assert rows == [2, 1, 2, 2, 2, 1, 2, 2]
+
+
+def test_guidance_decreases_the_score(host: Any, either: Any) -> None:
+    def brightness(model: Any) -> float:
+        return float(host.vae.decode(host.sample(model, host.text(STAR, HEART), steps=6)).mean())
+
+    settings = (
+        {"strength": 0.03} if "strength" in SafeDataGuidanceSettings.__dataclass_fields__ and either.__qualname__.startswith("sdg") else {}
+    )
+    assert brightness(either(Brightness(), **settings)) < brightness(host.model) - 0.01
+
+
+def test_only_the_pictures_objected_to_change(host: Any, either: Any) -> None:
+    text = host.text(STAR, HEART, CROSS)
+    baseline = host.sample(host.model, text, steps=4)
+    guided = host.sample(either(Brightness(rows=[False, True, False])), text, steps=4)
+    assert [torch.equal(a, b) for a, b in zip(guided, baseline)] == [True, False, True]
+
+
+def test_a_picture_in_a_batch_is_guided_as_it_is_alone(host: Any, stg: Any) -> None:
+    """Up to what batching does to rounding."""
+    noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(3))
+    together = sample_noise(host, stg(Brightness()), host.text(STAR, HEART), noise)
+    alone = sample_noise(host, stg(Brightness()), host.text(HEART), noise[1:])
+    torch.testing.assert_close(together[1:], alone, atol=2e-2, rtol=1e-2)
+
+
+def sample_noise(host: Any, model: Any, positive: list[Any], noise: Tensor) -> Tensor:
+    import comfy.sample
+
+    negative = host.text(*[""] * len(noise))
+    return comfy.sample.sample(model, noise, 4, 5.0, "euler", "karras", positive, negative, torch.zeros_like(noise), seed=1)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda images: 0 * images.mean((1, 2, 3)),
+        lambda images: images.mean((1, 2, 3)) * torch.nan,
+        lambda images: torch.ones(len(images)),
+        lambda images: images.clamp(5, 6).mean((1, 2, 3)),
+    ],
+    ids=["zero", "nan", "no gradient", "saturated"],
+)
+def test_a_gradient_that_says_nothing_changes_no_bit(host: Any, either: Any, score: Callable[[Tensor], Tensor]) -> None:
+    baseline = host.sample(host.model, host.text(STAR), steps=2)
+    function = Brightness(score=score)
+    assert torch.equal(host.sample(either(function), host.text(STAR), steps=2), baseline)
+    assert function.seen
+
+
+def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: ModuleType) -> None:
+    """From the classifier's score through decoder, CFG and network to the embedding."""
+    from safe_guidance.nodes.host import gradients, runs
+    from safe_guidance.nodes.host.safe_text_guidance import SafeTextGuidanceCorrection, TextGuidanceState
+
+    function = Brightness(score=lambda images: torch.sin(3 * images).mean((1, 2, 3)))
+    correction = SafeTextGuidanceCorrection(host.vae, function, SafeTextGuidanceSettings())
+    found: list[tuple[float, float]] = []
+
+    class Compare(runs.Correction):
+        def patch(self, model: Any) -> None:
+            correction.patch(model)
+
+        def is_active(self, level: Any) -> bool:
+            return level.sigma < 3 and not found
+
+        def correct(self, step: Any, state: Any) -> None:
+            return None
+
+        def steer(self, step: Any, state: Any, evaluation: Any) -> None:
+            current = gradients.embeddings(evaluation)
+            (gradient,) = correction._gradients(step, step.denoised, evaluation, current, torch.tensor([0]), False)
+            direction, slopes = gradient / gradient.norm(), []
+            for sign in (1, -1):
+                gradients.set_embeddings(evaluation, [current[0] + sign * 0.05 * direction])
+                guider = evaluation.guider
+                denoised = guider.predict_noise(evaluation.x, evaluation.timestep, evaluation.model_options, None)
+                slopes.append(function(correction._decoder(denoised)).score.double())
+            gradients.set_embeddings(evaluation, current)
+            found.append((float(gradient.norm()), float((slopes[0] - slopes[1]) / 0.1)))
+
+    assert TextGuidanceState(None).steps == 0
+    host.sample(runs.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
+    norm, difference = found[0]
+    assert norm > 1e-5
+    assert difference == pytest.approx(norm, rel=2e-2)
+
+
+def test_without_negative_prompt(host: Any, either: Any) -> None:
+    counted, rows = host.count_calls(either(Brightness()))
+    guided = host.sample(counted, host.text(STAR), steps=2, cfg=1.0)
+    assert not torch.equal(guided, host.sample(host.model, host.text(STAR), steps=2, cfg=1.0))
+    assert set(rows) == {1}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sd3", "flux"])
+def test_every_family(host: Any, either: Any, tiny: ModuleType, family: str) -> None:
+    model = tiny.tiny_model(family)
+    channels = tiny.latent_channels(model)
+    guided = either(Brightness(), model, tiny.tiny_vae(channels))
+    latent = {"samples": torch.zeros(1, channels, 8, 8)}
+
+    def sampled(chosen: Any) -> Tensor:
+        args = (1, 2, 1.0 if family == "flux" else 3.0, "euler", "normal", tiny.tiny_conditioning(0), tiny.tiny_conditioning(9), latent)
+        return host.nodes.common_ksampler(chosen, *args)[0]["samples"]
+
+    result = sampled(guided)
+    assert torch.isfinite(result).all() and not torch.equal(result, sampled(model))
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_sde", "euler_ancestral", "euler_cfg_pp"])
+def test_samplers_that_call_the_model_more_often(host: Any, either: Any, sampler: str) -> None:
+    function = Brightness()
+    result = host.sample(either(function), host.text(STAR), steps=3, sampler=sampler)
+    assert torch.isfinite(result).all()
+    if either.__qualname__.startswith("stg"):
+        # Once without and once with a graph, for every noise level and no more.
+        assert len(function.seen) <= 2 * 6
+
+
+def test_what_inpainting_keeps_neither_triggers_nor_pulls(host: Any, either: Any) -> None:
+    original = host.sample(host.model, host.text(HEART), seed=4)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., :16] = 1
+    latent = {"samples": original, "noise_mask": mask}
+    kept = Brightness(score=lambda images: images[..., 96:].mean((1, 2, 3)))
+    guided = host.sample(either(kept), host.text(STAR), dict(latent), steps=4)
+    shown = torch.stack([image[0, :, :, 96:] for image in kept.seen])
+    # The detector sees the original picture there, at every step.
+    torch.testing.assert_close(shown, shown[:1].expand_as(shown), atol=0.05, rtol=0)
+    torch.testing.assert_close(guided[..., 16:], original[..., 16:], atol=1e-5, rtol=1e-5)
+    painted = Brightness(score=lambda images: images[..., :64].mean((1, 2, 3)))
+    assert not torch.equal(host.sample(either(painted), host.text(STAR), dict(latent), steps=4), guided)
+
+
+def test_interrupting_in_the_gradient_pass_leaves_nothing_behind(host: Any, stg: Any) -> None:
+    import comfy.model_management
+
+    text, function = host.text(STAR), Brightness()
+    model = stg(function)
+    expected, plain = host.sample(model, text, steps=2), host.sample(host.model, text, steps=2)
+
+    def interrupting(images: Tensor) -> Tensor:
+        if images.requires_grad:
+            comfy.model_management.interrupt_current_processing(True)
+        return images.mean((1, 2, 3))
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        host.sample(stg(Brightness(score=interrupting)), text, steps=2)
+    assert not comfy.model_management.in_training
+    assert torch.equal(host.sample(model, text, steps=2), expected)
+    assert torch.equal(host.sample(host.model, text, steps=2), plain)
+
+
+def test_two_workflows_taking_turns(host: Any, either: Any) -> None:
+    model = either(Brightness())
+    first, second = (host.sample(model, host.text(prompt), steps=2) for prompt in (STAR, HEART))
+    plain = host.sample(host.model, host.text(STAR), steps=2)
+    for _ in range(2):
+        assert torch.equal(host.sample(model, host.text(STAR), steps=2), first)
+        assert torch.equal(host.sample(host.model, host.text(STAR), steps=2), plain)
+        assert torch.equal(host.sample(model, host.text(HEART), steps=2), second)
+
+
+def tensor_bytes() -> int:
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, Tensor) and thing.device.type == "cpu":
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def test_memory_returns_to_its_level(host: Any, stg: Any) -> None:
+    class Quiet(Brightness):
+        def __call__(self, images: Tensor) -> Assessment:
+            found = super().__call__(images)
+            self.seen.clear()
+            return found
+
+    model = stg(Quiet())
+    host.sample(model, host.text(STAR), steps=1)
+    before = tensor_bytes()
+    for _ in range(10):
+        host.sample(model, host.text(STAR), steps=1)
+    assert tensor_bytes() <= before + 2**16
+
+
+def test_no_random_numbers_are_drawn(host: Any, either: Any) -> None:
+    """Ancestral samplers draw from the global generator: with a closed gate the picture must stay the same to the bit."""
+    baseline = host.sample(host.model, host.text(STAR), steps=3, sampler="euler_ancestral")
+    guided = host.sample(either(Brightness(rows=[False])), host.text(STAR), steps=3, sampler="euler_ancestral")
+    assert torch.equal(baseline, guided)
+    state = torch.get_rng_state()
+    Brightness()(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_with_other_methods_in_any_order(host: Any, stg: Any, sdg: Any) -> None:
+    one = sdg(Brightness(), stg(Brightness()), strength=0.02)
+    other = stg(Brightness(), sdg(Brightness(), strength=0.02))
+    first, second = (host.sample(model, host.text(STAR), steps=3) for model in (one, other))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, host.sample(stg(Brightness()), host.text(STAR), steps=3))
+
+
+def test_the_linear_decoder_sees_about_the_same(host: Any, stg: Any) -> None:
+    from safe_guidance.nodes.host.decoders import make_decoder
+
+    exact, linear = (make_decoder(name, host.model, host.vae) for name in ("vae", "linear"))
+    latents = host.sample(host.model, host.text(STAR, HEART), steps=8) * 0.18215
+    difference = (exact(latents) - linear(latents)).abs().mean()
+    assert difference < 0.08 < exact(latents).std()
+    assert not torch.equal(
+        host.sample(stg(Brightness(), decoder="linear"), host.text(STAR), steps=2), host.sample(host.model, host.text(STAR), steps=2)
+    )
+
+
+def test_a_fast_decoder_without_its_file_says_what_to_do(host: Any, tiny: ModuleType, stg: Any) -> None:
+    with pytest.raises(FileNotFoundError, match="models/vae_approx"):
+        stg(Brightness(), tiny.tiny_model("sd1"), tiny.tiny_vae(), decoder="taesd")
+
+
+def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either: Any) -> None:
+    with pytest.raises(ValueError, match="Connect the VAE that belongs to the model"):
+        either(Brightness(), tiny.tiny_model("flux"), tiny.tiny_vae(4))
+
+
+def test_models_of_video_are_refused(host: Any) -> None:
+    from safe_guidance.nodes.host.safe_text_guidance import require_pictures
+
+    with pytest.raises(ValueError, match="single pictures"):
+        require_pictures(SimpleNamespace(latent_shape=(1, 16, 5, 8, 8)), "STG")  # type: ignore[arg-type]

@@ -1,0 +1,44 @@
+"""The fitted decoder: recovers a decoder that is linear, and is the best of its kind for one that is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safe_guidance.guidance.linear_decoder import LinearDecoder, fit, sample_pictures
+
+
+def test_a_linear_decoder_is_recovered() -> None:
+    torch.manual_seed(0)
+    truth, latents = LinearDecoder(4, 2).requires_grad_(False), torch.randn(6, 4, 16, 16)
+    found = fit(latents, truth(latents))
+    fresh = torch.randn(2, 4, 16, 16)
+    error = (found(fresh) - truth(fresh)).square().mean() / truth(fresh).var()
+    assert error < 1e-5
+
+
+def test_no_smaller_error_in_any_direction() -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(4, 3, 12, 12)
+    pictures = torch.tanh(LinearDecoder(3, 4)(latents)).detach()
+    found = fit(latents, pictures)
+    best = (found(latents) - pictures).square().mean()
+    for seed in range(5):
+        with torch.no_grad():
+            weight = found.convolution.weight.clone()
+            found.convolution.weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+            assert (found(latents) - pictures).square().mean() > best
+            found.convolution.weight.copy_(weight)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="whole multiple"):
+        fit(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 60, 60))
+
+
+def test_sample_pictures_are_pictures_and_always_the_same() -> None:
+    state = torch.get_rng_state()
+    pictures = sample_pictures(3, 64)
+    assert pictures.shape == (3, 3, 64, 64) and pictures.amin() >= 0 and pictures.amax() <= 1
+    assert torch.equal(pictures, sample_pictures(3, 64)) and torch.equal(state, torch.get_rng_state())
+    assert pictures.std() > 0.1
