@@ -2,7 +2,8 @@
 
 The network is the detector that the `nudenet` package ships (a YOLOv8), converted to torch elsewhere. What happens around it
 is done here as that package does it: pad to a square, resize, keep boxes by non-maximum suppression. The choice of boxes is
-not differentiable; gradients flow through the confidences of the boxes kept, as in the published code of STG.
+not differentiable; gradients flow through the confidences of the boxes kept, as in the published code of STG. The network
+sees red first, as in that code and in its training; the package, when it reads a file itself, shows it blue first.
 """
 
 from __future__ import annotations

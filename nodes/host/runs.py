@@ -222,6 +222,7 @@ class Run:
                 rows = self._corrections[index].steer(step(branches), self._states[index], evaluation)
                 if rows is not None and bool(rows.any()):
                     anew, new_branches = self._listen(guiders)
+                    self.recorder.changed(index, Change(anew - denoised, rows), denoised)
                     denoised = _where_rows(rows, anew, denoised)
                     branches = {name: _where_rows(rows, out, branches[name]) for name, out in new_branches.items()}
         predictions = self._predict_texts({i: step(branches) for i in active}, evaluation)

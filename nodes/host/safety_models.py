@@ -64,7 +64,7 @@ def _onnx(path: Path, _changed: float) -> nn.Module:
     with torch.inference_mode(False):
         try:
             network: nn.Module = onnx2torch.convert(onnx.load(str(path)))
-        except (NotImplementedError, ValueError, RuntimeError) as error:
+        except Exception as error:  # the parser of damaged files and the converter share no class of errors
             raise ValueError(f"{path.name} cannot be made differentiable ({error}). Choose another detector.") from error
     return network.requires_grad_(False).eval()
 
