@@ -92,6 +92,20 @@ def test_a_demo_workflow_is_sent_as_python_sends_it_and_runs(window: Frontend, o
     assert window.red_nodes() == []
 
 
+@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path not in DEMO_WORKFLOWS], ids=lambda path: path.stem)
+def test_a_checkpoints_workflow_offers_the_missing_file_and_is_otherwise_whole(
+    window: Frontend, object_info: dict[str, Any], path: Path
+) -> None:
+    window.load_template(path.stem)
+    workflow = graphs.load_workflow(path)
+    (model,) = (model for node in workflow["nodes"] for model in node["properties"].get("models", []))
+    window.page.get_by_text(f"{model['name']} is missing").wait_for()
+    assert [name.partition(" ")[2] for name in window.red_nodes()] == ["Load Checkpoint"]
+    assert window.to_prompt() == graphs.to_prompt(workflow, object_info)
+    # The interface wants to know the file's size, and the server forbids its pages to ask other servers.
+    window.problems[:] = [problem for problem in window.problems if model["url"] not in problem]
+
+
 def test_every_node_has_its_help_page_with_a_picture_in_the_interface(window: Frontend, server: ComfyServer) -> None:
     for name in own_nodes(server):
         window.page.evaluate(ONLY_NODE, name)
