@@ -189,6 +189,15 @@ class Run:
                 self._text_keys[index, name] = key
 
     @property
+    def guider(self) -> Any:
+        """The guider whose predictions are corrected."""
+        return self._guider
+
+    def state_of(self, correction: Correction) -> Any:
+        """What a correction made when the run began, for its hooks inside the model."""
+        return next(state for c, state in zip(self._corrections, self._states) if c is correction)
+
+    @property
     def is_guiders_forward(self) -> bool:
         """Whether the model is being evaluated for the guider itself, not for a method's extra prediction."""
         return self._branches is not None

@@ -1,0 +1,136 @@
+"""Detect-and-Guide as a correction: maps from the guider's own forward, the safety text only for samples that need it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...guidance.composition import Change
+from ...guidance.cross_attention_maps import Normalization, several_concepts
+from ...guidance.detect_and_guide import DetectAndGuideSettings, Detection, guidance_term, regulate
+from ...guidance.guideline_tokens import GuidelineTokens
+from ...guidance.noise_level import NoiseLevel
+from .attention import MapCollector, attention_width, family, listen
+from .runs import COND, UNCOND, Correction, Run, RunContext, Step
+
+log = logging.getLogger(__name__)
+SAFETY = "safety"
+
+
+@dataclass
+class DetectionState:
+    """Of one run: what the current step's layers said, and what was made of it.
+
+    Attributes:
+        collector: hears the layers.
+        guider: of the run; None until the first layer was heard.
+        mask: (1, 1, h, w) where to look and act, or None for everywhere.
+        detection: of the step being corrected.
+        map: (B, 1, h, w) detection map of that step.
+        total, count: sum and number of the token maps of earlier steps, per concept, when maps are stacked.
+    """
+
+    collector: MapCollector
+    mask: Tensor | None
+    guider: Any = None
+    detection: Detection | None = None
+    map: Tensor | None = None
+    total: list[Tensor] | None = None
+    count: int = 0
+
+
+class DetectAndGuideCorrection(Correction):
+    """Guides away from a safety text where, and as hard as, guideline tokens are detected.
+
+    Args:
+        concepts: guideline tokens, one set or several.
+        safety_text: CONDITIONING of what to guide away from.
+        settings: the method's constants.
+        mask: (N, h, w), where to look and act, the first one for all samples; None for everywhere.
+    """
+
+    name = "DAG"
+
+    def __init__(
+        self,
+        concepts: Sequence[GuidelineTokens],
+        safety_text: list[Any],
+        settings: DetectAndGuideSettings,
+        mask: Tensor | None = None,
+        normalization: Normalization = "joint",
+    ) -> None:
+        self.concepts, self.settings, self.mask, self.normalization = tuple(concepts), settings, mask, normalization
+        self.texts = {SAFETY: safety_text}
+        self._background = max(concept.calibration.background for concept in concepts)
+
+    def patch(self, model: ModelPatcher) -> None:
+        width = attention_width(model)
+        for concept in self.concepts:
+            concept.check_fits(family(model), width)
+        if self.settings.strength == 0:
+            return
+
+        def receive(run: Run) -> Any:
+            state: DetectionState = run.state_of(self)
+            state.guider = run.guider
+            return state.collector.receive
+
+        listen(model, receive)
+
+    def begin(self, context: RunContext) -> DetectionState:
+        if len(context.latent_shape) != 4:
+            raise ValueError("Detect-and-Guide looks at single pictures, and this model samples video or audio. Remove the node.")
+        mask = None
+        if self.mask is not None:
+            mask = F.interpolate(self.mask[:1, None].float(), size=context.latent_shape[-2:], mode="area")
+        return DetectionState(MapCollector(self.concepts), mask)
+
+    def is_active(self, level: NoiseLevel) -> bool:
+        return self.settings.strength != 0 and level in self.settings.window
+
+    def wanted_texts(self, step: Step, state: DetectionState) -> Mapping[str, Tensor]:
+        state.detection, state.map = None, self._detect(step, state)
+        if state.map is None:
+            return {}
+        state.detection = regulate(state.map, self.settings, self._background)
+        rows = state.detection.rows
+        if not bool(rows.any()):
+            return {}
+        return dict.fromkeys((SAFETY, UNCOND, COND) if self.settings.host_mask == "SLD" else (SAFETY, UNCOND), rows)
+
+    def _detect(self, step: Step, state: DetectionState) -> Tensor | None:
+        """(B, 1, h, w) detection map of this step."""
+        maps = None if state.guider is None else state.collector.take(state.guider.conds[COND], step)
+        if maps is None:
+            return None
+        if self.settings.stacked:
+            maps = self._stacked(maps, step, state)
+        found = several_concepts([c.detection(m, self.normalization) for c, m in zip(self.concepts, maps)])
+        return found if state.mask is None else found * state.mask.to(found)
+
+    def _stacked(self, maps: list[Tensor], step: Step, state: DetectionState) -> list[Tensor]:
+        total = maps if state.total is None else [a + b for a, b in zip(state.total, maps)]
+        count = state.count + 1
+        if step.is_new:
+            state.total, state.count = total, count
+        return [t / count for t in total]
+
+    def correct(self, step: Step, state: DetectionState) -> Change | None:
+        detection = state.detection
+        if detection is None or state.map is None or not bool(detection.rows.any()):
+            return None
+        if SAFETY not in step.predictions or UNCOND not in step.predictions:
+            log.warning("Detect-and-Guide needs a negative conditioning, and this guider has none. Use a guider with CFG.")
+            return None
+        uncond, safety = (step.predictions[name].float() for name in (UNCOND, SAFETY))
+        cond = step.predictions.get(COND, uncond).float()
+        delta = guidance_term(uncond, cond, safety, detection.scale, step.sigma, step.cond_scale, self.settings)
+        area = (detection.scale > 0).flatten(1).float().mean(1)
+        return Change(delta, detection.rows, gate=torch.where(detection.rows, state.map.flatten(1).amax(1), 0.0), area=area)
