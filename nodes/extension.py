@@ -5,7 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    demo_annotated_set,
     demo_model,
+    detect_and_guide,
+    guideline_tokens,
     negation_set_views,
     negation_sets,
     safe_denoiser,
@@ -31,6 +34,9 @@ FAMILIES = (
     safree,
     safety_functions,
     safe_text_guidance,
+    guideline_tokens,
+    detect_and_guide,
+    demo_annotated_set,
     safety_trace,
     twin_run,
 )

@@ -29,6 +29,10 @@ FITS: tuple[Fit, ...] = ("crop", "letterbox")
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "flip, crops and shifts")
 
 
+DAG_CATEGORY = "safe guidance/detect and guide"
+DAG_ALIASES = ["dag", "detect and guide", "guideline", "concept detector", "attention map", "nsfw", "concept erasing"]
+
+
 def reference_inputs(optional: bool = False) -> list[io.Input]:
     """The set, and the VAE that encodes it."""
     return [
@@ -120,3 +124,18 @@ def window_from(
 def with_defaults(inputs: list[io.Input], given: dict[str, Any]) -> dict[str, Any]:
     """Values by input, with the defaults of those that a workflow from before they existed does not have."""
     return {i.id: given.get(i.id, getattr(i, "default", None)) for i in inputs}
+
+
+def noise_levels(text: str) -> tuple[float, ...]:
+    """Noise levels from a list with commas, highest first.
+
+    Raises:
+        ValueError: it is empty or has something that is no positive number.
+    """
+    try:
+        levels = sorted({float(part) for part in text.replace(";", ",").split(",") if part.strip()}, reverse=True)
+    except ValueError:
+        levels = []
+    if not levels or not all(0 < level < 1e6 for level in levels):
+        raise ValueError(f"'{text}' is not a list of noise levels. Write positive numbers with commas between them, such as 7, 5, 3, 2, 1.")
+    return tuple(levels)

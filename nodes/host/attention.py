@@ -7,7 +7,7 @@ transformer block 0 in it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,7 +148,7 @@ class MapCollector:
 
     def receive(self, call: LayerCall) -> None:
         """Take one layer's call; an evaluation that is made anew replaces the calls of the one before."""
-        wanted = [i for i, concept in enumerate(self.concepts) if _reads(concept, call)]
+        wanted = [i for i, concept in enumerate(self.concepts) if reads(call, concept.layers or FACTORS)]
         if not wanted:
             return
         queries = call.queries()
@@ -180,8 +180,9 @@ class MapCollector:
         return found
 
 
-def _reads(concept: GuidelineTokens, call: LayerCall) -> bool:
-    return call.name in concept.layers if concept.layers else call.factor in FACTORS
+def reads(call: LayerCall, layers: Collection[int | str]) -> bool:
+    """Whether a layer is among those chosen by name or by how many times smaller than the latent its map is."""
+    return call.name in layers or call.factor in layers
 
 
 def _covers_everything(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> bool:

@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...guidance.token_optimization import AttentionCache
-from .attention import LayerCall, attention_layer, listen
+from .attention import LayerCall, attention_layer, listen, reads
 from .runs import Correction, Run, RunContext, Step, attach
 
 BATCH = 8
@@ -23,8 +23,8 @@ BATCH = 8
 class _Recorder(Correction):
     """Keeps the queries of every evaluation of one sampling run: per noise level, by layer."""
 
-    def __init__(self, factors: Collection[int]) -> None:
-        self.factors = factors
+    def __init__(self, layers: Collection[int | str]) -> None:
+        self.layers = layers
         self.current: dict[str, LayerCall] = {}
         self.levels: list[dict[str, Tensor]] = []
         self.sizes: dict[str, tuple[int, int]] = {}
@@ -42,7 +42,7 @@ class _Recorder(Correction):
         return True
 
     def _receive(self, call: LayerCall) -> None:
-        if call.factor in self.factors:
+        if reads(call, self.layers):
             self.current[call.name] = call
 
     def correct(self, step: Step, state: None) -> None:
@@ -82,7 +82,7 @@ def look_at(
     masks: Tensor,
     conditioning: list[Any],
     sigmas: Sequence[float],
-    factors: Collection[int],
+    layers: Collection[int | str],
     seed: int,
 ) -> AttentionCache:
     """Cache the queries for pictures under noise at chosen levels. Shows progress; interrupting the prompt interrupts.
@@ -93,7 +93,7 @@ def look_at(
         masks: (N, H, W) in [0, 1], where the concept is.
         conditioning: what the pictures show: one row for all, or one for each.
         sigmas: noise levels, in the sampler's units.
-        factors: down-sampling factors of the layers to keep.
+        layers: which to keep, by their names or by how many times smaller than the latent their maps are.
         seed: of the noise.
 
     Raises:
@@ -104,15 +104,14 @@ def look_at(
     sizes: dict[str, tuple[int, int]] = {}
     for first in range(0, len(latents), BATCH):
         rows = slice(first, min(first + BATCH, len(latents)))
-        recorder = _Recorder(factors)
+        recorder = _Recorder(layers)
         _run(attach(model, recorder), latents[rows], _rows_of(conditioning, rows, len(latents)), sigmas, seed + first)
         parts.append(recorder.levels)
         sizes = recorder.sizes
         progress.update_absolute(rows.stop, len(latents))
     if not sizes:
-        raise ValueError(
-            f"The model has no cross-attention at 1/{', 1/'.join(map(str, sorted(factors)))} of the latent. Choose other scales."
-        )
+        shown = ", ".join(map(str, layers))
+        raise ValueError(f"The model has none of the attention layers {shown}. Choose other scales, or tokens made for this model.")
     return _joined(model, parts, sizes, sigmas, _at_latent_size(masks, latents.shape[-2:]))
 
 

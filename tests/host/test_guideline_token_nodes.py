@@ -1,0 +1,196 @@
+"""Nodes that make, learn, keep and show guideline tokens, in the real host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from safe_guidance.guidance.guideline_tokens import GuidelineTokens
+from safe_guidance.guidance.token_optimization import OptimizationSettings
+
+STAR = "a yellow star in the center on a black plain background, flat style"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def annotated(count: int = 3) -> tuple[Any, ...]:
+    from safe_guidance.nodes.demo_annotated_set import DemoAnnotatedSet
+
+    return DemoAnnotatedSet.execute(count=count, seed=5).args
+
+
+def optimised(host: Any, count: int = 3, **inputs: Any) -> Any:
+    from safe_guidance.nodes.guideline_tokens import OptimizeGuidelineTokens
+
+    images, masks, safe, captions = annotated(count)
+    given = {"images": images, "masks": masks, "safe_images": safe, "captions": captions, "words": "star", "tokens": 1}
+    fixed = {"recipe": "contrast", "seed": 1, "iterations": 40, "sigmas": "3, 1", "scales": "1/2", "levels": 2}
+    return OptimizeGuidelineTokens.execute(model=host.model, clip=host.clip, vae=host.vae, **{**given, **fixed, **inputs}).args
+
+
+def test_the_demo_set_has_masks_of_its_stars(host: Any) -> None:
+    images, masks, safe, captions = annotated(4)
+    assert images.shape == safe.shape == (4, 128, 128, 3) and masks.shape == (4, 128, 128)
+    assert masks.flatten(1).mean(1).min() > 0.01 and masks.flatten(1).mean(1).max() < 0.3
+    assert len(captions.split("\n")) == 8
+    assert all(torch.equal(a, b) for a, b in zip(annotated(4)[:3], (images, masks, safe)))
+
+
+def test_tokens_learn_progress_and_repeat(host: Any) -> None:
+    import comfy.utils
+
+    seen: list[tuple[int, int, Any]] = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total, preview)))
+    try:
+        tokens, curve, overlap, report = optimised(host)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert tokens.family == "DemoModelConfig" and tokens.embeddings.shape == (2, 96) and tokens.words == "star"
+    assert tokens.sigmas == (3.0, 1.0) and tokens.layers == ("input.3.0", "output.2.0", "output.3.0")
+    assert curve.shape == (1, 256, 512, 3) and "loss" in report and overlap == 0.0 and tokens.iou is None
+    assert not tokens.embeddings.is_inference() and not tokens.embeddings.requires_grad
+    assert (40, 40) in [entry[:2] for entry in seen] and any(preview is not None for *_, preview in seen)
+    again = optimised(host)[0]
+    assert torch.equal(again.embeddings, tokens.embeddings)
+    assert not torch.equal(optimised(host, seed=2)[0].embeddings, tokens.embeddings)
+
+
+def test_enough_pictures_are_split_and_the_held_out_overlap_reported(host: Any) -> None:
+    tokens, _, overlap, report = optimised(host, count=4, tokens=3)
+    assert tokens.iou is not None and overlap == tokens.iou and 0 <= overlap <= 1
+    assert "6 pictures learnt from" in report and "2 held-out pictures" in report
+    assert tokens.embeddings.shape == (4, 96)
+
+
+def test_every_fourth_picture_of_either_kind_is_held_out() -> None:
+    from safe_guidance.nodes.host.token_learning import held_out
+
+    masks = torch.zeros(12, 2, 2, dtype=torch.bool)
+    masks[:8, 0, 0] = True
+    assert held_out(masks) == [3, 7, 11]
+    assert held_out(masks[:7]) == []
+
+
+def test_learning_can_be_interrupted(host: Any) -> None:
+    import comfy.model_management as management
+
+    management.interrupt_current_processing(True)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            optimised(host)
+    finally:
+        management.interrupt_current_processing(False)
+    assert isinstance(optimised(host)[0], GuidelineTokens)
+
+
+def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
+    """A sampler that only looks, at the noise that the sampler starts from: the same maps as in an ordinary run."""
+    import comfy.sample
+
+    from safe_guidance.nodes.host.token_cache import look_at
+
+    tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
+    latents = host.sample(host.model, host.text(STAR), steps=3)
+    cache = look_at(host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9)
+    raw: list[torch.Tensor] = []
+    from safe_guidance.nodes.host.attention import attention_layer
+
+    layer = attention_layer(host.model.model.diffusion_model, "output.3.0")
+    handle = layer.to_q.register_forward_hook(lambda module, inputs, output: raw.append(output.clone()))
+    try:
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(9))
+        comfy.sample.sample_custom(
+            host.model, noise, 1.0, _once(), torch.tensor([2.0, 0.0]), host.text(STAR), host.text(""), latents, disable_pbar=True
+        )
+    finally:
+        handle.remove()
+    index = cache.layers.index("output.3.0")
+    queries = cache.queries[0][index]
+    expected = raw[0].unflatten(-1, (layer.heads, -1)).transpose(1, 2).half()
+    torch.testing.assert_close(queries, expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(cache.key_weights[index], layer.to_k.weight.float())
+    assert cache.maps(tokens.embeddings, 0).shape == (1, 2, 32, 32)
+
+
+def _once() -> Any:
+    import comfy.samplers
+
+    return comfy.samplers.sampler_object("euler")
+
+
+def test_tokens_from_text_are_the_encoders_own(host: Any) -> None:
+    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromText
+
+    hidden = host.text("a yellow star")[0][0][0]
+    last = GuidelineTokensFromText.execute(clip=host.clip, words="a yellow star").args[0]
+    whole = GuidelineTokensFromText.execute(clip=host.clip, words="a yellow star", whole_phrase=True).args[0]
+    assert torch.equal(last.embeddings, hidden[[0, 3]]) and torch.equal(whole.embeddings, hidden[:4])
+    with pytest.raises(ValueError, match="The phrase has no words"):
+        GuidelineTokensFromText.execute(clip=host.clip, words="")
+    with pytest.raises(ValueError, match="There is no CLIP"):
+        GuidelineTokensFromText.execute(clip=None, words="star")
+
+
+def test_saved_tokens_are_found_and_loaded(host: Any) -> None:
+    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromText, LoadGuidelineTokens, SaveGuidelineTokens
+
+    tokens = GuidelineTokensFromText.execute(clip=host.clip, words="star").args[0]
+    name = SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star", licence="CC0").args[0]
+    assert name == "tests/star.safetensors"
+    loaded = LoadGuidelineTokens.execute(name=name).args[0]
+    assert torch.equal(loaded.embeddings, tokens.embeddings) and loaded.licence == "CC0"
+    assert SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star").args[0] == "tests/star_002.safetensors"
+    for bad in ("../star", "a\\b", ""):
+        with pytest.raises(ValueError, match="cannot have the name|leads out"):
+            SaveGuidelineTokens.execute(guideline_tokens=tokens, name=bad)
+
+
+def test_detection_maps_have_a_row_per_picture_and_a_map_per_level(host: Any) -> None:
+    from safe_guidance.nodes.detect_and_guide import DAGDetectionMap
+
+    tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
+    latents = {"samples": torch.randn(2, 4, 32, 24, generator=torch.Generator().manual_seed(1))}
+    DAGDetectionMap.hidden = None
+    mask, sheet, report = DAGDetectionMap.execute(
+        model=host.model, vae=host.vae, guideline_tokens=tokens, positive=host.text(STAR), samples=latents, sigmas="5, 1", seed=0
+    ).args
+    assert mask.shape == (2, 128, 96) and sheet.shape == (2, 128, 3 * 96, 3)
+    assert len(report.split("\n")) == 2 and "sigma 5:" in report and "sigma 1:" in report
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"masks": torch.ones(2, 128, 128)}, "3 pictures but 2 masks"),
+        ({"masks": torch.zeros(3, 128, 128)}, "No picture has a mask"),
+        ({"safe_images": torch.zeros(1, 64, 64, 3)}, "have another size"),
+        ({"sigmas": "five"}, "is not a list of noise levels"),
+        ({"sigmas": "-1"}, "is not a list of noise levels"),
+        ({"scales": "1/4", "sigmas": ""}, "is not a list of noise levels"),
+    ],
+    ids=["masks missing", "empty masks", "sizes differ", "words for numbers", "negative noise", "no noise"],
+)
+def test_input_that_cannot_be_learnt_from_is_explained(host: Any, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        optimised(host, **change)
+
+
+def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
+    halved = torch.nn.functional.avg_pool2d(annotated()[1][:, None], 2)[:, 0]
+    torch.testing.assert_close(optimised(host, masks=halved)[0].embeddings, optimised(host)[0].embeddings, atol=0.2, rtol=0.2)
+    assert isinstance(optimised(host, masks=torch.ones(1, 128, 128), safe_images=None)[0], GuidelineTokens)
+
+
+def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
+    from safe_guidance.nodes.host.token_learning import Example, learn
+
+    with pytest.raises(ValueError, match="no separate cross-attention"):
+        example = Example(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64), ("",))
+        learn(tiny.tiny_model("flux"), host.clip, host.vae, example, "star", (1.0,), (2,), 1, OptimizationSettings())
