@@ -7,9 +7,6 @@ that says what was encoded how, and the SHA-256 of all that follows the header.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -18,14 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import tensor_file
 from .references import References
 
 FORMAT = "safe-guidance latents 1"
 BLOCK = 2**24
 """Bytes hashed at a time."""
-ALIGNMENT = 64
-"""Data begins at a multiple of this, so that mapped numbers are aligned."""
-TEMPORARY_SUFFIX = ".tmp"
 
 
 def write(path: Path, key: str, count: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
@@ -36,56 +31,39 @@ def write(path: Path, key: str, count: int, batches: Iterable[tuple[Tensor, Tens
     Raises:
         OSError: the disk is full or read-only. No file is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _write(file, key, count, batches)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with tensor_file.replacing(path) as file:
+        _write(file, key, count, batches)
 
 
 def _write(file: BinaryIO, key: str, count: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
     digest = hashlib.sha256()
     shape: tuple[int, ...] = ()
     regions: list[Tensor] = []
+
+    def put(tensor: Tensor) -> None:
+        data = tensor_file.data(tensor.half())
+        digest.update(data)
+        file.write(data)
+
     for latents, region in batches:
         if not shape:
             shape = (count, *latents.shape[1:])
             file.write(_header(key, shape, region is not None, digest.hexdigest()))
-        data = _bytes(latents)
-        digest.update(data)
-        file.write(data)
+        put(latents)
         if region is not None:
             regions.append(region.half())
     for region in regions:
-        digest.update(_bytes(region))
-        file.write(_bytes(region))
+        put(region)
     # The digest has the length of its place holder.
     file.seek(0)
     file.write(_header(key, shape, bool(regions), digest.hexdigest()))
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    data: bytes = tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes()
-    return data
 
 
 def _header(key: str, shape: tuple[int, ...], has_regions: bool, digest: str) -> bytes:
-    latent_bytes = 2 * torch.Size(shape).numel()
-    entries: dict[str, object] = {"__metadata__": {"format": FORMAT, "key": key, "sha256": digest}}
-    entries["latents"] = {"dtype": "F16", "shape": shape, "data_offsets": [0, latent_bytes]}
+    tensors = {"latents": (torch.float16, shape)}
     if has_regions:
-        region_shape = (shape[0], 1, *shape[2:])
-        end = latent_bytes + 2 * torch.Size(region_shape).numel()
-        entries["regions"] = {"dtype": "F16", "shape": region_shape, "data_offsets": [latent_bytes, end]}
-    text = json.dumps(entries).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+        tensors["regions"] = (torch.float16, (shape[0], 1, *shape[2:]))
+    return tensor_file.header(tensors, {"format": FORMAT, "key": key, "sha256": digest})
 
 
 def read(path: Path, key: str) -> References:

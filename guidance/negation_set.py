@@ -7,8 +7,6 @@ A set stores the pictures themselves, so that one file serves every VAE and ever
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,8 +15,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from . import tensor_file
 
 FORMAT = "safe-guidance negation set 1"
 MAX_SIDE = 2048
@@ -131,8 +130,8 @@ def _mask_bytes(mask: Tensor, picture: Tensor) -> Tensor:
 
 def save(negation_set: NegationSet, path: Path) -> None:
     """Write the set's file; an existing file stays whole until the new one is complete."""
-    tensors = {f"picture.{i:06}": p.contiguous() for i, p in enumerate(negation_set.pictures)}
-    tensors |= {f"mask.{i:06}": m.contiguous() for i, m in enumerate(negation_set.masks) if m is not None}
+    tensors = {f"picture.{i:06}": p for i, p in enumerate(negation_set.pictures)}
+    tensors |= {f"mask.{i:06}": m for i, m in enumerate(negation_set.masks) if m is not None}
     metadata = {
         "format": FORMAT,
         "name": negation_set.name,
@@ -140,15 +139,7 @@ def save(negation_set: NegationSet, path: Path) -> None:
         "licence": negation_set.licence,
         "content_hash": negation_set.content_hash,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    tensor_file.write(path, tensors, metadata)
 
 
 def load(path: Path) -> NegationSet:

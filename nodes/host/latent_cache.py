@@ -15,7 +15,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...guidance import latent_file
+from ...guidance import latent_file, tensor_file
 from ...guidance.references import References
 
 LIMIT = 16 * 2**30
@@ -95,7 +95,7 @@ def prune(folder: Path, limit: int, keep: Path) -> None:
             status = path.stat()
         except OSError:
             continue
-        if path.suffix == latent_file.TEMPORARY_SUFFIX and status.st_mtime < time.time() - ABANDONED:
+        if path.suffix == tensor_file.TEMPORARY_SUFFIX and status.st_mtime < time.time() - ABANDONED:
             _remove(path)
         elif path.suffix == SUFFIX:
             files.append((path == keep, status.st_mtime, status.st_size, path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -190,10 +191,22 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safe_guidance.guidance.negation_set.save_file", full_disk)
+    monkeypatch.setattr("safe_guidance.guidance.tensor_file.data", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(from_images(images(1)), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["set.safetensors"]
+
+
+def test_saving_needs_no_second_copy_of_the_set(tmp_path: Path) -> None:
+    """A set may be larger than half of the memory: its file is written a picture at a time."""
+    one = torch.zeros(1024, 1024, 3, dtype=torch.uint8)
+    large = NegationSet((one,) * 64, (None,) * 64)
+    tracemalloc.start()
+    save(large, tmp_path / "large.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * one.numel()
+    assert load(tmp_path / "large.safetensors").content_hash == large.content_hash
 
 
 def test_fit_keeps_the_aspect_and_the_centre() -> None:
