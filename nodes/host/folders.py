@@ -27,11 +27,11 @@ FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')
 
 
 def register_model_folders() -> None:
-    """Make the pack's model folders known to the host, keeping those that `extra_model_paths` already added."""
+    """Make the pack's model folders known to the host, ahead of those that `extra_model_paths` already added."""
     for folder, extensions in ((NEGATION_SETS, EXTENSIONS), (GUIDELINE_TOKENS, EXTENSIONS), (SAFETY, SAFETY_EXTENSIONS)):
         default = str(Path(folder_paths.models_dir) / folder)
         paths, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
-        folder_paths.folder_names_and_paths[folder] = (list(dict.fromkeys([*paths, default])), extensions)
+        folder_paths.folder_names_and_paths[folder] = (list(dict.fromkeys([default, *paths])), extensions)
 
 
 def file_names(kind: str) -> list[str]:
