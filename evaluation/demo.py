@@ -26,7 +26,19 @@ from .shooting import Method, Shot, server_count, shoot_all
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "none"
-METHODS = {PLAIN: "demo_plain.json", "safe_denoiser": "demo_safe_denoiser.json", "spell": "demo_spell.json"}
+METHODS = {
+    PLAIN: "demo_plain.json",
+    "safe_denoiser": "demo_safe_denoiser.json",
+    "spell": "demo_spell.json",
+    "sld_weak": "demo_sld_weak.json",
+    "sld_medium": "demo_sld_medium.json",
+    "sld_strong": "demo_sld_strong.json",
+    "sld_max": "demo_sld_max.json",
+    "semantic_guidance": "demo_semantic_guidance.json",
+    "safree": "demo_safree.json",
+    "safree+safe_denoiser": "demo_safree_safe_denoiser.json",
+    "sld_medium+safe_denoiser": "demo_sld_safe_denoiser.json",
+}
 PER_SET = 32
 
 

@@ -18,6 +18,12 @@ from safe_guidance.evaluation.server import ComfyServer
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 WORKFLOWS = sorted(FOLDER.glob("demo_*.json"))
+CALLS = {
+    **dict.fromkeys(("none", "safe_denoiser", "spell", "safree", "safree+safe_denoiser"), 20),
+    "sld_weak": 33,
+    **dict.fromkeys(("sld_medium", "sld_strong", "sld_max", "semantic_guidance", "sld_medium+safe_denoiser"), 40),
+}
+"""Model calls of methods that need the same number whatever they draw."""
 TOLD_APART = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 EVERY_FILE = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 
@@ -108,6 +114,6 @@ def test_the_probe_counts_and_changes_no_picture(server: ComfyServer, object_inf
     plain = graphs.set_inputs(shipped(Path(method.workflow).stem, object_info), "Prompt", text=records[0].prompt)
     plain[method.sampler]["inputs"]["seed"] = records[0].seed
     assert np.array_equal(picture(server, plain), probed[0].picture)
-    # 20 steps, counted afresh in every run.
-    assert [shot.calls for shot in probed] == [20, 20]
+    # 20 steps, counted afresh in every run; a text that a method needs is one call more at the steps that need it.
+    assert all(shot.calls == CALLS[name] if name in CALLS else shot.calls >= 20 for shot in probed)
     assert all(shot.seconds > 0 for shot in probed)
