@@ -24,6 +24,9 @@ PRESETS: dict[str, tuple[str, str]] = {
 }
 """Texts and neutral texts. `bias` moves from the first group towards the second; swap them for the other way."""
 
+SMALL_FORMAT = "safe-guidance clip 1"
+"""Files with their own configuration and only the rows of the text table that are used, as tools/demo_model/train_clip.py writes."""
+
 PAPER_THRESHOLD = 0.16
 """The gate of the paper's violence experiments, a cosine without neutral text (read as tau)."""
 

@@ -16,11 +16,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...guidance.classifier import ConvClassifier
-from ...guidance.clip_safety import ClipModel
+from ...guidance.clip_safety import SMALL_FORMAT, ClipModel
 from .safety_files import safety_path
 
 NUDENET_FILE = "320n.onnx"
-CLIP_FORMAT = "safe-guidance clip 1"
 KEPT_MODELS = 4
 
 
@@ -148,7 +147,7 @@ def _own_clip(path: Path, open_clip: Any) -> ClipModel | None:
         return None
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != CLIP_FORMAT:
+        if metadata.get("format") != SMALL_FORMAT:
             return None
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     config = json.loads(metadata["configuration"])
