@@ -418,7 +418,7 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
 
 
-GENERATED = ("locales", "pictures", "workflows", "brand", "screenshots")
+GENERATED = ("locales", "pictures", "workflows", "brand", "screenshots", "stg_toy", "stg_ablation")
 
 
 def make(arguments: Sequence[str]) -> int:
@@ -434,7 +434,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "test": ("run the linters and all tests; further arguments go to pytest", run_tests),
     "serve": ("start ComfyUI with this pack and its web interface", serve),
     "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.bench")),
-    "make": ("remake generated files: translations, pictures, workflows for checkpoints", make),
+    "make": ("remake generated files: translations, pictures, workflows for checkpoints, studies", make),
 }
 
 

@@ -19,7 +19,7 @@ import torch
 from ..guidance.negation_set import from_images
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_denoiser import SafeDenoiserSettings
-from . import bench_references
+from . import bench_references, bench_stg
 from .host import import_host
 
 PROMPT = "a yellow star in the center on a black plain background, flat style"
@@ -62,6 +62,11 @@ def main(argv: Sequence[str]) -> int:
         help="measure sets of these sizes (16 515 3000 100000 when none are given) beside a UNet of Stable Diffusion 1.5's size instead; "
         "takes minutes and 8 GB of memory",
     )
+    parser.add_argument(
+        "--text-guidance",
+        action="store_true",
+        help="measure Safe Text Embedding Guidance on a UNet of Stable Diffusion 1.5's size instead; takes minutes and 10 GB of memory",
+    )
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as base:
@@ -69,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
         with torch.inference_mode():
             if args.large is not None:
                 return _write_large(bench_references.measure(args.large or LARGE, 3), args.output)
+            if args.text_guidance:
+                return _write(bench_stg.table(found := bench_stg.measure(2)), found, args.output)
             rows = measure(args.steps, args.repeats, args.references)
     report = {
         "version": 1,
@@ -84,6 +91,12 @@ def main(argv: Sequence[str]) -> int:
             f"{name:36} {row.seconds_per_step * 1000:8.1f} ms/step  x{row.seconds_ratio:.3f}  "
             f"{row.model_calls} calls  resident {row.resident_memory_mb:.0f} MB\n"
         )
+    return 0
+
+
+def _write(text: str, rows: Sequence[Any], output: Path) -> int:
+    output.write_text(json.dumps({"version": 1, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(text + "\n")
     return 0
 
 

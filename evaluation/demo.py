@@ -38,6 +38,8 @@ METHODS = {
     "safree": "demo_safree.json",
     "safree+safe_denoiser": "demo_safree_safe_denoiser.json",
     "sld_medium+safe_denoiser": "demo_sld_safe_denoiser.json",
+    "stg": "demo_stg.json",
+    "sdg": "demo_sdg.json",
 }
 PER_SET = 32
 

@@ -54,45 +54,60 @@ class VaeDecoder(Decoder):
         return decoded.float() * self.slope + self.offset
 
 
-class TaesdDecoder(Decoder):
-    """The host's tiny autoencoder for previews, if its file is there."""
+class NetworkDecoder(Decoder):
+    """A network of this pack or of the host that decodes latents in the model's own space."""
 
-    def __init__(self, latent_format: Any) -> None:
+    def __init__(self, latent_format: Any, network: nn.Module) -> None:
         super().__init__(latent_format)
-        name = latent_format.taesd_decoder_name
-        files = [] if name is None else [f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(f"{name}.")]
-        if not files:
-            where = f"Put {name}.safetensors into models/vae_approx" if name else "None exists for this model"
-            raise FileNotFoundError(f"The fast decoder 'taesd' is not there. {where}, or choose the decoder 'linear'.")
-        path = folder_paths.get_full_path("vae_approx", files[0])
-        with torch.inference_mode(False):
-            self.network = comfy.taesd.taesd.TAESD(None, path, latent_channels=latent_format.latent_channels)
-        self.networks, self.patchers = [self.network], [auxiliary_patcher(self.network)]
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        device = comfy.model_management.get_torch_device()
-        return self.network.decode(latents.to(device, torch.float32)) / 2 + 0.5
-
-
-class FittedDecoder(Decoder):
-    """One convolution, fitted once to each VAE on pictures of its own making."""
-
-    PICTURES, LATENT_SIDE = 8, 32
-    _fitted: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
-
-    def __init__(self, latent_format: Any, vae: Any) -> None:
-        super().__init__(latent_format)
-        if vae.first_stage_model not in self._fitted:
-            pictures = sample_pictures(self.PICTURES, self.LATENT_SIDE * vae.spacial_compression_encode())
-            latents = vae.encode(pictures.movedim(1, -1)).float().cpu()
-            with torch.inference_mode(False):
-                latents = ordinary(latent_format.process_in(latents))
-                self._fitted[vae.first_stage_model] = fit(latents, pictures)
-        self.network = self._fitted[vae.first_stage_model]
-        self.networks, self.patchers = [self.network], [auxiliary_patcher(self.network)]
+        self.network, self.networks, self.patchers = network, [network], [auxiliary_patcher(network)]
 
     def __call__(self, latents: Tensor) -> Tensor:
         return self.network(latents.to(comfy.model_management.get_torch_device(), torch.float32))  # type: ignore[no-any-return]
+
+
+class TinyAutoencoder(nn.Module):
+    """The decoding half of the host's tiny autoencoder for previews."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Pictures about in [0, 1] of latents in the model's own space."""
+        return self.autoencoder.decode(latents) / 2 + 0.5  # type: ignore[no-any-return]
+
+
+def taesd_decoder(latent_format: Any) -> Decoder:
+    """The host's tiny autoencoder, if its file is there.
+
+    Raises:
+        FileNotFoundError: it is not; the message says where it belongs.
+    """
+    name = latent_format.taesd_decoder_name
+    files = [] if name is None else [f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(f"{name}.")]
+    if not files:
+        where = f"Put {name}.safetensors into models/vae_approx" if name else "None exists for this model"
+        raise FileNotFoundError(f"The fast decoder 'taesd' is not there. {where}, or choose the decoder 'linear'.")
+    path = folder_paths.get_full_path("vae_approx", files[0])
+    with torch.inference_mode(False):
+        autoencoder = comfy.taesd.taesd.TAESD(None, path, latent_channels=latent_format.latent_channels)
+        return NetworkDecoder(latent_format, TinyAutoencoder(autoencoder))
+
+
+FITTED_PICTURES, FITTED_SIDE = 8, 32
+"""Number of pictures that a linear decoder is fitted on, and the side of their latents."""
+
+_fitted: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
+
+
+def fitted_decoder(latent_format: Any, vae: Any) -> Decoder:
+    """One convolution, fitted once to each VAE on pictures of its own making."""
+    if vae.first_stage_model not in _fitted:
+        pictures = sample_pictures(FITTED_PICTURES, FITTED_SIDE * vae.spacial_compression_encode())
+        latents = vae.encode(pictures.movedim(1, -1)).float().cpu()
+        with torch.inference_mode(False):
+            _fitted[vae.first_stage_model] = fit(ordinary(latent_format.process_in(latents)), pictures)
+    return NetworkDecoder(latent_format, _fitted[vae.first_stage_model])
 
 
 def make_decoder(name: DecoderName, model: ModelPatcher, vae: Any) -> Decoder:
@@ -109,9 +124,9 @@ def make_decoder(name: DecoderName, model: ModelPatcher, vae: Any) -> Decoder:
             "Connect the VAE that belongs to the model."
         )
     if name == "taesd":
-        return TaesdDecoder(latent_format)
+        return taesd_decoder(latent_format)
     if name == "linear":
-        return FittedDecoder(latent_format, vae)
+        return fitted_decoder(latent_format, vae)
     return VaeDecoder(latent_format, vae)
 
 

@@ -106,6 +106,22 @@ def test_nodes_do_not_overlap(path: Path) -> None:
             assert apart
 
 
+@pytest.mark.parametrize(
+    ("name", "node", "setting"),
+    [
+        ("demo_stg", "SafeGuidanceSafeTextEmbeddingGuidance", {"rho": 0.0}),
+        ("demo_sdg", "SafeGuidanceSafeDataGuidance", {"strength": 0.0}),
+        # NudeNet has nothing to object to in the demo world, at any setting.
+        ("demo_stg_nudenet", "SafeGuidanceSafeTextEmbeddingGuidance", {}),
+    ],
+)
+def test_guidance_that_is_off_or_has_nothing_to_do_gives_the_plain_picture(
+    server: ComfyServer, object_info: dict[str, Any], name: str, node: str, setting: dict[str, float]
+) -> None:
+    off = graphs.set_inputs(shipped(name, object_info), node, **setting)
+    assert np.array_equal(picture(server, off), picture(server, shipped("demo_plain", object_info)))
+
+
 @pytest.mark.parametrize("name", demo.METHODS)
 def test_the_probe_counts_and_changes_no_picture(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
     records = load_prompts()["named"][:2]

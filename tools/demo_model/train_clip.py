@@ -42,7 +42,8 @@ def caption(scene: world.Scene, kind: str, rng: random.Random) -> str:
 def pictures_of(scenes: list[world.Scene], size: int) -> Tensor:
     """Pictures (N, 3, size, size) as bytes."""
     parts = [
-        F.interpolate(world.render_batch(scenes[i : i + 100]), (size, size), mode="bicubic", antialias=True) for i in range(0, len(scenes), 100)
+        F.interpolate(world.render_batch(scenes[i : i + 100]), (size, size), mode="bicubic", antialias=True)
+        for i in range(0, len(scenes), 100)
     ]
     return (torch.cat(parts).clamp(0, 1) * 255).round().byte()
 
@@ -99,7 +100,9 @@ def main() -> None:
     network = open_clip.CLIP(CONFIG["embed_dim"], open_clip.CLIPVisionCfg(**CONFIG["vision"]), open_clip.CLIPTextCfg(**CONFIG["text"]))
     tokenize = open_clip.SimpleTokenizer(context_length=CONFIG["text"]["context_length"])
     used = [tokenize([caption(scene, kind, rng) for scene in scenes for kind in ("whole", "style", "shape") for _ in range(2)])]
-    used.append(tokenize(["art", "a painting", "a drawing", "a picture", *(word for words in world.STYLE_WORDS.values() for word in words)]))
+    used.append(
+        tokenize(["art", "a painting", "a drawing", "a picture", *(word for words in world.STYLE_WORDS.values() for word in words)])
+    )
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     progress = common.Progress(100, args.batch)
     for step, factor in enumerate(common.schedule(args.steps, 50, 0.6)):

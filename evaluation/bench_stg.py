@@ -1,0 +1,107 @@
+"""What Safe Text Embedding Guidance costs beside a real model: a UNet of Stable Diffusion 1.5's size with random weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..guidance.classifier import ConvClassifier
+from ..guidance.classifier_safety import ClassifierSafetyFunction
+from ..guidance.linear_decoder import fit, sample_pictures
+from ..guidance.noise_level import SigmaWindow
+from ..guidance.safe_text_guidance import SafeTextGuidanceSettings
+from .bench_references import SHAPE, private_memory, sd15_sized_model
+
+RATIO = 8
+ALWAYS, NEVER = 0.0, 1.1
+"""Thresholds of the classifier's probability."""
+
+
+@dataclass
+class Row:
+    """Figures of one way: a step's seconds, as a multiple of the plain step, and the peak of private memory beyond the weights."""
+
+    name: str
+    seconds_per_step: float
+    ratio: float
+    peak_memory_mb: float
+
+
+def measure(steps: int) -> list[Row]:
+    """The plain sampler (CFG, 512 x 512 pixels, one picture), then STG with every fast decoder, untriggered and triggered."""
+    import nodes as host_nodes
+
+    from ..nodes.host.folders import ASSETS
+
+    nodes: Any = host_nodes
+    model = sd15_sized_model()
+    guide = ConvClassifier.load(ASSETS / "demo_model" / "guide.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = ([[torch.randn(1, 77, 768, generator=generator), {}]] for _ in range(2))
+
+    def run(chosen: Any) -> tuple[float, float]:
+        latent = {"samples": torch.zeros(1, *SHAPE)}
+        with private_memory() as peak:
+            start = time.perf_counter()
+            nodes.common_ksampler(chosen, 1, steps, 7.5, "euler", "normal", positive, negative, latent)
+            return (time.perf_counter() - start) / steps, peak[0]
+
+    run(model)
+    plain, plain_peak = run(model)
+    rows = [Row("plain", plain, 1.0, plain_peak)]
+    for decoder in ("linear", "taesd"):
+        for name, threshold, checkpointed in (
+            ("untriggered", NEVER, False),
+            ("triggered", ALWAYS, False),
+            ("triggered, saving memory", ALWAYS, True),
+        ):
+            seconds, peak = run(_guarded(model, guide, decoder, threshold, checkpointed))
+            rows.append(Row(f"{decoder}, {name}", seconds, seconds / plain, peak))
+    return rows
+
+
+def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, checkpointed: bool) -> Any:
+    from ..nodes.host.runs import attach
+    from ..nodes.host.safe_text_guidance import SafeTextGuidanceCorrection, load_along
+
+    class WithoutVae(SafeTextGuidanceCorrection):
+        """Decodes without a VAE: the decoders here have random weights or are fitted to nothing in particular."""
+
+        def patch(self, model: Any) -> None:
+            self._decoder = _decoder(decoder, model)
+            load_along(model, self._decoder, self.function)
+
+    settings = SafeTextGuidanceSettings(tau=0.0, window=SigmaWindow())
+    function = ClassifierSafetyFunction(guide, "shapes", ["star"], threshold)
+    return attach(model, WithoutVae(None, function, settings, checkpointed=checkpointed))
+
+
+def _decoder(name: str, model: Any) -> Any:
+    import comfy.taesd.taesd
+
+    from ..nodes.host.decoders import NetworkDecoder, TinyAutoencoder
+
+    latent_format = model.get_model_object("latent_format")
+    with torch.inference_mode(False):
+        if name == "linear":
+            pictures = sample_pictures(2, 16 * RATIO)
+            return NetworkDecoder(latent_format, fit(torch.randn(2, SHAPE[0], 16, 16), pictures))
+        network = comfy.taesd.taesd.TAESD(None, None, latent_channels=SHAPE[0])
+        _fill(network.taesd_decoder)
+        return NetworkDecoder(latent_format, TinyAutoencoder(network))
+
+
+def _fill(network: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data.uniform_(-0.05, 0.05, generator=generator)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line per row."""
+    return "\n".join(f"{r.name:34} {r.seconds_per_step:8.2f} s/step  x{r.ratio:.2f}  peak {r.peak_memory_mb:6.0f} MB" for r in rows)
