@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         import_host(Path(base))
         with torch.inference_mode():
             if args.large is not None:
-                return _write_large(bench_references.measure(args.large or LARGE, 3), args.output)
+                return _write_large(bench_references.measure(args.large or LARGE, 2), args.output)
             if args.text_guidance:
                 return _write(bench_stg.table(found := bench_stg.measure(2)), found, args.output)
             rows = measure(args.steps, args.repeats, args.references)

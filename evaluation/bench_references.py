@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import latent_file
-from ..guidance.noise_level import SigmaWindow
+from ..guidance.noise_level import NoiseLevel, SigmaWindow
 from ..guidance.safe_denoiser import SafeDenoiserSettings
 
 SHAPE = (4, 64, 64)
@@ -51,9 +51,9 @@ UNET = {
 class Row:
     """Figures of one set size.
 
-    `plain_seconds_per_step` is the sampler without the method (CFG, so two rows through the UNet), `method_seconds_per_step`
-    the method's own time when it acts, `seconds_to_prepare` what the first step costs once per run or set (placing in memory,
-    calibration). `private_memory_mb` is how much higher the process's memory peaks than in the plain run, without mapped files.
+    `plain_seconds_per_step` is the sampler without the method, `method_seconds_per_step` the method's own time at a step at which
+    it acts, `share` their ratio, `seconds_to_prepare` what the first step costs more (placing in memory, calibration).
+    `private_memory_mb` is the method's peak memory, without mapped files.
     """
 
     references: int
@@ -123,62 +123,71 @@ def private_memory() -> Iterator[list[float]]:
         thread.join()
 
 
-def measure(counts: Sequence[int], steps: int) -> list[Row]:
-    """A row per size of the set; the plain steps are measured first, once."""
+def plain_seconds_per_step(steps: int) -> float:
+    """The host's KSampler on the plain model with CFG, so two rows through the UNet, after a step to warm up."""
     import nodes as host_nodes
 
-    from ..nodes.host import negation_latents
-    from ..nodes.host.runs import Step, attach
-    from ..nodes.host.safe_denoiser import Prepared, SafeDenoiserCorrection
-
     nodes: Any = host_nodes
+    model = sd15_sized_model()
+    text = [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1)), {}]]
+    latent = {"samples": torch.zeros(1, *SHAPE)}
 
-    class Timed(SafeDenoiserCorrection):
-        """The method with given references, acting at every step, and how long each call took."""
-
-        def __init__(self, references: Any) -> None:
-            super().__init__(None, None, SafeDenoiserSettings(window=SigmaWindow(), threshold=0.0))  # type: ignore[arg-type]
-            self.references, self.seconds = references, list[float]()
-
-        def begin(self, context: Any) -> Prepared:
-            return Prepared(self.references.then(context.model.get_model_object("latent_format").process_in))
-
-        def correct(self, step: Step, state: Prepared) -> Any:
-            start = time.perf_counter()
-            change = super().correct(step, state)
-            assert change is not None and bool(change.active.all())
-            self.seconds.append(time.perf_counter() - start)
-            return change
-
-    def run(model: Any, steps: int) -> float:
-        text = [[torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1)), {}]]
-        latent = {"samples": torch.zeros(1, *SHAPE)}
+    def run(count: int) -> float:
         start = time.perf_counter()
-        nodes.common_ksampler(model, 1, steps, 7.5, "euler", "normal", text, text, latent)
+        nodes.common_ksampler(model, 1, count, 7.5, "euler", "normal", text, text, latent)
         return time.perf_counter() - start
 
-    model = sd15_sized_model()
-    run(model, 1)
-    with private_memory() as plain_peak:
-        plain = min(run(model, steps) / steps for _ in range(2))
+    run(1)
+    return run(steps) / steps
+
+
+def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float]:
+    """Seconds of calls of the method's correction, each of which acts; the first one also places and calibrates."""
+    import comfy.latent_formats
+    import comfy.model_management
+
+    from ..nodes.host import negation_latents
+    from ..nodes.host.runs import Step
+    from ..nodes.host.safe_denoiser import Prepared, SafeDenoiserCorrection
+
+    settings = SafeDenoiserSettings(window=SigmaWindow(), threshold=0.0)
+    correction = SafeDenoiserCorrection(None, None, settings)  # type: ignore[arg-type]
+    state = Prepared(stored.then(comfy.latent_formats.SD15().process_in))
+    device = comfy.model_management.get_torch_device()
+    denoised = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(2)).to(device)
+    level = NoiseLevel.variance_exploding(7.0)
+    step = Step(denoised + 7.0, 7.0, level, denoised, {}, 7.5, None, True)
+    usual, negation_latents.RESIDENT_SHARE = negation_latents.RESIDENT_SHARE, resident_share
+    seconds = []
+    try:
+        for _ in range(calls):
+            start = time.perf_counter()
+            change = correction.correct(step, state)
+            # Asking waits for the device.
+            assert change is not None and bool(change.active.all())
+            seconds.append(time.perf_counter() - start)
+    finally:
+        negation_latents.RESIDENT_SHARE = usual
+    return seconds
+
+
+def measure(counts: Sequence[int], steps: int, calls: int = 5) -> list[Row]:
+    """Two rows per size of the set, kept in memory and streamed from disk, beside the plain step of the model."""
+    from ..nodes.host.negation_latents import RESIDENT_SHARE
+
+    plain = plain_seconds_per_step(steps)
     rows = []
     with tempfile.TemporaryDirectory(prefix="safe_guidance_bench_") as folder:
         for count in counts:
             stored = random_references(Path(folder) / f"{count}.latents", count)
-            for placement, share in (("in memory", negation_latents.RESIDENT_SHARE), ("streamed from disk", 0.0)):
-                usual, negation_latents.RESIDENT_SHARE = negation_latents.RESIDENT_SHARE, share
-                try:
-                    timed = Timed(stored)
-                    with private_memory() as peak:
-                        run(attach(model, timed), steps)
-                finally:
-                    negation_latents.RESIDENT_SHARE = usual
-                first, *others = timed.seconds
+            for placement, share in (("in memory", RESIDENT_SHARE), ("streamed from disk", 0.0)):
+                with private_memory() as peak:
+                    first, *others = method_seconds(stored, share, calls)
                 method = min(others)
-                rows.append(Row(count, placement, plain, method, method / plain, first - method, peak[0] - plain_peak[0]))
+                rows.append(Row(count, placement, plain, method, method / plain, first - method, peak[0]))
                 sys.stdout.write(
                     f"{count:7} references {placement:18} {method * 1000:8.1f} ms/step beside {plain:.2f} s: {method / plain:.2%}, "
-                    f"{first - method:.2f} s to prepare, {peak[0] - plain_peak[0]:+.0f} MB\n"
+                    f"{first - method:.2f} s to prepare, {peak[0]:.0f} MB\n"
                 )
                 sys.stdout.flush()
     return rows
