@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ...guidance.composition import Change
 from ...guidance.layouts import PLAIN, Layout
-from ...guidance.local_safe_denoiser import Patches, cut_patches, local_correction, typical_patch_similarity
+from ...guidance.local_safe_denoiser import Replacement, local_correction
 from ...guidance.negation_set import NegationSet
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.official_safe_denoiser import normalize_channels
+from ...guidance.patch_posterior import PatchLibrary, build_library, has_places
 from ...guidance.references import References
 from ...guidance.safe_denoiser import (
     SafeDenoiserResult,
@@ -27,19 +28,16 @@ from .areas import area_of
 from .negation_latents import fitting_references, references_for
 from .runs import UNCOND, Correction, RunContext, Step
 
-LATCH = 0.25
-"""A local search's gate that was this far open stays open for the rest of the run."""
-
 
 @dataclass
 class Prepared:
     """References of one run. What is computed from them waits for the first active step, when the device is known."""
 
-    references: References | Patches
+    references: References | PatchLibrary
     calibration: Calibration | None = None
-    """Of whole pictures; of patches only S_ref matters."""
-    opened: Tensor | None = None
-    """(B,) bool, samples whose gate the local search has opened in this run."""
+    """Of whole pictures; a library of patches brings its own."""
+    replacement: Replacement | None = None
+    """What the local search has decided in this run."""
     placed: bool = False
     """Whether the references are where the sampler works, or stream there."""
 
@@ -75,12 +73,12 @@ class SafeDenoiserCorrection(Correction):
             return Prepared(known.references, known.calibration)
         return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)))
 
-    def _prepare(self, references: References) -> References | Patches:
+    def _prepare(self, references: References) -> References | PatchLibrary:
         if self.settings.mode == "official":
             return references.then(normalize_channels)
-        if references.regions is None or self.settings.mode != "calibrated":
+        if self.settings.mode != "calibrated" or references.regions is None or not has_places(references.regions):
             return references
-        return cut_patches(references.rows(slice(None)), references.regions.float())
+        return build_library(references.rows(slice(None)), references.regions.float(), self.settings.temperature)
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
@@ -96,17 +94,16 @@ class SafeDenoiserCorrection(Correction):
         return Change(result.delta, result.gate > 0, self.settings.cap, gate=result.gate)
 
     def _place(self, state: Prepared, device: torch.device, mask: Tensor | None) -> None:
-        stored = state.references
-        state.references = stored.to(device) if isinstance(stored, Patches) else fitting_references(stored, device)
-        state.placed = True
-        if state.calibration is None:
-            state.calibration = self._calibrate(state.references, device, mask)
-            if mask is None:
-                self._calibrated = {tuple(stored.latents.shape[1:]): Prepared(stored, state.calibration)}
+        stored, state.placed = state.references, True
+        if isinstance(stored, PatchLibrary):
+            state.references = stored.to(device)
+        else:
+            state.references = fitting_references(stored, device)
+            state.calibration = state.calibration or self._calibrate(state.references, device, mask)
+        if mask is None or isinstance(stored, PatchLibrary):
+            self._calibrated = {tuple(stored.latents.shape[1:]): Prepared(stored, state.calibration)}
 
-    def _calibrate(self, references: References | Patches, device: torch.device, mask: Tensor | None) -> Calibration | None:
-        if isinstance(references, Patches):
-            return Calibration(torch.empty(0), typical_patch_similarity(references, self.settings.temperature))
+    def _calibrate(self, references: References, device: torch.device, mask: Tensor | None) -> Calibration | None:
         if self.settings.mode != "calibrated":
             return None
         return calibrate(references, self.settings.temperature, device, mask)
@@ -114,17 +111,15 @@ class SafeDenoiserCorrection(Correction):
     def _apply(self, step: Step, state: Prepared, mask: Tensor | None) -> SafeDenoiserResult:
         references, calibration = state.references, state.calibration
         denoised = step.denoised.float()
+        if isinstance(references, PatchLibrary):
+            before = Replacement.none(denoised) if state.replacement is None else state.replacement
+            result, decided = local_correction(denoised, references, self.settings, before, step.level, mask)
+            if step.is_new:
+                state.replacement = decided
+            return result
         if self.settings.anchor == "unconditional":
             # A model without that branch has one prediction only.
             denoised = step.predictions.get(UNCOND, step.denoised).float()
-        if isinstance(references, Patches):
-            assert calibration is not None
-            if state.opened is None:
-                state.opened = torch.zeros(len(denoised), dtype=torch.bool, device=denoised.device)
-            result = local_correction(denoised, references, calibration.typical, self.settings, state.opened, mask)
-            if step.is_new:
-                state.opened = state.opened | (result.gate >= LATCH)
-            return result
         if calibration is not None:
             return calibrated_correction(denoised, references, calibration, self.settings, mask)
         if self.settings.mode == "official":

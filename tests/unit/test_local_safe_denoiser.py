@@ -1,7 +1,8 @@
-"""The local mode: patches are found wherever they stand, nothing else is, and only what matches is taken out."""
+"""The local mode: a thing is told from others wherever it stands and whatever its colour, and replaced by what is fine."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,146 +11,215 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safe_guidance.guidance.composition import Change, combine
-from safe_guidance.guidance.local_safe_denoiser import (
-    Patches,
-    best_correlations,
-    correlations,
-    cut_patches,
-    local_correction,
-    typical_patch_similarity,
-)
+from safe_guidance.guidance.local_safe_denoiser import LATEST_DECISION, Replacement, local_correction
+from safe_guidance.guidance.noise_level import NoiseLevel
+from safe_guidance.guidance.patch_posterior import PatchLibrary, build_library, describe, has_places, log_odds
 from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings
 
 SIDE = 32
-CONFIG = SafeDenoiserSettings(strength=1.0, threshold=0.9, temperature=0.03, cap=2.0)
-SHAPE = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+CONFIG = SafeDenoiserSettings(strength=1.0, threshold=0.6, temperature=0.1, cap=5.0)
+EARLY, LATE = NoiseLevel.variance_exploding(3.0), NoiseLevel.variance_exploding(LATEST_DECISION / 2)
+WEDGE, BOX = "wedge", "box"
 
 
-def picture(top: int, left: int, seed: int, scale: float = 1.0) -> Tensor:
-    """A faint background with the 8 x 8 shape at a place: (1, 4, SIDE, SIDE) float64."""
-    background = 0.05 * torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    shape = F.interpolate(SHAPE[None], scale_factor=2)
-    background[:, :, top : top + 8, left : left + 8] += scale * shape
-    return background
+def shape(name: str) -> Tensor:
+    """A 9 x 9 drawing: a triangle, or a square."""
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(9.0) - 4, indexing="ij")
+    inside = x.abs() <= y / 2 if name == WEDGE else torch.ones(9, 9, dtype=torch.bool)
+    return inside.double()
+
+
+def picture(seed: int, **places: tuple[int, int]) -> Tensor:
+    """A faint background with shapes of random colours at their top left corners: (1, 4, SIDE, SIDE) float64."""
+    generator = torch.Generator().manual_seed(seed)
+    latent = 0.03 * torch.randn(1, 4, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    for name, (top, left) in places.items():
+        color = torch.randn(4, 1, 1, generator=generator, dtype=torch.float64)
+        latent[0, :, top : top + 9, left : left + 9] += color / color.norm() * shape(name)
+    return latent
 
 
 def region(top: int, left: int) -> Tensor:
     mask = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)
-    mask[..., top - 2 : top + 10, left - 2 : left + 10] = 1
+    mask[..., top - 1 : top + 10, left - 1 : left + 10] = 1
     return mask
 
 
-PLACES = [(4, 4), (4, 20), (20, 4), (18, 18), (10, 12)]
-PATCHES = cut_patches(torch.cat([picture(*p, seed=i) for i, p in enumerate(PLACES)]), torch.cat([region(*p) for p in PLACES]))
-TYPICAL = typical_patch_similarity(PATCHES, CONFIG.temperature)
-CLOSED = torch.zeros(1, dtype=torch.bool)
+CORNERS = [((2, 2), (20, 20)), ((2, 20), (20, 4)), ((20, 2), (4, 20)), ((19, 19), (2, 2)), ((4, 12), (21, 12)), ((12, 3), (12, 21))]
+LATENTS = torch.cat([picture(seed, wedge=w, box=b) for seed, (w, b) in enumerate(CORNERS * 3)])
+REGIONS = torch.cat([region(*w) for w, _ in CORNERS * 3])
+LIBRARY = build_library(LATENTS, REGIONS, CONFIG.temperature)
 
 
-def correct(x: Tensor, config: SafeDenoiserSettings = CONFIG, mask: Tensor | None = None, opened: Tensor = CLOSED) -> Tensor:
-    result = local_correction(x, PATCHES, TYPICAL, config, opened.expand(len(x)), mask)
+def correct(
+    x: Tensor,
+    config: SafeDenoiserSettings = CONFIG,
+    library: PatchLibrary = LIBRARY,
+    before: Replacement | None = None,
+    level: NoiseLevel = EARLY,
+    mask: Tensor | None = None,
+) -> Tensor:
+    result, _ = local_correction(x, library, config, before or Replacement.none(x), level, mask)
     return combine(x, [Change(result.delta, result.gate > 0, config.cap)], mask)
 
 
-def test_finds_the_shape_at_places_that_no_reference_has() -> None:
-    assert TYPICAL > 0.9
-    for top, left in [(12, 6), (22, 22), (2, 14)]:
-        assert best_correlations(picture(top, left, seed=50), PATCHES).max() > 0.9
+def score(x: Tensor, library: PatchLibrary = LIBRARY) -> float:
+    """Highest log-odds as a share of the set's own."""
+    return (log_odds(x, library)[0].amax() / library.typical).item()
 
 
-def test_does_not_find_it_in_other_pictures() -> None:
-    other = torch.cat([picture(0, 0, seed=60 + i, scale=0.0) for i in range(8)])
-    assert best_correlations(other, PATCHES).max() < 0.6
-    assert torch.equal(correct(other), other)
+def test_tells_the_thing_from_others_at_places_and_in_colours_that_no_reference_has() -> None:
+    for seed, place in enumerate([(8, 14), (21, 9), (5, 6)]):
+        assert score(picture(100 + seed, wedge=place)) > 0.4
+        assert score(picture(200 + seed, box=place)) < 0.1
+        assert score(picture(300 + seed)) < 0.1
 
 
-def test_correlation_equals_a_loop() -> None:
-    """Second derivation: weighted correlation of two windows, position by position, at coarse resolution."""
-    x = picture(12, 6, seed=51)
-    measured, coefficient = correlations(x, PATCHES)
-    small, k = F.avg_pool2d(x, PATCHES.factor)[0], PATCHES.coarse.shape[-1]
-    for n, row, column in [(0, 6, 4), (2, 8, 8), (4, 9, 6)]:
-        top, left = row - k // 2, column - k // 2
-        window, weight = small[:, top : top + k, left : left + k], PATCHES.regions[n, 0]
-        content = torch.where(weight > 0, PATCHES.coarse[n] / weight.clamp_min(1e-9), torch.zeros_like(PATCHES.coarse[n]))
-        mean = (weight * window).sum((1, 2)) / weight.sum()
-        centred = window - mean[:, None, None]
-        covariance = (weight * centred * content).sum()
-        energy_x, energy_z = (weight * centred.square()).sum(), (weight * content.square()).sum()
-        assert measured[0, n, row, column].item() == pytest.approx((covariance / (energy_x * energy_z).sqrt()).item(), abs=1e-8)
-        assert coefficient[0, n, row, column].item() == pytest.approx((covariance / energy_z).item(), abs=1e-8)
+def test_without_examples_of_what_is_fine_everything_resembles_the_thing() -> None:
+    """What the contrast is for: the similarity to the unwanted windows alone tells less."""
+    unwanted_only = replace(LIBRARY, fine=LIBRARY.fine[-1:])
+
+    def margin(library: PatchLibrary) -> float:
+        wedges = [score(picture(100 + s, wedge=(8, 14)), library) for s in range(6)]
+        boxes = [score(picture(200 + s, box=(8, 14)), library) for s in range(6)]
+        return min(wedges) - max(boxes)
+
+    assert margin(LIBRARY) > margin(unwanted_only)
 
 
-def test_takes_the_shape_out_and_leaves_the_rest() -> None:
-    x = picture(12, 6, seed=51)
-    corrected = correct(x, replace(CONFIG, threshold=0.7))
+def test_log_odds_equal_a_loop() -> None:
+    """Second derivation in float64: kernels summed window by window, from windows cut one by one."""
+    x = picture(101, wedge=(8, 14))
+    odds, _ = log_odds(x, LIBRARY)
+    window, factor = LIBRARY.window, LIBRARY.factor
+    dx = F.pad(x[..., 2:] - x[..., :-2], (1, 1))[0]
+    dy = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))[0]
+    strength = (dx.square() + dy.square()).sum(0).clamp_min(1e-12).sqrt()
+    edges = torch.stack([strength, (dx.square() - dy.square()).sum(0) / strength, 2 * (dx * dy).sum(0) / strength])
+    coarse = F.pad(F.avg_pool2d(edges, factor), (window // 2,) * 4, mode="replicate")
+    y, z = torch.meshgrid(torch.arange(window) - window // 2, torch.arange(window) - window // 2, indexing="ij")
+    weight = torch.exp(-(y**2 + z**2).double() / (2 * (window / 2.6) ** 2))
+    cuts = [[weight * coarse[:, i : i + window, j : j + window] for j in range(16)] for i in range(16)]
+    longest = max(c.norm() for row in cuts for c in row)
+    for row, column in [(6, 9), (0, 0), (15, 7)]:
+        description = cuts[row][column].flatten() / (cuts[row][column].norm() + 0.1 * longest)
+        own = (description - LIBRARY.mean) @ LIBRARY.axes
+        density = [
+            sum(math.exp(-float((own - other).square().sum() / LIBRARY.bandwidth)) for other in others) / len(others)
+            for others in (LIBRARY.unwanted, LIBRARY.fine)
+        ]
+        assert odds[0, row, column].item() == pytest.approx(math.log(density[0] / density[1]), abs=1e-6)
 
-    def contrast(latent: Tensor) -> float:
-        """Energy inside the shape's region without that of the regional mean, which is not the shape's."""
-        window = latent[:, :, 10:22, 4:16]
-        return (window - window.mean((2, 3), keepdim=True)).square().sum().item()
 
-    assert contrast(corrected) < 0.1 * contrast(x)
-    near = F.max_pool2d(region(12, 6), 2 * PATCHES.factor + 1, stride=1, padding=PATCHES.factor)
-    # Elsewhere patches match badly, and a softmax at temperature 0.03 leaves them next to no weight.
-    torch.testing.assert_close(corrected * (1 - near), x * (1 - near), atol=1e-3, rtol=0)
-
-
-def test_contrast_does_not_matter() -> None:
-    x = picture(12, 6, seed=51)
-    torch.testing.assert_close(correct(4 * x), 4 * correct(x), atol=1e-9, rtol=1e-9)
+def test_replaces_the_thing_and_leaves_the_rest_bit_identical() -> None:
+    x = picture(101, wedge=(6, 12), box=(21, 2))
+    corrected = correct(x)
+    assert score(corrected) < 0.6 < score(x)
+    near = F.max_pool2d(region(6, 12), 9, stride=1, padding=4).bool()
+    untouched = ~near.expand_as(x)
+    assert torch.equal(corrected[untouched], x[untouched]) and not torch.equal(corrected, x)
 
 
-def test_translating_the_picture_translates_the_correction() -> None:
-    """Equivariant to shifts by whole coarse pixels, away from the border."""
-    x = picture(12, 6, seed=51)
-    x[:, :, :, -8:] = 0
-    x[:, :, -8:] = 0
-    shift = 2 * PATCHES.factor
-    moved = x.roll((shift, shift), (2, 3))
-    torch.testing.assert_close(correct(moved) - moved, (correct(x) - x).roll((shift, shift), (2, 3)), atol=1e-5, rtol=0)
+def test_strength_is_the_share_that_is_replaced() -> None:
+    x = picture(101, wedge=(6, 12))
+    torch.testing.assert_close(correct(x, replace(CONFIG, strength=0.5)) - x, (correct(x) - x) / 2, atol=1e-12, rtol=0)
+
+
+def test_contrast_and_colours_do_not_matter_for_what_is_found() -> None:
+    x = picture(101, wedge=(6, 12))
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    for other in (4 * x, torch.einsum("cd,bdhw->bchw", rotation, x)):
+        torch.testing.assert_close(log_odds(other, LIBRARY)[0], log_odds(x, LIBRARY)[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [(2, 0), (0, 3), (1, 2)])
+def test_translating_the_picture_translates_the_correction(steps: tuple[int, int]) -> None:
+    """Equivariant to shifts by whole steps of the grid, away from the border."""
+    x = torch.zeros(1, 4, 3 * SIDE, 3 * SIDE, dtype=torch.float64)
+    x[..., SIDE : 2 * SIDE, SIDE : 2 * SIDE] = picture(101, wedge=(10, 10)) * F.pad(torch.ones(20, 20), (6, 6, 6, 6))
+    x = x[..., 16:-16, 16:-16]
+    # This larger picture is searched at the references' scale: factor belongs to the library.
+    shift = tuple(LIBRARY.factor * s for s in steps)
+    moved = x.roll(shift, (2, 3))
+    torch.testing.assert_close(correct(moved) - moved, (correct(x) - x).roll(shift, (2, 3)), atol=1e-9, rtol=0)
+    assert not torch.equal(correct(x), x)
+
+
+def test_the_order_of_the_set_does_not_matter() -> None:
+    order = torch.randperm(len(LATENTS), generator=torch.Generator().manual_seed(2))
+    shuffled = build_library(LATENTS[order], REGIONS[order], CONFIG.temperature)
+    x = picture(101, wedge=(6, 12))
+    torch.testing.assert_close(shuffled.typical, LIBRARY.typical, atol=1e-9, rtol=0)
+    torch.testing.assert_close(log_odds(x, shuffled)[0], log_odds(x, LIBRARY)[0], atol=1e-7, rtol=0)
+    torch.testing.assert_close(correct(x, library=shuffled), correct(x), atol=1e-9, rtol=0)
 
 
 def test_identities() -> None:
-    x = picture(12, 6, seed=51)
+    x = picture(101, wedge=(6, 12))
     assert torch.equal(correct(x, replace(CONFIG, strength=0.0)), x)
-    assert torch.equal(correct(x, replace(CONFIG, threshold=5.0)), x)
+    assert torch.equal(correct(x, replace(CONFIG, threshold=50.0)), x)
+    assert torch.equal(correct(x, level=LATE), x)
     assert torch.equal(correct(x, mask=torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)), x)
+    harmless = picture(201, box=(8, 14))
+    assert torch.equal(correct(harmless), harmless)
 
 
-def test_mask_limits_where_it_looks() -> None:
-    x, mask = picture(12, 6, seed=51), torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)
-    mask[..., 20:] = 1
+def test_mask_limits_where_it_looks_and_acts() -> None:
+    x, mask = picture(101, wedge=(6, 12)), torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)
+    mask[..., 22:, :] = 1
     assert torch.equal(correct(x, mask=mask), x)
+    mask[..., :14, :] = 1
+    corrected = correct(x, mask=mask)
+    assert torch.equal(corrected[..., 14:22, :], x[..., 14:22, :]) and not torch.equal(corrected, x)
 
 
-def test_an_opened_gate_stays_open() -> None:
-    x = picture(12, 6, seed=51)
-    strict = replace(CONFIG, threshold=5.0)
-    assert not torch.equal(correct(x, strict, opened=~CLOSED), x)
+def test_what_is_decided_stays() -> None:
+    """A later prediction that shows nothing is still replaced there, and by the same content."""
+    x, clean = picture(101, wedge=(6, 12)), picture(102)
+    _, decided = local_correction(x, LIBRARY, CONFIG, Replacement.none(x), EARLY)
+    for level in (EARLY, LATE):
+        corrected = correct(clean, before=decided, level=level)
+        inside = (decided.area == 1).expand_as(clean)
+        assert bool(inside.any())
+        torch.testing.assert_close(corrected[inside], decided.content[inside], atol=1e-12, rtol=0)
 
 
 def test_batch_equals_single_calls() -> None:
-    batch = torch.cat([picture(12, 6, seed=51), picture(0, 0, seed=60, scale=0.0), picture(20, 20, seed=52)])
-    torch.testing.assert_close(correct(batch), torch.cat([correct(x[None]) for x in batch]), atol=1e-10, rtol=1e-10)
+    batch = torch.cat([picture(101, wedge=(6, 12)), picture(201, box=(8, 14)), picture(102, wedge=(20, 3))])
+    torch.testing.assert_close(correct(batch), torch.cat([correct(x[None]) for x in batch]), atol=1e-10, rtol=0)
+    assert torch.equal(correct(batch)[1], batch[1])
 
 
-@pytest.mark.parametrize(("height", "width"), [(13, 17), (32, 21), (64, 40)])
-def test_odd_sizes(height: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(3, 4, height, width, generator=generator)
-    regions = torch.zeros(3, 1, height, width)
+def test_a_picture_without_region_is_an_example_of_what_is_fine() -> None:
+    crossed = picture(400, box=(10, 10))
+    taught = build_library(torch.cat([LATENTS, crossed]), torch.cat([REGIONS, torch.zeros(1, 1, SIDE, SIDE)]), CONFIG.temperature)
+    assert len(taught.unwanted) == len(LIBRARY.unwanted) and len(taught.fine) > len(LIBRARY.fine)
+    assert bool(taught.outside[-1].all())
+
+
+def test_masks_that_say_no_place_are_told_apart() -> None:
+    assert has_places(REGIONS) and not has_places(None)
+    assert not has_places(torch.ones(3, 1, 8, 8)) and not has_places(torch.zeros(3, 1, 8, 8))
+    with_whole = build_library(torch.cat([LATENTS, LATENTS[:1]]), torch.cat([REGIONS, torch.ones(1, 1, SIDE, SIDE)]), 0.1)
+    assert len(with_whole.unwanted) == len(LIBRARY.unwanted) and len(with_whole.latents) == len(LATENTS)
+
+
+@pytest.mark.parametrize(("height", "width", "count"), [(13, 17, 3), (32, 21, 1), (64, 40, 2)])
+def test_odd_sizes_and_few_pictures(height: int, width: int, count: int) -> None:
+    latents = torch.randn(count, 4, height, width, generator=torch.Generator().manual_seed(0))
+    regions = torch.zeros(count, 1, height, width)
     regions[:, :, 2:9, 3:11] = 1
-    patches = cut_patches(latents, regions)
-    config = replace(CONFIG, threshold=0.1)
-    result = local_correction(latents, patches, typical_patch_similarity(patches, 0.03), config, torch.zeros(3, dtype=torch.bool))
+    library = build_library(latents, regions, 0.1)
+    config = replace(CONFIG, threshold=0.01)
+    result, _ = local_correction(latents, library, config, Replacement.none(latents), EARLY)
     assert result.delta.shape == latents.shape and bool(torch.isfinite(result.delta).all())
-    assert result.delta.abs().max() > 0
+    assert bool((result.gate > 0).all())
 
 
 def test_flat_pictures_are_harmless() -> None:
     flat = torch.ones(1, 4, SIDE, SIDE, dtype=torch.float64)
     assert torch.equal(correct(flat), flat)
-    with_flat = cut_patches(torch.ones(3, 4, SIDE, SIDE), torch.ones(3, 1, SIDE, SIDE))
-    assert isinstance(with_flat, Patches)
-    result = local_correction(torch.randn(1, 4, SIDE, SIDE), with_flat, torch.tensor(0.5), CONFIG, CLOSED)
+    assert bool(torch.isfinite(describe(flat, 11, 2)).all())
+    library = build_library(torch.ones(3, 4, SIDE, SIDE), REGIONS[:3].float(), 0.1)
+    result, _ = local_correction(torch.randn(1, 4, SIDE, SIDE), library, CONFIG, Replacement.none(torch.ones(1, 4, SIDE, SIDE)), EARLY)
     assert bool(torch.isfinite(result.delta).all())
