@@ -7,7 +7,7 @@ vector-Jacobian product of the sampled network carries it on: memory holds one n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,31 @@ import comfy.samplers
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .islands import differentiable, ordinary
-from .runs import COND, Evaluation
+from .runs import COND, KEY, Evaluation
 
 CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
 """Keys of the host's wrappers that answer from a cache or compile: neither may happen in a gradient pass."""
 
+GRADIENT_MEMORY = 3
+"""A gradient pass keeps activations that sampling frees at once: about this many times the memory."""
+
 Entry = dict[str, Any]
+
+
+def reserve_memory(model: ModelPatcher) -> None:
+    """Have the host leave memory for a gradient pass when it decides how much of the weights to load."""
+    if model.get_wrappers(WrappersMP.PREPARE_SAMPLING, KEY):
+        return
+
+    def prepare(executor: Callable[..., Any], patcher: ModelPatcher, noise_shape: Sequence[int], *args: Any, **options: Any) -> Any:
+        return executor(patcher, [GRADIENT_MEMORY * noise_shape[0], *noise_shape[1:]], *args, **options)
+
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
 
 
 def embeddings(evaluation: Evaluation) -> list[Tensor | None]:

@@ -14,7 +14,7 @@ from ...guidance.noise_level import NoiseLevel
 from ...guidance.safe_text_guidance import SafeTextGuidanceSettings, acts_at, guided_embedding
 from ...guidance.safety_function import SafetyFunction
 from .decoders import Decoder, DecoderName, assess, auxiliary_patcher, make_decoder, prediction_gradient
-from .gradients import embeddings, in_parts, set_embeddings, text_gradients
+from .gradients import embeddings, in_parts, reserve_memory, set_embeddings, text_gradients
 from .runs import KEY, Correction, Evaluation, RunContext, Step
 
 
@@ -102,9 +102,10 @@ class SafeTextGuidanceCorrection(Correction):
 
 
 def load_along(model: ModelPatcher, decoder: Decoder, function: SafetyFunction) -> None:
-    """Have the host load the decoder and the detectors whenever it loads the model."""
+    """Have the host load the decoder and the detectors whenever it loads the model, and leave memory for gradients."""
     ours = [*decoder.patchers, *(auxiliary_patcher(network) for network in function.networks)]
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), *ours])
+    reserve_memory(model)
 
 
 def require_pictures(context: RunContext, method: str) -> None:

@@ -297,6 +297,38 @@ def test_memory_returns_to_its_level(host: Any, stg: Any) -> None:
     assert tensor_bytes() <= before + 2**16
 
 
+def test_the_host_leaves_memory_for_gradients(host: Any, stg: Any, sdg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.sampler_helpers
+
+    asked: list[int] = []
+    estimate = comfy.sampler_helpers.estimate_memory
+
+    def watched(model: Any, noise_shape: Any, conds: Any) -> Any:
+        asked.append(noise_shape[0])
+        return estimate(model, noise_shape, conds)
+
+    monkeypatch.setattr(comfy.sampler_helpers, "estimate_memory", watched)
+    for model in (host.model, stg(Brightness()), sdg(Brightness(), stg(Brightness()))):
+        host.sample(model, host.text(STAR), steps=1)
+    assert asked == [1, 3, 3]
+
+
+def test_detectors_are_loaded_along(host: Any, stg: Any) -> None:
+    import comfy.model_management
+
+    class WithNetwork(Brightness):
+        networks = (torch.nn.Linear(1, 1),)
+
+        def __call__(self, images: Tensor) -> Assessment:
+            loaded = [model.model.model for model in comfy.model_management.current_loaded_models]
+            assert self.networks[0] in loaded and host.vae.first_stage_model in loaded
+            return super().__call__(images)
+
+    function = WithNetwork()
+    host.sample(stg(function), host.text(STAR), steps=1)
+    assert function.seen
+
+
 def test_no_random_numbers_are_drawn(host: Any, either: Any) -> None:
     """Ancestral samplers draw from the global generator: with a closed gate the picture must stay the same to the bit."""
     baseline = host.sample(host.model, host.text(STAR), steps=3, sampler="euler_ancestral")
