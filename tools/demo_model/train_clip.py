@@ -88,8 +88,8 @@ def save(network: open_clip.CLIP, tokens: Tensor, path: Path) -> None:
 
 
 def main() -> None:
-    parser: argparse.ArgumentParser = common.argument_parser(__doc__, steps=1500, batch=96)
-    parser.add_argument("--scenes", type=int, default=6000)
+    parser: argparse.ArgumentParser = common.argument_parser(__doc__, steps=700, batch=64)
+    parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--output", type=Path, default=common.ASSETS / "demo_model" / "clip.safetensors")
     args = parser.parse_args()
     torch.manual_seed(0)

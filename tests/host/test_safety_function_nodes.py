@@ -1,0 +1,179 @@
+"""The nodes of safety functions in the real host: files, combinations, scores as JSON, and what they say about bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+STAR = "a yellow star in the center on a black plain background, flat style"
+CIRCLE = "a red circle on the left on a brown plain background, flat style"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def nodes(host: Any) -> Any:
+    from safe_guidance.nodes import safety_functions
+
+    return safety_functions
+
+
+@pytest.fixture
+def safety_folder(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """models/safety, empty."""
+    import folder_paths
+
+    from safe_guidance.nodes.host.folders import SAFETY, SAFETY_EXTENSIONS
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, SAFETY, ([str(tmp_path)], SAFETY_EXTENSIONS))
+    folder_paths.filename_list_cache.pop(SAFETY, None)
+    return tmp_path
+
+
+def guide(nodes: Any, **settings: Any) -> Any:
+    chosen = {"file": "demo guide (bundled)", "output": "shapes", "classes": "star", "threshold": 0.5, "views": 1, **settings}
+    return nodes.ClassifierSafety.execute(**chosen).args[0]
+
+
+def pictures(host: Any) -> torch.Tensor:
+    return host.vae.decode(host.sample(host.model, host.text(STAR, CIRCLE), steps=12))  # type: ignore[no-any-return]
+
+
+def test_score_images_tells_the_unsafe_picture(host: Any, nodes: Any) -> None:
+    images = pictures(host)
+    result = nodes.ScoreImages.execute(images=images, safety_function=guide(nodes))
+    shown, report = result.args
+    scores = json.loads(report)
+    assert scores["version"] == 1 and scores["function"] == "classifier: star"
+    assert [picture["unsafe"] for picture in scores["pictures"]] == [True, False]
+    first, second = scores["pictures"]
+    assert first["score"] > 0.69 > second["score"] >= 0
+    assert first["explanation"]["star"] > 0.5 and first["regions"] == []
+    assert shown.shape == images.shape and result.ui is not None
+
+
+def test_classes_and_views_are_settings(host: Any, nodes: Any) -> None:
+    images = pictures(host)
+    circles = guide(nodes, classes="circle, square")
+    assert json.loads(nodes.ScoreImages.execute(images=images, safety_function=circles).args[1])["pictures"][1]["unsafe"]
+    plain, several = guide(nodes)(images.movedim(-1, 1)), guide(nodes, views=4)(images.movedim(-1, 1))
+    assert several.gate.tolist() == [True, False]
+    assert not torch.equal(plain.score, several.score)
+
+
+def test_combining_leaves_out_what_is_not_connected(host: Any, nodes: Any) -> None:
+    weights = {f"weight{i}": float(i) for i in range(1, 5)}
+    combined = nodes.CombineSafetyFunctions.execute(
+        combination="sum", function1=guide(nodes), function3=guide(nodes, classes="circle"), **weights
+    ).args[0]
+    assert combined.weights == (1.0, 3.0) and combined.name == "classifier: star + classifier: circle"
+    found = combined(pictures(host).movedim(-1, 1))
+    assert found.gate.tolist() == [True, True]
+    with pytest.raises(ValueError, match="Connect at least one"):
+        nodes.CombineSafetyFunctions.execute(combination="sum", **weights)
+
+
+def save_onnx_classifier(path: Path, names: list[str] | None, last: str = "Gemm") -> None:
+    """A classifier by mean colour: red, green, blue."""
+    onnx = pytest.importorskip("onnx")
+    import numpy as np
+
+    helper, numpy_helper, floats = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
+    steps = [
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits" if last != "Gemm" else "classes"]),
+    ]
+    if last != "Gemm":
+        steps.append(helper.make_node(last, ["logits"], ["classes"]))
+    graph = helper.make_graph(
+        steps,
+        "colours",
+        [helper.make_tensor_value_info("images", floats, ["batch", 3, 32, 48])],
+        [helper.make_tensor_value_info("classes", floats, ["batch", 3])],
+        [
+            numpy_helper.from_array(20 * np.eye(3, dtype=np.float32), "weight"),
+            numpy_helper.from_array(np.full(3, -10, dtype=np.float32), "bias"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    if names is not None:
+        helper.set_model_props(model, {"classes": json.dumps(names)})
+    onnx.save(model, str(path))
+
+
+@pytest.mark.parametrize(
+    ("names", "last", "wanted"), [(["red", "green", "blue"], "Gemm", "red"), (None, "Gemm", "0"), (None, "Sigmoid", "0")]
+)
+def test_a_classifier_from_an_onnx_file(nodes: Any, safety_folder: Path, names: list[str] | None, last: str, wanted: str) -> None:
+    save_onnx_classifier(safety_folder / f"{last}{wanted}.onnx", names, last)
+    function = guide(nodes, file=f"{last}{wanted}.onnx", output="classes", classes=wanted)
+    images = torch.zeros(2, 3, 64, 64)
+    images[0, 0] = 0.9
+    images[1, 1] = 0.9
+    found = function(images)
+    assert found.gate.tolist() == [True, False]
+    torch.testing.assert_close(found.score[0], torch.tensor(8.0003), atol=1e-2, rtol=0)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = images.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(function(leaf).score.sum(), leaf)
+    assert gradient[0, 0].sum() > 10 and gradient[:, 2].abs().sum() == 0
+
+
+def test_an_onnx_file_that_is_no_classifier_is_refused(nodes: Any, safety_folder: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(name, floats, [1, 8]) for name in ("a", "b")]
+    graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "none", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), str(safety_folder / "other.onnx"))
+    with pytest.raises(ValueError, match="not a picture classifier"):
+        guide(nodes, file="other.onnx")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"file": "gone.safetensors"}, FileNotFoundError, "models/safety"),
+        ({"file": "../secret.safetensors"}, FileNotFoundError, "models/safety"),
+        ({"output": "shape"}, ValueError, "Choose one of shapes"),
+        ({"classes": "moon"}, ValueError, "does not know 'moon'"),
+        ({"classes": " , "}, ValueError, "Choose from"),
+    ],
+)
+def test_bad_settings_say_what_to_do(nodes: Any, safety_folder: Path, settings: dict[str, Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        guide(nodes, **settings)
+
+
+def test_a_file_of_another_kind_is_refused(nodes: Any, safety_folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, safety_folder / "weights.safetensors")
+    with pytest.raises(ValueError, match="not a picture classifier"):
+        guide(nodes, file="weights.safetensors")
+    assert "weights.safetensors" in nodes.safety_names()
+
+
+def test_the_default_is_the_guide_and_never_the_judge(nodes: Any) -> None:
+    schema = nodes.ClassifierSafety.define_schema()
+    (file,) = (i for i in schema.inputs if i.id == "file")
+    assert file.default == "demo guide (bundled)" and not any("judge" in option for option in file.options)
+
+
+def test_nudenet_by_its_node(host: Any, nodes: Any) -> None:
+    pytest.importorskip("nudenet")
+    function = nodes.NudeNetSafety.execute(file=nodes.PACKAGE, classes="FACE_FEMALE\nFEET_EXPOSED", threshold=0.25, size=320, views=1).args[
+        0
+    ]
+    assert function.classes == ("FACE_FEMALE", "FEET_EXPOSED")
+    report = json.loads(nodes.ScoreImages.execute(images=pictures(host), safety_function=function).args[1])
+    assert [picture["unsafe"] for picture in report["pictures"]] == [False, False]
