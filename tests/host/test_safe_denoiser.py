@@ -340,3 +340,22 @@ def test_letterboxed_and_augmented_sets_are_other_references(host: Any, copies: 
         for layout in ({}, {"fit": "letterbox"}, {"augmentation": "flip"}, {"augmentation": "flip, crops and shifts"})
     ]
     assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
+
+
+def test_references_that_do_not_fit_are_streamed(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no memory to spare the picture is the same, but for rounding, and nothing is placed."""
+    from safe_guidance.guidance.references import References
+    from safe_guidance.nodes.host import negation_latents
+
+    placed: list[int] = []
+    usual = References.resident
+    monkeypatch.setattr(References, "resident", lambda self, device: placed.append(len(self)) or usual(self, device))
+    pictures = from_images(host.vae.decode(host.sample(host.model, host.text(STAR, *OTHERS), host.empty_latent(4))).clone())
+    settings = {**CLOSE, "threshold": 0.0, "temperature": 0.005}
+    resident = host.sample(protect(host, pictures, **settings), host.text(STAR))
+    assert placed == [4]
+    monkeypatch.setattr(negation_latents, "RESIDENT_SHARE", 0.0)
+    streamed = host.sample(protect(host, pictures, **settings), host.text(STAR))
+    assert placed == [4]
+    assert not torch.equal(streamed, host.sample(host.model, host.text(STAR)))
+    torch.testing.assert_close(streamed, resident, atol=0.05, rtol=0.05)

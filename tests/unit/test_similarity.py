@@ -145,3 +145,24 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
         streaming.References.rows = usual  # type: ignore[method-assign]
     assert sum(allocated) == 2 * stored.numel()
     assert max(allocated) <= streaming.CHUNK_ELEMENTS
+
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_resident_and_streamed_references_agree(device: str, dtype: torch.dtype) -> None:
+    """On any device, stored in any type: in the device's memory in the sampler's space, or brought there at every step."""
+    place, x = torch.device(device), latents(2, 1).float()
+    stored = References(latents(9, 2).to(dtype), prepare=lambda z: 0.5 * z + 0.1)
+    resident = stored.resident(place)
+    assert resident.latents.device.type == device and resident.latents.dtype == dtype and resident.resident(place) is resident
+
+    def corrected(references: References) -> Tensor:
+        calibration = calibrate(references, 0.1, place)
+        return calibrated_correction(x.to(place), references, calibration, SafeDenoiserSettings(threshold=0.0)).delta.cpu()
+
+    # Rounding once more when they are placed.
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(corrected(resident), corrected(stored), atol=tolerance, rtol=tolerance)

@@ -125,3 +125,26 @@ def test_the_cap_bounds_overlapping_balls() -> None:
     crowd = References(x[:1] + 0.01 * latents(50, 12))
     result = repellency(x, crowd, config(5.0, x, cap=0.5))
     assert result.delta[0].norm() <= 0.5 * x[0].norm() * (1 + 1e-12)
+
+
+@given(
+    st.sampled_from([torch.float32, torch.float64]),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.tuples(st.integers(1, 16), st.integers(1, 9), st.integers(1, 9)),
+    st.floats(0.0, 3.0),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_shape_moves_exactly_the_samples_that_are_inside(dtype, batch, count, shape, radius, among_batch, masked) -> None:
+    generator = torch.Generator().manual_seed(batch * 100 + count)
+    x, z = (torch.randn(n, *shape, generator=generator).to(dtype) for n in (batch, count))
+    mask = (torch.rand(1, 1, *shape[1:], generator=generator) > 0.4).to(dtype) if masked else None
+    result = repellency(x, References(z), SpellSettings(radius=radius, among_batch=among_batch), mask)
+    assert result.delta.shape == x.shape and result.delta.dtype == dtype and bool(torch.isfinite(result.delta).all())
+    for sample in range(batch):
+        moved = bool(result.delta[sample].any())
+        assert moved <= bool(result.inside[sample] > 0)
+        if result.nearest[sample] > radius * 1.0001:
+            assert not moved
