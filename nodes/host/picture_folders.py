@@ -7,13 +7,11 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
-from torch import Tensor
+import folder_paths
 
 from ...guidance.negation_set import NegationSet
 from ...guidance.picture_files import Skipped, files_in, read_pictures
-
-MAX_BYTES = 8 * 2**30
-"""Memory that the pictures of one set may take."""
+from ...guidance.picture_store import PictureStore
 
 
 def state_of(folder: Path, sub_folders: bool) -> str:
@@ -31,26 +29,35 @@ def read_folder(
     """All pictures of a folder as a set, and the files that are not in it.
 
     Raises:
-        ValueError: there is no picture, or more than memory should hold.
+        ValueError: there is no picture, or more than the disk holds.
     """
     files = files_in(folder, sub_folders)
+    store = PictureStore(Path(folder_paths.get_temp_directory()))
+    try:
+        skipped = _collect(folder, files, longest_side, store)
+    except OSError as error:
+        store.discard()
+        raise ValueError(
+            f"The pictures do not fit on the disk ({error.strerror}). Lower longest_side, or choose a smaller folder."
+        ) from error
+    except BaseException:
+        store.discard()
+        raise
+    pictures = store.pictures()
+    if not pictures:
+        reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:5]) or "it is empty"
+        raise ValueError(f"There is no picture in the folder ({reasons}). Put pictures there, or choose another folder.")
+    return NegationSet(pictures, (None,) * len(pictures), name, source, licence), skipped
+
+
+def _collect(folder: Path, files: list[Path], longest_side: int, store: PictureStore) -> list[Skipped]:
     progress = comfy.utils.ProgressBar(len(files))
-    pictures: list[Tensor] = []
     skipped: list[Skipped] = []
-    total = 0
     for found in read_pictures(folder, files, longest_side):
         comfy.model_management.throw_exception_if_processing_interrupted()
         progress.update(1)
         if isinstance(found, Skipped):
             skipped.append(found)
-            continue
-        pictures.append(found)
-        total += found.numel()
-        if total > MAX_BYTES:
-            raise ValueError(
-                f"The first {len(pictures)} pictures take {total / 2**30:.0f} GB already. Lower longest_side, or choose a smaller folder."
-            )
-    if not pictures:
-        reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:5]) or "it is empty"
-        raise ValueError(f"There is no picture in the folder ({reasons}). Put pictures there, or choose another folder.")
-    return NegationSet(tuple(pictures), (None,) * len(pictures), name, source, licence), skipped
+        else:
+            store.add(found)
+    return skipped

@@ -93,17 +93,47 @@ def test_a_folder_without_pictures(folders: Path) -> None:
         from_folder(folder="empty")
 
 
-def test_reading_can_be_interrupted_and_is_bounded(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_memory", [2**30, 5_000])
+def test_reading_can_be_interrupted(folders: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int) -> None:
     import comfy.model_management
+    import folder_paths
 
+    from safe_guidance.guidance import picture_store
     from safe_guidance.nodes.host import picture_folders
 
-    comfy.model_management.interrupt_current_processing(True)
+    temporary = folders / "temp"
+    monkeypatch.setattr(folder_paths, "temp_directory", str(temporary))
+    monkeypatch.setattr(picture_store, "IN_MEMORY", in_memory)
+    read = picture_folders.read_pictures
+
+    def then_interrupted(*inputs: Any) -> Iterator[Any]:
+        found = list(read(*inputs))
+        yield from found[:-1]
+        comfy.model_management.interrupt_current_processing(True)
+        yield found[-1]
+
+    monkeypatch.setattr(picture_folders, "read_pictures", then_interrupted)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         from_folder()
     comfy.model_management.interrupt_current_processing(False)
-    monkeypatch.setattr(picture_folders, "MAX_BYTES", 10_000)
-    with pytest.raises(ValueError, match="Lower longest_side"):
+    assert not temporary.exists() or os.listdir(temporary) == []
+
+
+def test_more_pictures_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a limit pictures are in a mapped file: the same set, and it can be saved."""
+    import folder_paths
+
+    from safe_guidance.guidance import picture_store
+
+    in_memory = from_folder(drop_duplicates=False).args[0]
+    monkeypatch.setattr(folder_paths, "temp_directory", str(folders / "temp"))
+    monkeypatch.setattr(picture_store, "IN_MEMORY", 10_000)
+    mapped = from_folder(drop_duplicates=False).args[0]
+    assert mapped.content_hash == in_memory.content_hash
+    assert len({picture.untyped_storage().data_ptr() for picture in mapped.pictures}) == 1
+    assert load(folders / "sets" / save(mapped, "large")).content_hash == in_memory.content_hash
+    monkeypatch.setattr(picture_store.PictureStore, "_flush", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ValueError, match="do not fit on the disk .No space left on device.. Lower longest_side"):
         from_folder()
 
 
