@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..guidance.safree import NUDITY_CONCEPTS
+from .host.reattention import ReattentionCorrection
+from .host.runs import attach
 from .host.safree import Filtered, filter_text, validation_for
 
 CATEGORY = "safe guidance/text"
@@ -96,4 +99,45 @@ class SafreeTextFilter(io.ComfyNode):
         return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=ui.PreviewText(told))
 
 
-NODES: list[type[io.ComfyNode]] = [SafreeTextFilter]
+class SafreeReattention(io.ComfyNode):
+    """MODEL in, MODEL out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceSafreeReattention",
+            display_name="SAFREE Latent Re-attention",
+            category=CATEGORY,
+            description="The second half of SAFREE: damps what the filtered prompt shows more of than the prompt itself. "
+            "The published figures are made without it. Costs one more model evaluation while the filtered prompt is used.",
+            search_aliases=["safree", "latent re-attention", "freeu", "skip connections", "frequency"],
+            is_experimental=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to patch, a UNet: Stable Diffusion 1.x, 2.x or SDXL."),
+                io.Conditioning.Input("unfiltered", tooltip="The prompt before the filter, from SAFREE Text Filter."),
+                io.Float.Input(
+                    "deep",
+                    default=0.9,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Factor in the deepest level of the decoder (s1). 1 leaves it alone, less damps more.",
+                ),
+                io.Float.Input(
+                    "shallow",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Factor in the second deepest level (s2). 1 leaves it alone, less damps more.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, unfiltered: list[Any], deep: float, shallow: float) -> io.NodeOutput:
+        return io.NodeOutput(attach(model, ReattentionCorrection(unfiltered, deep, shallow)))
+
+
+NODES: list[type[io.ComfyNode]] = [SafreeTextFilter, SafreeReattention]

@@ -9,6 +9,7 @@ samples that need them, identical texts once), and their changes are summed unde
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +197,20 @@ class Run:
     def state_of(self, correction: Correction) -> Any:
         """What a correction made when the run began, for its hooks inside the model."""
         return next(state for c, state in zip(self._corrections, self._states) if c is correction)
+
+    def conditioning(self, correction: Correction, name: str) -> list[dict[str, Any]]:
+        """One of a correction's `texts`, as the host prepared it for this run."""
+        index = self._corrections.index(correction)
+        entries: list[dict[str, Any]] = self._guider.conds[self._text_keys[index, name]]
+        return entries
+
+    def charged_to(self, correction: Correction) -> AbstractContextManager[None]:
+        """What happens inside is charged to a correction that acts inside the model."""
+        return self.recorder.spending(self._corrections.index(correction))
+
+    def note_change(self, correction: Correction, change: Change, before: Tensor) -> None:
+        """Record what a correction changed inside the model."""
+        self.recorder.changed(self._corrections.index(correction), change, before)
 
     @property
     def is_guiders_forward(self) -> bool:
