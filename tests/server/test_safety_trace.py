@@ -1,0 +1,56 @@
+"""Traces through the server: with the host's caches in between, and in the file that is saved."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from safe_guidance.evaluation import graphs
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.guidance.trace import Trace
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "demo_safety_trace.json"
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def prompt(server: ComfyServer) -> graphs.Prompt:
+    shipped = graphs.to_prompt(graphs.load_workflow(WORKFLOW), server.get_json("/object_info"))
+    return graphs.set_inputs(shipped, "KSampler", steps=STEPS)
+
+
+def shown(server: ComfyServer, prompt: graphs.Prompt) -> str:
+    """The text under the Safety Trace node; empty when the host took it from its cache."""
+    (node,) = graphs.find(prompt, "SafeGuidanceSafetyTrace")
+    outputs: dict[str, Any] = server.run(prompt)["outputs"]
+    return str(outputs.get(node, {}).get("text", [""])[0])
+
+
+def test_the_trace_is_that_of_the_latent_whatever_the_host_has_cached(server: ComfyServer, prompt: graphs.Prompt) -> None:
+    first = shown(server, prompt)
+    assert "SLD acted at" in first
+    # Only the theme changes: the sampler's latent comes from the cache, and its trace is found.
+    assert shown(server, graphs.set_inputs(prompt, "SafeGuidanceSafetyTrace", theme="light")) == first
+    # Fewer steps: another latent, another trace.
+    fewer = shown(server, graphs.set_inputs(prompt, "KSampler", steps=STEPS - 2))
+    assert f"of {STEPS - 2} model calls" in fewer and f"of {STEPS} model calls" in first
+    # Other guidance: the sampler runs anew, and so does the trace.
+    stronger = shown(server, graphs.set_inputs(prompt, "SafeGuidanceSafeLatentDiffusion", preset="max"))
+    assert stronger.splitlines()[0] != first.splitlines()[0] and f"of {STEPS} model calls" in stronger
+
+
+def test_the_saved_file_carries_trace_and_workflow(server: ComfyServer, prompt: graphs.Prompt) -> None:
+    (saved,) = graphs.find(prompt, "SafeGuidanceSaveImageWithTrace")
+    prompt = graphs.set_inputs(prompt, "KSampler", seed=99)
+    outputs = server.run(prompt)["outputs"]
+    (file,) = server.images({"outputs": {saved: outputs[saved]}})
+    with Image.open(io.BytesIO(file)) as image:
+        texts = image.text
+    trace = Trace.from_dict(json.loads(texts["safety_trace"]))
+    assert set(trace.methods) == {"SLD", "Safe Denoiser"} and len(trace.sigmas) == STEPS
+    assert json.loads(texts["prompt"]).keys() == prompt.keys()
