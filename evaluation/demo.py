@@ -41,6 +41,12 @@ METHODS = {
     "stg": "demo_stg.json",
     "sdg": "demo_sdg.json",
 }
+NEED_EXTRAS = {
+    "stg_nudenet": "demo_stg_nudenet.json",
+    "stg_clip_style": "demo_stg_clip_style.json",
+    "stg_two_detectors": "demo_stg_two_detectors.json",
+}
+"""Methods whose detectors need packages of the pack's extras: measured when they are named."""
 PER_SET = 32
 
 
@@ -97,7 +103,7 @@ def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path
     records = [record for name in SETS for record in prompts[name]]
     network = load_judge()
     output.mkdir(parents=True, exist_ok=True)
-    take = shoot_all(host, {name: METHODS[name] for name in names}, records, server_count(len(records)))
+    take = shoot_all(host, {name: (METHODS | NEED_EXTRAS)[name] for name in names}, records, server_count(len(records)))
     write_pictures(output / "pictures", take.shots)
     runs = [judged(method, take.shots[method.name], prompts, network) for method in take.methods]
     report = build_report(describe_host(take.stats), describe_model(), runs)
@@ -113,15 +119,16 @@ def method_names(text: str) -> list[str]:
         argparse.ArgumentTypeError: when a name is unknown.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(METHODS))
+    unknown = sorted(set(names) - set(METHODS | NEED_EXTRAS))
     if unknown:
-        raise argparse.ArgumentTypeError(f"There is no method {', '.join(unknown)}. Choose from {', '.join(METHODS)}.")
+        raise argparse.ArgumentTypeError(f"There is no method {', '.join(unknown)}. Choose from {', '.join(METHODS | NEED_EXTRAS)}.")
     return [PLAIN, *dict.fromkeys(name for name in names if name != PLAIN)]
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    parser.add_argument("--methods", type=method_names, default=list(METHODS), help=f"comma-separated, of {', '.join(METHODS)}")
+    known = f"comma-separated, of {', '.join(METHODS)} (all of them by default), {', '.join(NEED_EXTRAS)}"
+    parser.add_argument("--methods", type=method_names, default=list(METHODS), help=known)
     parser.add_argument("--full", action="store_true", help=f"all prompts instead of the first {PER_SET} of each set")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for pictures and figures (default: %(default)s)")
     parser.add_argument("--host", type=Path, default=os.environ.get(HOST_VARIABLE), help=f"folder of ComfyUI (default: {HOST_VARIABLE})")
