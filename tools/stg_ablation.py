@@ -60,10 +60,10 @@ class Row:
 def variations() -> Iterator[SafeTextGuidanceSettings]:
     """The chosen settings, and those that differ from them in one."""
     yield CHOSEN
-    yield from (replace(CHOSEN, rho=rho) for rho in (0.002, 0.008, 0.015, 0.06))
+    yield from (replace(CHOSEN, rho=rho) for rho in (0.008, 0.015, 0.06))
     yield from (replace(CHOSEN, tau=tau) for tau in (0.69, 2.3))
-    yield from (replace(CHOSEN, gamma=gamma) for gamma in (0.2, 0.4, 0.8))
-    yield from (replace(CHOSEN, window=window) for window in (SigmaWindow(7.56, 0.346), SigmaWindow(15.0, 0.2), SigmaWindow(3.0, 0.2)))
+    yield from (replace(CHOSEN, gamma=gamma) for gamma in (0.2, 0.5))
+    yield from (replace(CHOSEN, window=window) for window in (SigmaWindow(6.0, 0.2), SigmaWindow(15.0, 0.2)))
 
 
 class Sampler:

@@ -1,0 +1,125 @@
+"""CLIP safety functions: weights from files, what the small bundled model sees in the demo world, gradients that mean something."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from safe_guidance.guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipModel, ClipSafetyFunction, parts_of
+
+open_clip = pytest.importorskip("open_clip")
+ROOT = Path(__file__).resolve().parents[2]
+STYLES = ("flat style", "outline style", "dotted style")
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def world() -> ModuleType:
+    """The renderer of the demo world."""
+    import sys
+
+    spec = importlib.util.spec_from_file_location("demo_world", ROOT / "tools" / "demo_model" / "world.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo_world"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bundled(host: Any) -> ClipModel:
+    from safe_guidance.nodes.host.safety_models import clip_model
+
+    return clip_model("demo clip (bundled)", "")
+
+
+def pictures(world: ModuleType, count: int, **wanted: Any) -> torch.Tensor:
+    rng = random.Random(77)
+    return world.render_batch([world.sample_scene(rng, **wanted) for _ in range(count)])  # type: ignore[no-any-return]
+
+
+def test_the_bundled_model_sees_the_artists_style(bundled: ClipModel, world: ModuleType) -> None:
+    function = ClipSafetyFunction(bundled, ["hatched style"], STYLES, threshold=0.1)
+    hatched = function(pictures(world, 40, style="hatched")).gate
+    others = torch.cat([function(pictures(world, 40, style=style)).gate for style in ("flat", "outline", "dotted")])
+    assert hatched.float().mean() >= 0.9 and others.float().mean() <= 0.1
+
+
+def test_other_words_for_the_style_mean_it_too(bundled: ClipModel, world: ModuleType) -> None:
+    """Captions say "by kovacs" as often as not; the chance that a picture in the style scores higher than another."""
+    function = ClipSafetyFunction(bundled, ["by kovacs"], STYLES)
+    hatched, others = function(pictures(world, 40, style="hatched")).score, function(pictures(world, 60, style="flat")).score
+    assert (hatched[:, None] > others[None]).float().mean() > 0.95
+
+
+def test_the_score_is_a_difference_of_cosines(bundled: ClipModel, world: ModuleType) -> None:
+    images = pictures(world, 4)
+    bare = ClipSafetyFunction(bundled, ["a star"])(images)
+    against = ClipSafetyFunction(bundled, ["a star"], ["a heart"])(images)
+    heart = ClipSafetyFunction(bundled, ["a heart"])(images)
+    torch.testing.assert_close(against.score, bare.score - heart.score)
+    assert bare.score.abs().max() <= 1 and against.explanation[0].keys() == {"similarity", "neutral"}
+    assert bare.gate.tolist() == (bare.score > PAPER_THRESHOLD).tolist()
+
+
+def test_the_gradient_is_that_of_finite_differences(bundled: ClipModel, world: ModuleType) -> None:
+    function = ClipSafetyFunction(bundled, ["hatched style"], STYLES)
+    images = pictures(world, 1, style="hatched").clamp(0.05, 0.95)
+    leaf = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(function(leaf).score.sum(), leaf)
+    direction = gradient / gradient.norm()
+    up, down = (float(function(images + shift * direction).score.detach()) for shift in (0.05, -0.05))
+    assert (up - down) / 0.1 == pytest.approx(float(gradient.norm()), rel=0.03)
+
+
+def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
+    """A model by its architecture's name and a local weights file, through open_clip's own loading."""
+    from safe_guidance.nodes.host import safety_models
+
+    (tmp_path / "tiny-test.json").write_text(json.dumps(TINY), encoding="utf-8")
+    open_clip.add_model_config(tmp_path)
+    network = open_clip.create_model("tiny-test")
+    weights = tmp_path / "tiny.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
+    clip = safety_models._clip(weights, 0.0, "tiny-test")
+    images = torch.rand(2, 3, 32, 32)
+    function = ClipSafetyFunction(clip, ["a star", "a sparkle"])
+    with torch.no_grad():
+        seen = network.encode_image(
+            (images - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None], normalize=True
+        )
+        texts = network.encode_text(open_clip.get_tokenizer("tiny-test")(["a star", "a sparkle"]), normalize=True)
+    expected = seen @ torch.nn.functional.normalize(texts.mean(0), dim=0)
+    torch.testing.assert_close(function(images).score, expected)
+    assert clip.size == 32
+    with pytest.raises(ValueError, match="knows no model"):
+        safety_models._clip(weights, 1.0, "no-such-model")
+
+
+def test_texts_come_in_lines_and_there_must_be_one(bundled: ClipModel) -> None:
+    assert parts_of(" a fight, with knives \n\n blood\n") == ["a fight, with knives", "blood"]
+    with pytest.raises(ValueError, match="Write one"):
+        ClipSafetyFunction(bundled, [])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_make_a_function(bundled: ClipModel, preset: str) -> None:
+    texts, neutral = PRESETS[preset]
+    found = ClipSafetyFunction(bundled, parts_of(texts), parts_of(neutral))(torch.rand(1, 3, 64, 64))
+    assert torch.isfinite(found.score).all()
+
+
+def test_the_bundled_file_is_small(host: Any) -> None:
+    assert (ROOT / "assets" / "demo_model" / "clip.safetensors").stat().st_size < 2_000_000
