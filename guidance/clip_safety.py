@@ -62,12 +62,13 @@ class ClipSafetyFunction(SafetyFunction):
         self.networks: list[nn.Module] = [clip.network]
         self._texts = [self._direction(texts), *([self._direction(neutral)] if neutral else [])]
 
-    @torch.no_grad()
     def _direction(self, texts: Sequence[str]) -> Tensor:
         network = self.clip.network
         device = next(network.parameters()).device
-        features = network.encode_text(self.clip.tokenize(list(texts)).to(device), normalize=True).float()
-        return F.normalize(features.mean(0), dim=0).cpu()
+        # Made outside inference mode, under which nodes run: gradients of pictures need it later.
+        with torch.inference_mode(False), torch.no_grad():
+            features = network.encode_text(self.clip.tokenize(list(texts)).to(device), normalize=True).float()
+            return F.normalize(features.mean(0), dim=0).cpu()
 
     def __call__(self, images: Tensor) -> Assessment:
         clip = self.clip

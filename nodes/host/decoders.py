@@ -154,14 +154,26 @@ def assess(decoder: Decoder, function: SafetyFunction, latents: Tensor) -> Asses
 
 
 def prediction_gradient(decoder: Decoder, function: SafetyFunction, latents: Tensor) -> Tensor:
-    """Gradient of the sum of the unsafe scores with respect to predictions (B, C, h, w), in float32."""
-    with differentiable(*decoder.networks, *function.networks), ordinary_attributes(decoder.latent_format):
-        leaf = ordinary(latents).detach().float().clone().requires_grad_(True)
-        score = function(decoder(leaf)).score
-        if not score.requires_grad:
-            logging.warning("Safe Guidance: %s gave a score without a gradient; nothing is guided.", function.name)
-            return torch.zeros_like(leaf)
-        return torch.autograd.grad(score.sum(), leaf)[0]
+    """Gradient of the sum of the unsafe scores with respect to predictions (B, C, h, w), in float32.
+
+    Raises:
+        ValueError: gradients do not flow through the safety function or the decoder.
+    """
+    try:
+        with differentiable(*decoder.networks, *function.networks), ordinary_attributes(decoder.latent_format):
+            leaf = ordinary(latents).detach().float().clone().requires_grad_(True)
+            score = function(decoder(leaf)).score
+            if not score.requires_grad:
+                logging.warning("Safe Guidance: %s gave a score without a gradient; nothing is guided.", function.name)
+                return torch.zeros_like(leaf)
+            return torch.autograd.grad(score.sum(), leaf)[0]
+    except RuntimeError as error:
+        if comfy.model_management.is_oom(error):
+            raise
+        raise ValueError(
+            f"Gradients do not flow through {function.name} or the decoder ({str(error).splitlines()[0]}). "
+            "Choose another safety function or decoder."
+        ) from error
 
 
 def load_now(function: SafetyFunction) -> torch.device:

@@ -45,6 +45,17 @@ def bundled(host: Any) -> ClipModel:
     return clip_model("demo clip (bundled)", "")
 
 
+def test_a_function_made_as_the_server_makes_it_guides(host: Any, bundled: ClipModel) -> None:
+    """Nodes run under inference mode; what they make must not stand in the way of gradients."""
+    from safe_guidance.nodes.host.decoders import make_decoder, prediction_gradient
+
+    with torch.inference_mode():
+        function = ClipSafetyFunction(bundled, ["hatched style"], STYLES)
+        decoder = make_decoder("vae", host.model, host.vae)
+        gradient = prediction_gradient(decoder, function, torch.randn(2, 4, 32, 32))
+    assert gradient.flatten(1).norm(dim=1).min() > 0
+
+
 def pictures(world: ModuleType, count: int, **wanted: Any) -> torch.Tensor:
     rng = random.Random(77)
     return world.render_batch([world.sample_scene(rng, **wanted) for _ in range(count)])  # type: ignore[no-any-return]

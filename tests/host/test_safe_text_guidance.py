@@ -364,6 +364,13 @@ def test_a_fast_decoder_without_its_file_says_what_to_do(host: Any, tiny: Module
         stg(Brightness(), tiny.tiny_model("sd1"), tiny.tiny_vae(), decoder="taesd")
 
 
+def test_a_safety_function_without_gradients_says_so(host: Any, either: Any) -> None:
+    kept = torch.ones(3, 1, 1)  # an inference tensor, as a careless function of another pack might hold
+
+    with pytest.raises(ValueError, match="Gradients do not flow through brightness"):
+        host.sample(either(Brightness(score=lambda images: (images * kept).mean((1, 2, 3)))), host.text(STAR), steps=1)
+
+
 def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either: Any) -> None:
     with pytest.raises(ValueError, match="Connect the VAE that belongs to the model"):
         either(Brightness(), tiny.tiny_model("flux"), tiny.tiny_vae(4))
