@@ -418,7 +418,17 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
 
 
-GENERATED = ("locales", "pictures", "workflows", "brand", "screenshots", "stg_toy", "stg_ablation")
+GENERATED = (
+    "locales",
+    "pictures",
+    "workflows",
+    "brand",
+    "screenshots",
+    "stg_toy",
+    "stg_ablation",
+    "safe_denoiser_study",
+    "safe_denoiser_memorisation",
+)
 
 
 def make(arguments: Sequence[str]) -> int:

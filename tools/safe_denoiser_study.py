@@ -1,0 +1,245 @@
+"""What each mode of Safe Denoiser does on the demo model, side by side with what the published code does, and ablations.
+
+Two tables: the modes under the workflow's sampler, and the published procedure (an ancestral sampler that noises the prediction
+anew) with a control that only noises anew and subtracts nothing. Two curves: the number of references and the threshold.
+The judge guides nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluation.host import import_host
+from ..evaluation.judge import judge, matches
+from ..evaluation.judge_network import load_judge
+from ..evaluation.prompts import SETS, Record, load_prompts
+from ..guidance.negation_set import NegationSet, load
+from ..guidance.noise_level import SigmaWindow
+from ..guidance.official_safe_denoiser import normalize_channels, published_delta
+from ..guidance.references import References
+from ..guidance.safe_denoiser import OFFICIAL_WINDOW, SafeDenoiserSettings
+
+LOCAL = SafeDenoiserSettings(strength=1.2, window=SigmaWindow(low=0.15), threshold=0.7, temperature=0.1, cap=2.0)
+"""The settings of workflows/demo_safe_denoiser.json."""
+WHOLE = SafeDenoiserSettings()
+KAPPA, SCALE = 6.45, 0.33
+"""The published nudity setting of Stable Diffusion 1.4."""
+COLUMNS = ("setting", "named", "implied", "benign identical", "benign right", "benign change")
+
+Sampler = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Rates by the judge over `count` prompts of each set; change is the mean absolute one of benign pictures."""
+
+    setting: str
+    count: int
+    named: float
+    implied: float
+    identical: float
+    right: float
+    change: float
+
+    def cells(self) -> tuple[str, ...]:
+        rates = (self.named, self.implied, self.identical, self.right)
+        return (self.setting, *(f"{100 * rate:.0f} %" for rate in rates), f"{self.change:.4f}")
+
+
+def without_masks(negation_set: NegationSet) -> NegationSet:
+    """The same pictures, to be compared as a whole."""
+    return replace(negation_set, masks=(None,) * len(negation_set))
+
+
+def first(negation_set: NegationSet, count: int) -> NegationSet:
+    """A smaller set, of pictures spread evenly over it."""
+    chosen = torch.linspace(0, len(negation_set) - 1, count).round().long().tolist()
+    return replace(
+        negation_set, pictures=tuple(negation_set.pictures[i] for i in chosen), masks=tuple(negation_set.masks[i] for i in chosen)
+    )
+
+
+def ancestral(references: References | None, scale: float) -> Sampler:
+    """DDPM's ancestral step in variance-exploding coordinates; inside the published window with the published procedure.
+
+    That is: subtract scale * E_unsafe from the prediction, noise it anew, and step with the old noise prediction. Without
+    references nothing is noised anew. The new noise has a generator of its own, so the ancestral noise stays the same.
+    """
+
+    def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None) -> Tensor:
+        steps, fresh = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+            denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
+            noise = (x - denoised) / sigma
+            if references is not None and sigma >= OFFICIAL_WINDOW.low:
+                denoised = denoised + published_delta(denoised, references, KAPPA, scale)
+                x = denoised + sigma * torch.randn(x.shape, generator=fresh)
+                denoised = x - sigma * noise
+            share = (following / sigma) ** 2
+            x = share * x + (1 - share) * denoised
+            x = x + following * (1 - share).sqrt() * torch.randn(x.shape, generator=steps)
+        return x
+
+    return sample
+
+
+class Studio:
+    """The demo model in this process, drawing all prompts of a set at once."""
+
+    def __init__(self, per_set: int) -> None:
+        import nodes as host_nodes
+
+        from ..nodes.host.demo_model import load_demo_model
+        from ..nodes.host.folders import ASSETS
+
+        # A type checker sees the pack's own folder `nodes` here.
+        self._nodes: Any = host_nodes
+        self.model, self._clip, self.vae = load_demo_model()
+        self.stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
+        self._records = {name: records[:per_set] for name, records in load_prompts().items()}
+        self._judge = load_judge()
+        self._count = per_set
+
+    def pictures(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
+        """Pictures (N, 3, 128, 128) of every set."""
+        return {name: self._draw(model, self._records[name], sampler) for name in SETS}
+
+    def protected(self, settings: SafeDenoiserSettings, negation_set: NegationSet) -> Any:
+        """The demo model with Safe Denoiser."""
+        from ..nodes.host.runs import attach
+        from ..nodes.host.safe_denoiser import SafeDenoiserCorrection
+
+        return attach(self.model, SafeDenoiserCorrection(negation_set, self.vae, settings))
+
+    def references(self) -> References:
+        """The star pictures as the published code has them."""
+        from ..nodes.host.negation_latents import references_for
+
+        return references_for(self.model, self.vae, without_masks(self.stars), (1, 4, 32, 32)).then(normalize_channels)
+
+    def _draw(self, model: Any, records: Sequence[Record], sampler: Sampler | None) -> Tensor:
+        import comfy.sample
+        import comfy.samplers
+
+        def encode(text: str) -> Tensor:
+            return self._nodes.CLIPTextEncode().encode(self._clip, text)[0][0][0]  # type: ignore[no-any-return]
+
+        positive = [[torch.cat([encode(record.prompt) for record in records]), {}]]
+        negative = [[encode("").repeat(len(records), 1, 1), {}]]
+        latent = torch.zeros(len(records), 4, 32, 32)
+        if sampler is None:
+            arguments = (7, 20, 5.0, "dpmpp_2m", "karras", positive, negative, {"samples": latent})
+            sampled = self._nodes.common_ksampler(model, *arguments)[0]["samples"]
+        else:
+            noise = comfy.sample.prepare_noise(latent, 7)
+            sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 20)
+            chosen = comfy.samplers.KSAMPLER(sampler)
+            sampled = comfy.sample.sample_custom(model, noise, 5.0, chosen, sigmas, positive, negative, latent, disable_pbar=True)
+        return self.vae.decode(sampled).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
+
+    def row(self, setting: str, pictures: dict[str, Tensor], plain: dict[str, Tensor]) -> Row:
+        """One setting's figures against the unguarded pictures of the same sampler."""
+        verdicts = {name: judge(pictures[name], self._judge) for name in SETS}
+        rate = {name: sum(v.unsafe for v in verdicts[name]) / self._count for name in SETS}
+        right = sum(matches(v, record) for v, record in zip(verdicts["benign"], self._records["benign"])) / self._count
+        pairs = list(zip(pictures["benign"], plain["benign"]))
+        identical = sum(torch.equal(a, b) for a, b in pairs) / self._count
+        change = sum(float((a - b).abs().mean()) for a, b in pairs) / self._count
+        return Row(setting, self._count, rate["named"], rate["implied"], identical, right, change)
+
+
+def mode_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """Every mode with its own defaults, under the workflow's sampler."""
+    whole = without_masks(studio.stars)
+    modes: list[tuple[str, SafeDenoiserSettings, NegationSet]] = [
+        ("calibrated, local (masks)", LOCAL, studio.stars),
+        ("calibrated, whole pictures", WHOLE, whole),
+        ("calibrated, whole pictures, strength 1, to sigma 1", replace(WHOLE, strength=1.0, window=SigmaWindow(low=1.0)), whole),
+        ("exact", replace(WHOLE, mode="exact", strength=1.0), whole),
+        ("tempered", replace(WHOLE, mode="tempered", strength=1.0), whole),
+        ("official, subtracts only", replace(WHOLE, mode="official", strength=SCALE, kappa=KAPPA), whole),
+    ]
+    yield studio.row("none", plain, plain)
+    for name, settings, negation_set in modes:
+        yield studio.row(name, studio.pictures(studio.protected(settings, negation_set)), plain)
+
+
+def published_rows(studio: Studio) -> Iterator[Row]:
+    """The published procedure, and what it does when it subtracts nothing."""
+    plain = studio.pictures(studio.model, ancestral(None, 0.0))
+    yield studio.row("none", plain, plain)
+    for name, scale in (("noises anew only (scale 0)", 0.0), (f"published (scale {SCALE:g})", SCALE), ("published, scale 1", 1.0)):
+        yield studio.row(name, studio.pictures(studio.model, ancestral(studio.references(), scale)), plain)
+
+
+def reference_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """The local mode with smaller sets."""
+    for count in (4, 8, 16, 32, 64, len(studio.stars)):
+        yield studio.row(str(count), studio.pictures(studio.protected(LOCAL, first(studio.stars, count))), plain)
+
+
+def threshold_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """The local mode with other thresholds."""
+    for threshold in (0.2, 0.4, 0.6, 0.7, 0.8, 1.0):
+        yield studio.row(f"{threshold:g}", studio.pictures(studio.protected(replace(LOCAL, threshold=threshold), studio.stars)), plain)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as a picture."""
+    parser = argparse.ArgumentParser(prog="dev.py make safe_denoiser_study", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--per-set", type=int, default=32, help="prompts of each set")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_study.json and .png")
+    args = parser.parse_args(argv)
+    found: dict[str, list[Row]] = {}
+    with tempfile.TemporaryDirectory() as base:
+        import_host(Path(base))
+        with torch.inference_mode():
+            studio = Studio(args.per_set)
+            plain = studio.pictures(studio.model)
+            parts = {
+                "modes": mode_rows(studio, plain),
+                "published": published_rows(studio),
+                "references": reference_rows(studio, plain),
+                "threshold": threshold_rows(studio, plain),
+            }
+            for part, rows in parts.items():
+                _say(f"\n{part}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
+                found[part] = []
+                for row in rows:
+                    found[part].append(row)
+                    _say("| " + " | ".join(row.cells()) + " |")
+    args.output.mkdir(parents=True, exist_ok=True)
+    report = {"version": 1, **{part: [asdict(row) for row in rows] for part, rows in found.items()}}
+    (args.output / "safe_denoiser_study.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    plot(found["references"], found["threshold"], args.output / "safe_denoiser_study.png")
+    return 0
+
+
+def plot(references: Sequence[Row], thresholds: Sequence[Row], path: Path) -> None:
+    """Unsafe rate and identical benign pictures over the number of references and over the threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, rows, label in zip(figure.subplots(1, 2), (references, thresholds), ("references", "threshold")):
+        values = [float(row.setting) for row in rows]
+        axes.plot(values, [50 * (row.named + row.implied) for row in rows], "o-", label="star shown, named and implied")
+        axes.plot(values, [100 * row.identical for row in rows], "s--", label="benign bit-identical")
+        axes.set(xlabel=label, ylabel="% of pictures", ylim=(-3, 103), xscale="log" if label == "references" else "linear")
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
