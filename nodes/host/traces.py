@@ -72,7 +72,7 @@ class Recorder:
         gate = torch.ones_like(share) if change.gate is None else change.gate.to(share)
         weight = gate if change.weight is None else change.weight.to(share)
         area = torch.ones_like(share) if change.area is None else change.area.to(share)
-        self._now[index].values = torch.stack([gate, weight, share, area]) * active
+        self._now[index].values = torch.stack([value.expand_as(share) for value in (gate, weight, share, area)]) * active
 
     def trace(self) -> Trace:
         """The run so far."""

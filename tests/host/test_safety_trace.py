@@ -111,6 +111,19 @@ def test_a_trace_belongs_to_its_latent_and_its_model(host: Any, traces: Any) -> 
         traces.node.traced(strong, {"samples": first}, None)
 
 
+def test_the_custom_samplers_output_has_its_trace(host: Any, traces: Any) -> None:
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_Basic, Noise_RandomNoise, SamplerCustomAdvanced
+
+    model = traces.push(host.model)
+    guider = Guider_Basic(model)
+    guider.set_conds(host.text(STAR))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 3)
+    args = (Noise_RandomNoise(1), guider, comfy.samplers.sampler_object("euler"), sigmas, host.empty_latent())
+    output, _ = SamplerCustomAdvanced.execute(*args).args
+    assert len(traces.of(model, output["samples"]).records) == 3
+
+
 def test_only_the_last_runs_are_kept(host: Any, traces: Any) -> None:
     from safe_guidance.nodes.host.traces import KEPT
 
