@@ -10,16 +10,19 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..guidance.safety_function import SafetyFunction
 from ..guidance.trace import Trace, sentence
 from .host.comparison import Difference, amplified, blurred, compare
+from .host.decoders import load_now
 from .host.runs import trace_of, unguarded
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
 from .types import SafetyFunctionType, SafetyTraceType
 
 
-def verdicts(safety_function: Any, pictures: Tensor) -> list[dict[str, Any]]:
+def verdicts(safety_function: SafetyFunction, pictures: Tensor) -> list[dict[str, Any]]:
     """What a safety function says about each picture (B, H, W, 3)."""
-    found = safety_function(pictures[..., :3].movedim(-1, 1).float())
+    device = load_now(safety_function)
+    found = safety_function(pictures[..., :3].movedim(-1, 1).float().to(device))
     pairs = zip(found.score.tolist(), found.gate.tolist(), found.explanation)
     return [{"score": score, "unsafe": gate, "explanation": explanation} for score, gate, explanation in pairs]
 
@@ -132,7 +135,7 @@ class GuardedAndUnguarded(io.ComfyNode):
         denoise: float,
         blur_unguarded: bool,
         unguarded_positive: list[Any] | None = None,
-        safety_function: Any = None,
+        safety_function: SafetyFunction | None = None,
     ) -> io.NodeOutput:
         def sampled(of: ModelPatcher, prompt: list[Any]) -> Tensor:
             latent = sample(of, seed, steps, cfg, sampler_name, scheduler, prompt, negative, latent_image, denoise)

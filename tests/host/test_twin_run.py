@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from safe_guidance.guidance.safe_latent_diffusion import MAX
+from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
 
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"
@@ -81,11 +82,14 @@ def test_the_unguarded_side_may_have_a_prompt_of_its_own(host: Any, twin: Any) -
 
 
 def test_a_safety_function_judges_both(host: Any, twin: Any) -> None:
-    def brightness(images: torch.Tensor) -> Any:
-        score = images.flatten(1).mean(1)
-        return SimpleNamespace(score=score, gate=score > 0.0, explanation=[{"mean": value} for value in score.tolist()])
+    class Brightness(SafetyFunction):
+        name = "brightness"
 
-    a, b, _, text, _ = twin.run(twin.sld(host.model), safety_function=brightness)
+        def __call__(self, images: torch.Tensor) -> Assessment:
+            score = images.flatten(1).mean(1)
+            return Assessment(score, score > 0.0, [{"mean": value} for value in score.tolist()])
+
+    a, b, _, text, _ = twin.run(twin.sld(host.model), safety_function=Brightness())
     judged = json.loads(text)["verdicts"]
     assert judged["guarded"][0]["score"] == pytest.approx(a.mean().item(), rel=1e-4)
     assert judged["unguarded"][0]["score"] == pytest.approx(b.mean().item(), rel=1e-4) and judged["guarded"][0]["unsafe"]
