@@ -410,6 +410,7 @@ def serve(arguments: Sequence[str]) -> int:
     base = cache_folder(os.environ, sys.platform) / "serve"
     try:
         with server_module.ComfyServer(base=base) as server:
+            importlib.import_module(f"{PACKAGE}.evaluation.samples").put_sample_pictures(server.base / "input")
             say(f"files  {server.base}\nlog    {server.log}\nstop   Ctrl-C")
             print(server.url, flush=True)
             return int(server.wait())

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluation.graphs import ObjectInfo, Prompt, is_link, load_workflow, set_inputs, to_prompt
+from ..evaluation.samples import put_sample_pictures
 from ..evaluation.server import ComfyServer
 from ..evaluation.shooting import KEEP_RESULTS, OWN_NODES, decode
 
@@ -171,6 +172,7 @@ def main(argv: Sequence[str]) -> int:
     names = parser.parse_args(argv).names or list(own_nodes_of_workflows())
     illustrate_help_pages()
     with ComfyServer(options=KEEP_RESULTS) as server:
+        put_sample_pictures(server.base / "input")
         info = server.get_json("/object_info")
         for name in names:
             shown = show(server, info, name)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from safe_guidance.evaluation import graphs
 from safe_guidance.evaluation.frontend import BROWSER_VARIABLE, HOW_TO_GET_ONE, Frontend, FrontendError, find_browser
+from safe_guidance.evaluation.samples import put_sample_pictures
 from safe_guidance.evaluation.server import PACK_NAME, ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,7 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
     browser = find_browser()
     if browser is None:
         pytest.skip(HOW_TO_GET_ONE)
+    put_sample_pictures(server.base / "input")
     with Frontend(server.url, browser) as window:
         yield window
 
