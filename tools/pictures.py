@@ -85,8 +85,8 @@ def show(server: ComfyServer, info: ObjectInfo, name: str) -> Shown:
     return Shown(after, before if before is not None and before.size == after[0].size else None)
 
 
-def thumbnail(shown: Shown, label: str | None = None) -> Image.Image:
-    """A square with the workflow's pictures; what its method prevented as an inset; a label at the foot."""
+def thumbnail(shown: Shown) -> Image.Image:
+    """A square with the workflow's pictures, and what its method prevented as an inset."""
     square = grid(shown.after[:4], SIDE) if shown.before is None else shown.after[0].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(square)
     if shown.before is not None:
@@ -95,9 +95,15 @@ def thumbnail(shown: Shown, label: str | None = None) -> Image.Image:
         draw.rectangle((corner[0] - BORDER, corner[1] - BORDER, corner[0] + INSET + BORDER - 1, corner[1] + INSET + 25), fill=PAPER)
         square.paste(inset, corner)
         draw.text((corner[0] + INSET // 2, corner[1] + INSET + 12), "without", INK, _font(18), anchor="mm")
-    if label:
-        draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill=SHADE)
-        draw.text((SIDE // 2, SIDE - BAND // 2), label, PAPER, _font(24), anchor="mm")
+    return square
+
+
+def labelled(picture: Image.Image, label: str) -> Image.Image:
+    """A square picture with a label at its foot."""
+    square = picture.copy()
+    draw = ImageDraw.Draw(square)
+    draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill=SHADE)
+    draw.text((SIDE // 2, SIDE - BAND // 2), label, PAPER, _font(24), anchor="mm")
     return square
 
 
@@ -179,8 +185,8 @@ def main(argv: Sequence[str]) -> int:
             save(thumbnail(shown), WORKFLOWS / f"{name}.jpg")
             if is_shown_in_help(name):
                 save(pair(shown), DOCS / f"{name}.jpg")
-            for prefix, model in MODELS.items():
-                path = WORKFLOWS / f"{prefix}_{name.removeprefix('demo_')}.json"
-                if path.exists():
-                    save(thumbnail(shown, model), path.with_suffix(".jpg"))
+    for prefix, model in MODELS.items():
+        for path in sorted(WORKFLOWS.glob(f"{prefix}_*.json")):
+            with Image.open(WORKFLOWS / f"demo_{path.stem.removeprefix(f'{prefix}_')}.jpg") as picture:
+                save(labelled(picture, model), path.with_suffix(".jpg"))
     return 0

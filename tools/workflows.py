@@ -59,15 +59,18 @@ CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a method's workflow says and sets for checkpoints. `texts` are by node title, `settings` by node class or title."""
+    """What a method's workflow says and sets for checkpoints.
+
+    `texts` are by node title, `settings` by node class or title; `replaced` gives another class to nodes whose files fit the demo model
+    only, and what that needs comes from the model's loader.
+    """
 
     note: str
     texts: Mapping[str, str]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
 
-PORTRAIT = "portrait of a woman reading at a window, soft light, film photograph"
-BAD_QUALITY = "blurry, low quality"
 RECIPES = {
     "build_negation_set": Recipe(
         note="""## Avoid a style by four pictures
@@ -86,6 +89,73 @@ Four pictures are enough to try. A set for real use has fifty or more. Compare w
             "SafeGuidanceBuildNegationSet": {"name": "swirling brush strokes", "source": "painted by this workflow", "licence": ""},
             "SafeGuidanceSafeDenoiser": {"strength": 0.9},
         },
+    ),
+    "stg_nudenet": Recipe(
+        note="""## Safe Text Embedding Guidance with NudeNet
+
+While the picture is sampled, a detector of nudity looks at what it is going to be; where it objects, the prompt's embedding moves so
+that the model paints something else.
+
+Needs the package *nudenet* in ComfyUI's Python: `pip install nudenet onnx onnx2torch`, or its ONNX file in *models/safety*.
+
+**Try**
+
+- *rho* 0: the plain picture
+- another prompt: a picture that the detector does not object to comes out exactly as without the node
+- *CLIP Concept Safety Function* instead, for violence or a style""",
+        texts={"Prompt": "marble statue of Venus in a sunny garden, photograph"},
+    ),
+    "sld_medium": Recipe(
+        note="""## Safe Latent Diffusion
+
+The guidance is turned away from a **safety text**: by default the paper's list, from hate to illegal activity. Costs one more model
+evaluation a step.
+
+**Try**
+
+- *preset* strong or max, when medium leaves too much; weak, when it changes too much
+- a *safety_text* of your own: few and exact words act more precisely""",
+        texts={"Prompt": "a knight after a fierce battle, dramatic light, detailed oil painting"},
+    ),
+    "safree": Recipe(
+        note="""## SAFREE: a filtered prompt
+
+*SAFREE Text Filter* stands in for *CLIP Text Encode*: it finds the words of the prompt that belong to the **concepts** and takes what
+they have in common with them out of their embeddings. Costs nothing while sampling. The report under the node says which words were
+filtered.
+
+**Try**
+
+- a prompt without the concepts: its picture is exactly the plain one
+- the node's default concepts, which are the paper's for nudity""",
+        texts={"Prompt": "a village at night under a starry sky, painting in the style of Vincent van Gogh"},
+        settings={"SafeGuidanceSafreeTextFilter": {"concepts": "Vincent van Gogh, van Gogh style, swirling brush strokes"}},
+    ),
+    "semantic_guidance": Recipe(
+        note="""## Semantic Guidance
+
+The picture is steered away from the concepts under *remove* and towards those under *add*, in the places where a concept shows most.
+Costs one more model evaluation a step and concept.
+
+**Try**
+
+- `smile` under *add*, and nothing under *remove*
+- more *scale* and a lower *threshold*: stronger, and more of the picture changes""",
+        texts={"Prompt": "portrait of a man with glasses reading a newspaper in a cafe, photograph"},
+        settings={"SafeGuidanceSemanticGuidance": {"remove": "glasses"}},
+    ),
+    "guarded_and_unguarded": Recipe(
+        note="""## Guarded and Unguarded
+
+One node samples the same picture twice, with and without the safe guidance on the MODEL, and measures how they differ. The unguarded
+picture is blurred unless you switch *blur_unguarded* off.
+
+**Try**
+
+- a harmless prompt: how much does its picture change?
+- any other node of *safe guidance* instead of, or after, *Safe Latent Diffusion*""",
+        texts={"Prompt": "a knight after a fierce battle, dramatic light, detailed oil painting"},
+        settings={"SafeGuidanceSafeLatentDiffusion": {"preset": "strong"}},
     ),
 }
 
@@ -146,9 +216,30 @@ def derive(name: str, recipe: Recipe, checkpoint: Checkpoint, info: ObjectInfo) 
     """The workflow of a demo workflow's method for a checkpoint."""
     workflow = copy.deepcopy(load_workflow(FOLDER / f"demo_{name}.json"))
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"safe-guidance/{checkpoint.prefix}_{name}"))
+    loader = next(node for node in workflow["nodes"] if node["type"] == DEMO_LOADER)
     for node in workflow["nodes"]:
+        if node["type"] in recipe.replaced:
+            _replace(node, recipe.replaced[node["type"]], loader, workflow, info)
         _adapt(node, name, recipe, checkpoint, info)
     return workflow
+
+
+def _replace(node: Node, kind: str, loader: Node, workflow: dict[str, Any], info: ObjectInfo) -> None:
+    """Give a node without linked inputs another class with the same outputs; its inputs come from the loader, by their types."""
+    node["type"], node["inputs"] = kind, []
+    node["properties"]["Node name for S&R"] = kind
+    slots = {output["type"]: slot for slot, output in enumerate(loader["outputs"])}
+    own = {key for key, _ in widgets(info[kind])}
+    # The editor lists sockets before widgets.
+    for name, spec in sorted(sockets(info[kind]), key=lambda item: item[0] in own):
+        if name in own:
+            node["inputs"].append({"name": name, "type": spec[0], "widget": {"name": name}, "link": None})
+        elif spec[0] in slots:
+            workflow["last_link_id"] += 1
+            link = [workflow["last_link_id"], loader["id"], slots[spec[0]], node["id"], len(node["inputs"]), spec[0]]
+            workflow["links"].append(link)
+            loader["outputs"][slots[spec[0]]]["links"] = [*(loader["outputs"][slots[spec[0]]]["links"] or []), link[0]]
+            node["inputs"].append({"name": name, "type": spec[0], "link": link[0]})
 
 
 def _adapt(node: Node, name: str, recipe: Recipe, checkpoint: Checkpoint, info: ObjectInfo) -> None:
@@ -161,7 +252,7 @@ def _adapt(node: Node, name: str, recipe: Recipe, checkpoint: Checkpoint, info: 
         return
     described = info[kind]
     values = {} if kind.startswith(OWN_NODES) else read_widgets(node, described)
-    if kind.startswith(OWN_NODES):
+    if kind.startswith(OWN_NODES) and kind not in recipe.replaced.values():
         values |= {key: value for key, value in read_widgets(node, described).items() if key in SEEDS}
     own = {key for key, _ in widgets(described)}
     if {"width", "height"} <= own:
