@@ -7,7 +7,7 @@ import random
 import torch
 from comfy_api.latest import io
 
-from ..tools.demo_model import world
+from ..guidance import demo_world as world
 
 IMPLYING_SHARE = 0.12
 """Of the pictures with stars, those that captions describe without the word."""

@@ -14,7 +14,7 @@ MATHEMATICS = sorted((ROOT / "guidance").glob("*.py"))
 NODE_FILES = [path for path in sorted((ROOT / "nodes").glob("*.py")) if "\nNODES" in path.read_text(encoding="utf-8")]
 HOST_FILES = sorted((ROOT / "nodes" / "host").glob("*.py"))
 HOST_PACKAGES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
-MATHEMATICS_MAY_USE = {"torch", "numpy", "safetensors", "PIL"}
+MATHEMATICS_MAY_USE = {"torch", "torchvision", "numpy", "safetensors", "PIL"}
 NODES_MAY_USE_OF_THE_HOST = {"comfy_api.latest", "comfy.model_patcher", "comfy.sd"}
 """The node API, and the classes of what flows through nodes, for annotations."""
 NEVER = {"pickle", "dill", "shelve", "marshal", "eval", "exec", "compile", "__import__", "print"}
