@@ -30,7 +30,7 @@ ICON_SIDE = 400
 SECONDS = 0.3
 HEAVY = {"nudenet", "onnx", "onnx2torch", "onnxruntime", "open_clip", "cv2", "timm", "matplotlib", "skimage", "pandas", "playwright"}
 LOAD = """
-import asyncio, importlib.util, json, sys, time
+import asyncio, gc, importlib.util, json, sys, time
 root, host, base = sys.argv[1:]
 sys.path.insert(0, host)
 sys.argv = [sys.argv[0], "--cpu", "--base-directory", base, "--disable-all-custom-nodes"]
@@ -39,6 +39,9 @@ comfy.options.enable_args_parsing()
 # The host has all of its own modules before it loads a pack.
 import comfy_api.latest, nodes
 asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+# A collection of the host's own objects may fall into any moment.
+gc.collect()
+gc.freeze()
 before, start = set(sys.modules), time.process_time()
 spec = importlib.util.spec_from_file_location("safe_guidance", root + "/__init__.py", submodule_search_locations=[root])
 pack = sys.modules["safe_guidance"] = importlib.util.module_from_spec(spec)
