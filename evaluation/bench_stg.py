@@ -32,8 +32,8 @@ class Row:
     peak_memory_mb: float
 
 
-def measure(steps: int) -> list[Row]:
-    """The plain sampler (CFG, 512 x 512 pixels, one picture), then STG with every fast decoder, untriggered and triggered."""
+def measure(steps: int, side: int = SHAPE[-1]) -> list[Row]:
+    """The plain sampler (CFG, one picture of 8 `side` pixels), then STG with every fast decoder, untriggered and triggered."""
     import nodes as host_nodes
 
     from ..nodes.host.folders import ASSETS
@@ -45,7 +45,7 @@ def measure(steps: int) -> list[Row]:
     positive, negative = ([[torch.randn(1, 77, 768, generator=generator), {}]] for _ in range(2))
 
     def run(chosen: Any) -> tuple[float, float]:
-        latent = {"samples": torch.zeros(1, *SHAPE)}
+        latent = {"samples": torch.zeros(1, SHAPE[0], side, side)}
         with private_memory() as peak:
             start = time.perf_counter()
             nodes.common_ksampler(chosen, 1, steps, 7.5, "euler", "normal", positive, negative, latent)
