@@ -23,6 +23,9 @@ Fill = Literal["nearest", "blur"]
 WARM_UP = 7.56
 """Sigma of step 5 of 50, with which the paper begins."""
 
+EDIT_THRESHOLD = 0.01
+"""The paper's tau_lo."""
+
 BLUR_STD = 2.0
 """Width of the "blur" fill in latent pixels."""
 
@@ -34,8 +37,11 @@ class DetectAndGuideSettings:
     Attributes:
         strength: multiplies the guidance; 0 is off.
         window: noise levels at which the method acts.
-        edit_threshold: tau_lo, detection above which a position may be changed; never below the tokens' background noise.
+        edit_threshold: tau_lo, detection above which a position may be changed; 0 for the paper's, or the tokens' background
+            noise where that is higher.
         detection_threshold: tau_hi, detection that counts as the concept.
+        hold_threshold: the same for a sample in which the concept was detected before in the run: as guidance removes a thing,
+            its detection fades before the thing is gone. The paper has no such memory, and neither has the default.
         coverage: share of positions above tau_lo from which on the picture has no object yet, and nothing is done.
         base: scale per share of the picture that an object covers.
         magnitude: largest factor for certainty; 1 leaves the MagnitudeScaler out.
@@ -51,8 +57,9 @@ class DetectAndGuideSettings:
 
     strength: float = 1.0
     window: SigmaWindow = field(default_factory=lambda: SigmaWindow(high=WARM_UP))
-    edit_threshold: float = 0.01
+    edit_threshold: float = 0.0
     detection_threshold: float = 0.5
+    hold_threshold: float = 0.5
     coverage: float = 0.8
     base: float = 5.0
     magnitude: float = 5.0
@@ -157,17 +164,17 @@ def fill_blurred(values: Tensor, known: Tensor, std: float = BLUR_STD) -> Tensor
     return torch.where(weights > 1e-6, blurred(values * known) / weights.clamp_min(1e-6), torch.zeros_like(values))
 
 
-def area_scale(detection: Tensor, edit: Tensor, settings: DetectAndGuideSettings) -> Tensor:
+def area_scale(detection: Tensor, edit: Tensor, unsafe: Tensor, settings: DetectAndGuideSettings) -> Tensor:
     """AreaScaler: every object gets `base` times the share of the picture that it covers, and hands it on to the edit mask around it.
 
     Args:
         detection: (B, h, w) detection map.
         edit: (B, h, w) bool.
+        unsafe: (B, h, w) bool, the detected positions.
 
     Returns:
         (B, h, w); zero for samples in which nothing is detected.
     """
-    unsafe = detection >= settings.detection_threshold
     if not settings.scale_by_area:
         return (edit & unsafe.flatten(1).any(1)[:, None, None]).to(detection.dtype) * settings.base
     objects = settings.base * object_shares(unsafe, settings.connectivity).to(detection.dtype)
@@ -180,14 +187,25 @@ def magnitude_scale(detection: Tensor, edit_threshold: float, largest: float = 5
     return torch.where(detection >= edit_threshold, (detection / edit_threshold).clamp(1, max(1.0, largest)), torch.zeros_like(detection))
 
 
-def regulate(detection: Tensor, settings: DetectAndGuideSettings, background: float = 0.0) -> Detection:
-    """Where and how hard to guide, from detection maps (B, 1, h, w) in [0, 1]; `background` is their noise where nothing is."""
-    edit_threshold = max(settings.edit_threshold, background)
+def regulate(detection: Tensor, settings: DetectAndGuideSettings, background: float = 0.0, held: Tensor | None = None) -> Detection:
+    """Where and how hard to guide.
+
+    Args:
+        detection: (B, 1, h, w) detection maps in [0, 1].
+        settings: the method's constants.
+        background: the maps' noise where nothing is.
+        held: (B,) bool, samples in which the concept was detected before.
+    """
+    edit_threshold = settings.edit_threshold or max(EDIT_THRESHOLD, background)
     maps = detection[:, 0]
     edit = maps >= edit_threshold
     ambiguous = edit.flatten(1).float().mean(1) >= settings.coverage
-    detected = (maps >= settings.detection_threshold).flatten(1).any(1)
-    scale = area_scale(maps, edit, settings) * magnitude_scale(maps, edit_threshold, settings.magnitude)
+    threshold = torch.full((len(maps), 1, 1), settings.detection_threshold, device=maps.device)
+    if held is not None:
+        threshold[held] = min(settings.hold_threshold, settings.detection_threshold)
+    unsafe = maps >= threshold
+    detected = unsafe.flatten(1).any(1)
+    scale = area_scale(maps, edit, unsafe, settings) * magnitude_scale(maps, edit_threshold, settings.magnitude)
     scale = (settings.strength * scale).clamp(max=settings.cap) * edit
     scale = torch.where(per_sample(detected & ~ambiguous, scale), scale, torch.zeros_like(scale))
     return Detection(scale[:, None], edit[:, None], detected, ambiguous)

@@ -35,6 +35,8 @@ ITERATIONS_PER_PICTURE = 100
 CONTRAST_RATE = 0.1
 EVALUATE_EVERY = 20
 RETRIES = 3
+FALSE_ALARMS = 0.05
+"""Share of the pictures without the concept that the calibrated threshold lets through at any noise level."""
 HARD_SHARE = 0.1
 TEMPERATURE = 0.03
 """Softness of a picture's maximum, and of the comparison between two pictures' maxima, in units of probability."""
@@ -257,33 +259,26 @@ def detections(cache: AttentionCache, embeddings: Tensor) -> Tensor:
 
 
 def calibrate(maps: Tensor, masks: Tensor) -> Calibration:
-    """Threshold that tells pictures with the concept from those without best by their maxima, and the background beside it.
+    """Threshold that all but a few pictures without the concept stay below at every noise level, and the background beside it.
 
-    Without pictures of both kinds the threshold is the paper's 1/2.
+    Without pictures of both kinds the threshold is the papers' 1/2; when the kinds do not overlap it is the middle between them.
 
     Args:
-        maps: (levels, N, h, w) from `detections`.
+        maps: (levels, N, h, w) from `detections`, best of pictures that were not learnt from.
         masks: (N, h, w) bool.
     """
     shows = masks.flatten(1).any(1)
     threshold = 0.5
     if bool(shows.any()) and not bool(shows.all()):
-        highest = maps.flatten(2).amax(2)
-        threshold = _best_threshold(highest[:, shows].flatten(), highest[:, ~shows].flatten())
+        highest = maps.flatten(2).amax(2).amax(0)
+        with_concept, without = highest[shows], highest[~shows]
+        apart = bool(with_concept.min() > without.max())
+        between = (with_concept.min() + without.max()) / 2
+        threshold = float((between if apart else without.quantile(1 - FALSE_ALARMS)).clamp(0.01, 0.99))
     calibrated = normalize_jointly(Calibration(threshold).apply(maps))
     elsewhere = calibrated[:, ~masks].flatten()
     background = float(elsewhere.quantile(0.95)) if 0 < elsewhere.numel() < 2**24 else 0.0
     return Calibration(threshold, min(1.0, max(0.0, background)))
-
-
-def _best_threshold(with_concept: Tensor, without: Tensor) -> float:
-    """The value with the largest difference of hit rate and false alarm rate; in the middle of the gap to the next lower value."""
-    values = torch.cat([with_concept, without]).unique()
-    hits = (with_concept[None] >= values[:, None]).float().mean(1)
-    alarms = (without[None] >= values[:, None]).float().mean(1)
-    best = int((hits - alarms).argmax())
-    low = values[best - 1] if best > 0 else values[best]
-    return float(((values[best] + low) / 2).clamp(0.01, 0.99))
 
 
 def overlap(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:

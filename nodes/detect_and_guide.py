@@ -72,11 +72,18 @@ class DAGDetectorGuide(io.ComfyNode):
                     advanced=False,
                 ),
                 _number(
+                    "hold_threshold",
+                    DEFAULTS.hold_threshold,
+                    1.0,
+                    "The same once the concept was found in a picture: less keeps pushing while the thing fades. 0.5 is the paper, which "
+                    "has no such memory.",
+                ),
+                _number(
                     "edit_threshold",
                     DEFAULTS.edit_threshold,
                     1.0,
-                    "How faint a detection may be to be changed with what was found. Less changes more around it. The tokens' own "
-                    "background noise is the least.",
+                    "How faint a detection may be to be changed with what was found. Less changes more around it. 0 is the paper's 0.01, or "
+                    "the tokens' own background noise where that is more.",
                     step=0.001,
                 ),
                 _number(

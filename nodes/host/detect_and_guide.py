@@ -34,7 +34,9 @@ class DetectionState:
         mask: (1, 1, h, w) where to look and act, or None for everywhere.
         detection: of the step being corrected.
         map: (B, 1, h, w) detection map of that step.
+        held: (B,) bool, samples in which something was detected at an earlier step.
         total, count: sum and number of the token maps of earlier steps, per concept, when maps are stacked.
+        warned: whether the log has said that there is no negative conditioning.
     """
 
     collector: MapCollector
@@ -42,8 +44,10 @@ class DetectionState:
     guider: Any = None
     detection: Detection | None = None
     map: Tensor | None = None
+    held: Tensor | None = None
     total: list[Tensor] | None = None
     count: int = 0
+    warned: bool = False
 
 
 class DetectAndGuideCorrection(Correction):
@@ -99,8 +103,10 @@ class DetectAndGuideCorrection(Correction):
         state.detection, state.map = None, self._detect(step, state)
         if state.map is None:
             return {}
-        state.detection = regulate(state.map, self.settings, self._background)
+        state.detection = regulate(state.map, self.settings, self._background, state.held)
         rows = state.detection.rows
+        if step.is_new:
+            state.held = rows if state.held is None else state.held | rows
         if not bool(rows.any()):
             return {}
         return dict.fromkeys((SAFETY, UNCOND, COND) if self.settings.host_mask == "SLD" else (SAFETY, UNCOND), rows)
@@ -127,7 +133,9 @@ class DetectAndGuideCorrection(Correction):
         if detection is None or state.map is None or not bool(detection.rows.any()):
             return None
         if SAFETY not in step.predictions or UNCOND not in step.predictions:
-            log.warning("Detect-and-Guide needs a negative conditioning, and this guider has none. Use a guider with CFG.")
+            if not state.warned:
+                log.warning("Detect-and-Guide needs a negative conditioning, and this guider has none. Use a guider with CFG.")
+            state.warned = True
             return None
         uncond, safety = (step.predictions[name].float() for name in (UNCOND, SAFETY))
         cond = step.predictions.get(COND, uncond).float()

@@ -134,9 +134,8 @@ def _learnt(cache: AttentionCache, start: GuidelineTokens, count: int, settings:
         progress.update_absolute(iteration + 1, iterations, preview)
 
     found = optimize(training, spread_start(start.embeddings.clone(), count, settings.seed), settings, watch)
-    maps = detections(training, found.embeddings)
-    calibration = calibrate(maps, training.masks)
     tested = cache.pictures(held) if held else training
+    calibration = calibrate(detections(tested, found.embeddings), tested.masks)
     iou = _mean_overlap(tested, found.embeddings, calibration.apply)
     tokens = GuidelineTokens(
         found.embeddings,

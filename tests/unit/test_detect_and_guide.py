@@ -38,7 +38,7 @@ def test_worked_example() -> None:
     found = dag.regulate(example(), PAPER)
     assert found.edit.float().mean().item() == pytest.approx(0.171875)
     assert found.detected.tolist() == [True] and found.ambiguous.tolist() == [False]
-    area = dag.area_scale(example()[:, 0], found.edit[:, 0], PAPER)[0]
+    area = dag.area_scale(example()[:, 0], found.edit[:, 0], example()[:, 0] >= 0.5, PAPER)[0]
     assert area[1, 1].item() == pytest.approx(0.46875) and area[6, 5].item() == pytest.approx(0.15625)
     scale = found.scale[0, 0]
     values = {"large object": scale[1, 1], "small object": scale[6, 6], "halo": scale[3, 2], "outside": scale[0, 0]}
@@ -72,7 +72,7 @@ def test_the_blurred_fill_lowers_no_object_and_fades_with_distance() -> None:
     detection = torch.full((1, 16, 16), 0.02)
     detection[0, 2:4, 2:4] = 0.9
     edit = torch.ones_like(detection, dtype=torch.bool)
-    blurred, nearest = (dag.area_scale(detection, edit, with_settings(fill=fill)) for fill in ("blur", "nearest"))
+    blurred, nearest = (dag.area_scale(detection, edit, detection >= 0.5, with_settings(fill=fill)) for fill in ("blur", "nearest"))
     torch.testing.assert_close(blurred[0, 2:4, 2:4], nearest[0, 2:4, 2:4])
     assert blurred[0, 15, 15] == 0 and blurred[0, 4, 4] > 0
 
@@ -138,6 +138,15 @@ def test_ablations_drop_one_scaler() -> None:
 def test_strength_multiplies_up_to_the_cap() -> None:
     assert dag.regulate(example(), with_settings(strength=2.0)).scale.max().item() == pytest.approx(4.6875)
     assert dag.regulate(example(), with_settings(strength=100.0)).scale.max().item() == 10.0
+
+
+def test_a_sample_that_was_detected_before_is_held_at_a_lower_threshold() -> None:
+    faint = torch.cat([example(), example()]) * 0.5
+    settings = with_settings(hold_threshold=0.4)
+    held = torch.tensor([True, False])
+    assert dag.regulate(faint, settings, held=held).detected.tolist() == [True, False]
+    assert dag.regulate(faint, PAPER, held=held).detected.tolist() == [False, False]
+    assert dag.regulate(faint, with_settings(hold_threshold=0.9), held=held).detected.tolist() == [False, False]
 
 
 def test_background_noise_raises_the_edit_threshold() -> None:

@@ -1,0 +1,234 @@
+"""Detect-and-Guide in the real host: what it costs, whom it touches, and what it says about tokens that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
+
+STAR = "a yellow star in the center on a black plain background, flat style"
+HEART = "a red heart on the left on a grey striped background, dotted style"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_server_runs_prompts() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def stars(host: Any) -> GuidelineTokens:
+    """The bundled tokens."""
+    from safe_guidance.guidance import guideline_tokens
+    from safe_guidance.nodes.host.folders import GUIDELINE_TOKENS, file_path
+
+    return guideline_tokens.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
+
+
+def always(tokens: GuidelineTokens) -> GuidelineTokens:
+    """Tokens that detect something in every picture."""
+    return replace(tokens, calibration=Calibration(0.011, 0.0))
+
+
+def never(tokens: GuidelineTokens) -> GuidelineTokens:
+    return replace(tokens, calibration=Calibration(0.989, 0.0))
+
+
+def guarded(host: Any, tokens: GuidelineTokens, model: Any = None, **inputs: Any) -> Any:
+    """The demo model with the node applied: its defaults, unless told otherwise."""
+    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
+
+    defaults = {i.id: i.default for i in DAGDetectorGuide.define_schema().inputs if getattr(i, "default", None) is not None}
+    safety = inputs.pop("safety", None) or host.text("a star")
+    result = DAGDetectorGuide.execute(model=model or host.model, guideline_tokens=tokens, safety=safety, **{**defaults, **inputs})
+    return result.args[0]
+
+
+EAGER = {"coverage": 1.01, "start_sigma": 1000.0}
+
+
+def test_a_closed_gate_costs_nothing_and_changes_no_bit(host: Any, stars: GuidelineTokens) -> None:
+    text = host.text(STAR, HEART)
+    plain, plain_rows = host.count_calls(host.model)
+    baseline = host.sample(plain, text)
+    for tokens, settings in ((never(stars), {}), (always(stars), {"strength": 0.0}), (always(stars), {"start_sigma": 0.001})):
+        model, rows = host.count_calls(guarded(host, tokens, **settings))
+        assert torch.equal(host.sample(model, text), baseline)
+        assert rows == plain_rows
+
+
+def test_only_detected_samples_cost_and_change(host: Any, stars: GuidelineTokens) -> None:
+    """A threshold between the two samples' maxima: the safety text is evaluated for one row a step, and the other stays."""
+    from safe_guidance.nodes.host.detection_maps import detect
+
+    text = host.text(STAR, HEART)
+    baseline = host.sample(host.model, text, steps=6)
+    levels = (5.0, 2.0)
+    maps = detect(host.model, replace(stars, calibration=Calibration()), text, baseline, levels, seed=0)
+    assert maps.shape == (2, 2, 32, 32)
+    model, rows = host.count_calls(guarded(host, stars))
+    found = host.sample(model, text, steps=6)
+    assert [torch.equal(a, b) for a, b in zip(found, baseline)] == [False, True]
+    assert set(rows) == {4, 1} and rows.count(4) == 6 and 1 <= rows.count(1) <= 6
+
+
+def test_a_triggered_step_costs_one_more_evaluation(host: Any, stars: GuidelineTokens) -> None:
+    model, rows = host.count_calls(guarded(host, always(stars), **EAGER))
+    changed = host.sample(model, host.text(STAR), steps=4)
+    assert rows == [2, 1] * 4
+    assert not torch.equal(changed, host.sample(host.model, host.text(STAR), steps=4))
+
+
+def test_the_warm_up_is_left_alone(host: Any, stars: GuidelineTokens) -> None:
+    model, rows = host.count_calls(guarded(host, always(stars), coverage=1.01))
+    host.sample(model, host.text(STAR), steps=10)
+    sigmas = host_sigmas(host, 10)
+    expected = [part for sigma in sigmas[:-1] for part in ([2, 1] if sigma <= 7.56 * 1.001 else [2])]
+    assert rows == expected
+
+
+def host_sigmas(host: Any, steps: int) -> list[float]:
+    import comfy.samplers
+
+    return comfy.samplers.KSampler(host.model, steps, "cpu", "dpmpp_2m", "karras", 1.0).sigmas.tolist()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_sde", "lcm", "uni_pc"])
+def test_works_under_every_kind_of_sampler(host: Any, stars: GuidelineTokens, sampler: str) -> None:
+    text = host.text(STAR)
+    found = host.sample(guarded(host, always(stars), **EAGER), text, sampler=sampler, steps=3)
+    assert torch.isfinite(found).all() and not torch.equal(found, host.sample(host.model, text, sampler=sampler, steps=3))
+
+
+def test_masks_say_where_to_look_and_act(host: Any, stars: GuidelineTokens) -> None:
+    text = host.text(STAR)
+    baseline = host.sample(host.model, text, steps=3)
+    everywhere = host.sample(guarded(host, always(stars), **EAGER), text, steps=3)
+    ones = host.sample(guarded(host, always(stars), mask=torch.ones(1, 40, 56), **EAGER), text, steps=3)
+    nowhere = host.sample(guarded(host, always(stars), mask=torch.zeros(1, 40, 56), **EAGER), text, steps=3)
+    assert torch.equal(ones, everywhere) and torch.equal(nowhere, baseline) and not torch.equal(everywhere, baseline)
+
+
+def test_a_mask_confines_the_first_change(host: Any, stars: GuidelineTokens) -> None:
+    """One Euler step from the start: outside the mask the denoised prediction is the plain one."""
+    left = torch.zeros(1, 32, 32)
+    left[..., :16] = 1
+    options = {"sampler": "euler", "steps": 1}
+    text = host.text(STAR)
+    baseline = host.sample(host.model, text, **options)
+    masked = host.sample(guarded(host, always(stars), mask=left, **EAGER), text, **options)
+    assert torch.equal(masked[..., 16:], baseline[..., 16:]) and not torch.equal(masked[..., :16], baseline[..., :16])
+
+
+def test_inpainting_keeps_what_is_masked(host: Any, stars: GuidelineTokens) -> None:
+    original = host.sample(host.model, host.text(HEART), seed=4)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., :16] = 1
+    latent = {"samples": original, "noise_mask": mask}
+    changed = host.sample(guarded(host, always(stars), **EAGER), host.text(STAR), latent)
+    torch.testing.assert_close(changed[..., 16:], original[..., 16:], atol=1e-5, rtol=1e-5)
+
+
+def test_odd_sizes_and_areas(host: Any, stars: GuidelineTokens) -> None:
+    latent = host.empty_latent(1, 152, 104)
+    star, heart = host.text(STAR), host.text(HEART)
+    halves = [[star[0][0], {"area": (26, 20, 0, 0)}], [heart[0][0], {"area": (26, 18, 0, 20)}]]
+    for positive in (star, halves):
+        found = host.sample(guarded(host, always(stars), **EAGER), positive, latent, steps=2)
+        assert torch.isfinite(found).all() and not torch.equal(found, host.sample(host.model, positive, latent, steps=2))
+
+
+def test_several_concepts_act_as_their_maximum(host: Any, stars: GuidelineTokens) -> None:
+    text = host.text(STAR)
+    alone = host.sample(guarded(host, always(stars), **EAGER), text, steps=3)
+    assert torch.equal(host.sample(guarded(host, never(stars), guideline_tokens_2=always(stars), **EAGER), text, steps=3), alone)
+    assert torch.equal(host.sample(guarded(host, always(stars), guideline_tokens_3=always(stars), **EAGER), text, steps=3), alone)
+
+
+def test_other_methods_and_a_second_detector_add_up_in_any_order(host: Any, stars: GuidelineTokens) -> None:
+    text = host.text(STAR)
+    first, second = {"strength": 0.5}, {"strength": 1.5, "host_mask": "SLD"}
+
+    def sampled(*order: dict[str, Any]) -> torch.Tensor:
+        model = host.model
+        for settings in order:
+            model = guarded(host, always(stars), model=model, **EAGER, **settings)
+        return host.sample(model, text, steps=2)
+
+    assert torch.equal(sampled(first, second), sampled(second, first))
+    assert not torch.equal(sampled(first, second), sampled(first))
+
+
+def test_cfg_1_evaluates_the_negative_only_for_what_is_detected(host: Any, stars: GuidelineTokens) -> None:
+    model, rows = host.count_calls(guarded(host, always(stars), **EAGER))
+    host.sample(model, host.text(STAR), cfg=1.0, steps=3)
+    assert rows == [1, 2] * 3
+
+
+def test_a_guider_without_negative_is_left_alone_and_told(host: Any, stars: GuidelineTokens, caplog: pytest.LogCaptureFixture) -> None:
+    import comfy.sample
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_Basic
+
+    sigmas = comfy.samplers.calculate_sigmas(host.model.get_model_object("model_sampling"), "normal", 2)
+    latent = torch.zeros(1, 4, 32, 32)
+
+    def sampled(model: Any) -> torch.Tensor:
+        guider = Guider_Basic(model)
+        guider.set_conds(host.text(STAR))
+        return guider.sample(
+            comfy.sample.prepare_noise(latent, 3), latent, comfy.samplers.sampler_object("euler"), sigmas, seed=3, disable_pbar=True
+        )
+
+    assert torch.equal(sampled(guarded(host, always(stars), **EAGER)), sampled(host.model))
+    assert "needs a negative conditioning" in caplog.text
+
+
+def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineTokens) -> None:
+    text = host.text(STAR)
+    single, stacked = (host.sample(guarded(host, always(stars), stacked=s, **EAGER), text, steps=4) for s in (False, True))
+    assert not torch.equal(single, stacked)
+    one_step = [host.sample(guarded(host, always(stars), stacked=s, **EAGER), text, steps=1) for s in (False, True)]
+    assert torch.equal(*one_step)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_models_without_cross_attention_are_refused_in_a_sentence(host: Any, tiny: Any, family: str, stars: GuidelineTokens) -> None:
+    with pytest.raises(ValueError, match="has no separate cross-attention, so guideline tokens cannot be detected in it. Use a Stable"):
+        guarded(host, stars, model=tiny.tiny_model(family))
+
+
+def test_tokens_of_another_model_are_refused(host: Any, tiny: Any, stars: GuidelineTokens) -> None:
+    with pytest.raises(ValueError, match="96 wide, the model's text embeddings 32"):
+        guarded(host, stars, model=tiny.tiny_model("sd1"))
+    with pytest.raises(ValueError, match="were made for DemoModelConfig, the model is TinySDXL"):
+        guarded(host, replace(stars, embeddings=torch.zeros(2, tiny.WIDTH)), model=tiny.tiny_model("sdxl"))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
+    import comfy.sample
+
+    tokens = GuidelineTokens(torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)), calibration=Calibration(0.011))
+    noise = torch.randn(1, 4, 17, 24, generator=torch.Generator().manual_seed(0))
+
+    def sampled(model: Any) -> torch.Tensor:
+        conds = tiny.tiny_conditioning(1), tiny.tiny_conditioning(2)
+        return comfy.sample.sample(model, noise, 2, 5.0, "euler", "normal", *conds, torch.zeros_like(noise), disable_pbar=True, seed=1)
+
+    model = tiny.tiny_model(family)
+    safe = guarded(host, tokens, model=model, safety=tiny.tiny_conditioning(3), **EAGER)
+    assert torch.isfinite(sampled(safe)).all() and not torch.equal(sampled(safe), sampled(model))
+
+
+def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
+    from safe_guidance.nodes.host.runs import KEY, RunContext
+
+    (correction,) = guarded(host, stars).model_options[KEY]
+    with pytest.raises(ValueError, match="looks at single pictures"):
+        correction.begin(RunContext(host.model, (1, 4, 2, 8, 8), None))

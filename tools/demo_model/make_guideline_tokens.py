@@ -1,0 +1,53 @@
+"""Learn the bundled guideline tokens of the demo model from drawn scenes with stars, their masks, and scenes without.
+
+Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text encoder and attention it uses. Takes minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import common
+
+SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
+"""Levels at which the method acts on the demo model: above them maps are vague, below them the shapes are fixed."""
+SOURCE = "learnt by tools/demo_model/make_guideline_tokens.py"
+LICENCE = "GPL-3.0-or-later"
+
+
+def main() -> None:
+    parser = common.argument_parser(__doc__, steps=500, batch=16)
+    parser.add_argument("--count", type=int, default=160, help="pictures with a star, and as many without")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens for the concept")
+    parser.add_argument("--seed", type=int, default=21, help="of the scenes, the noise and the optimisation")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as base:
+        common.pack_module("evaluation.host").import_host(Path(base))
+        learn(args.count, args.tokens, args.steps, args.batch, args.seed)
+
+
+@torch.inference_mode()
+def learn(count: int, tokens: int, iterations: int, batch: int, seed: int) -> None:
+    """Draw the pictures, learn, and write the file."""
+    files = common.pack_module("guidance.guideline_tokens")
+    learning = common.pack_module("nodes.host.token_learning")
+    settings = common.pack_module("guidance.token_optimization").OptimizationSettings("contrast", iterations, None, 2, batch, seed)
+    drawn = common.pack_module("nodes.demo_annotated_set").DemoAnnotatedSet.execute(count=count, seed=seed).args
+    images, masks, safe, captions = drawn
+    model, clip, vae = common.pack_module("nodes.host.demo_model").load_demo_model()
+    example = learning.Example(
+        torch.cat([images, safe]), torch.cat([masks, torch.zeros(len(safe), *masks.shape[1:])]), tuple(captions.split("\n"))
+    )
+    learnt = learning.learn(model, clip, vae, example, "star", SIGMAS, (2,), tokens, settings)
+    common.log.info("%s", learnt.report)
+    path = common.ASSETS / "guideline_tokens" / "demo_star.safetensors"
+    files.save(replace(learnt.tokens, name="demo_star", source=SOURCE, licence=LICENCE), path)
+    common.log.info("%s: %.0f kB", path.name, path.stat().st_size / 1e3)
+
+
+if __name__ == "__main__":
+    main()
