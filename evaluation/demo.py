@@ -40,6 +40,7 @@ METHODS = {
     "sld_medium+safe_denoiser": "demo_sld_safe_denoiser.json",
     "stg": "demo_stg.json",
     "sdg": "demo_sdg.json",
+    "dag": "demo_dag.json",
 }
 NEED_EXTRAS = {
     "stg_nudenet": "demo_stg_nudenet.json",

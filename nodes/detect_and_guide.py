@@ -82,8 +82,8 @@ class DAGDetectorGuide(io.ComfyNode):
                     "edit_threshold",
                     DEFAULTS.edit_threshold,
                     1.0,
-                    "How faint a detection may be to be changed with what was found. Less changes more around it. 0 is the paper's 0.01, or "
-                    "the tokens' own background noise where that is more.",
+                    "How faint a detection may be to be changed with what was found. Less changes more around it. 0 is the paper's 0.01, "
+                    "or the tokens' own background noise where that is more.",
                     step=0.001,
                 ),
                 _number(

@@ -191,7 +191,8 @@ def test_a_guider_without_negative_is_left_alone_and_told(host: Any, stars: Guid
 
 def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR)
-    single, stacked = (host.sample(guarded(host, always(stars), stacked=s, **EAGER), text, steps=4) for s in (False, True))
+    varied = replace(stars, calibration=Calibration(0.3))
+    single, stacked = (host.sample(guarded(host, varied, stacked=s, base=50.0, **EAGER), text, steps=4) for s in (False, True))
     assert not torch.equal(single, stacked)
     one_step = [host.sample(guarded(host, always(stars), stacked=s, **EAGER), text, steps=1) for s in (False, True)]
     assert torch.equal(*one_step)
