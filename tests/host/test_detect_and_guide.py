@@ -228,8 +228,10 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
 
 
 def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
-    from safe_guidance.nodes.host.runs import KEY, RunContext
+    from types import SimpleNamespace
+
+    from safe_guidance.nodes.host.runs import KEY
 
     (correction,) = guarded(host, stars).model_options[KEY]
     with pytest.raises(ValueError, match="looks at single pictures"):
-        correction.begin(RunContext(host.model, (1, 4, 2, 8, 8), None))
+        correction.begin(SimpleNamespace(latent_shape=(1, 4, 2, 8, 8)))
