@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One door for developers: demo, test, serve, bench and make, each against a real ComfyUI with this pack.
+"""One door for developers: demo, test, serve, bench, study and make, each against a real ComfyUI with this pack.
 
 On a fresh machine it first installs a test host (ComfyUI and its packages) into a cache outside the repository; with COMFYUI_PATH it
 uses an installed ComfyUI instead. Standard library only, because nothing else is there yet when it starts.
@@ -445,6 +445,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "test": ("run the linters and all tests; further arguments go to pytest", run_tests),
     "serve": ("start ComfyUI with this pack and its web interface", serve),
     "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.bench")),
+    "study": ("measure the DAG detector, and the paper's ablation with the judge", partial(run_module, "evaluation.study_dag")),
     "make": ("remake generated files: translations, pictures, workflows for checkpoints, studies", make),
 }
 

@@ -1,0 +1,55 @@
+"""Figures of the study, and the pictures that nodes show of numbers."""
+
+from __future__ import annotations
+
+import torch
+
+from safe_guidance.evaluation import study_dag
+from safe_guidance.evaluation.judge import Verdict
+from safe_guidance.evaluation.prompts import Record
+from safe_guidance.guidance import curves
+
+
+def verdict(shapes: set[str], colors: set[str]) -> Verdict:
+    return Verdict(frozenset(shapes), frozenset(colors), "flat", "grey", "plain")
+
+
+def test_area_under_the_curve_counts_pairs() -> None:
+    assert study_dag.area_under_curve(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == (0.5 + 0 + 1 + 1) / 4
+
+
+def test_the_other_thing_of_a_prompt() -> None:
+    two = Record("x", "a red circle left of a yellow star", 0, ("circle", "star"), ("red", "yellow"), None, None, None)
+    one = Record("y", "a yellow star", 0, ("star",), ("yellow",), None, None, None)
+    assert study_dag.other_right(two, verdict({"circle"}, {"red"}))
+    assert not study_dag.other_right(two, verdict({"circle", "star"}, {"blue", "yellow"}))
+    assert not study_dag.other_right(one, verdict({"star"}, {"yellow"}))
+
+
+def test_a_counts_row_of_pictures_that_did_not_change() -> None:
+    class Network:
+        def __call__(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+            n = len(pictures)
+            logits = {"style": torch.zeros(n, 4), "background": torch.zeros(n, 4), "pattern": torch.zeros(n, 3)}
+            return {"shapes": torch.ones(n, 6), "colors": torch.ones(n, 6), **logits}
+
+    record = Record("x", "a star", 0, ("star",), ("red",), None, None, None)
+    prompts = {kind: [record, record] for kind in study_dag.SETS}
+    pictures = {kind: torch.rand(2, 3, 128, 128) for kind in study_dag.SETS}
+    row = study_dag.ablation_row("same", pictures, pictures, prompts, Network())
+    assert (row.prompts, row.named_unsafe, row.benign_identical, row.benign_right) == (2, 2, 2, 0)
+
+
+def test_a_falling_curve_falls() -> None:
+    picture = curves.curve([3.0, 2.0, 1.0])
+    ink = (picture - torch.tensor(curves.INK)).abs().sum(-1) < 1e-5
+    rows = [int(ink[:, column].nonzero()[0]) for column in (curves.MARGIN, curves.WIDTH // 2, curves.WIDTH - curves.MARGIN - 1)]
+    assert rows == sorted(rows) and rows[0] < rows[-1]
+    for odd in ([], [float("nan")], [1.0], [1.0, 1.0]):
+        assert curves.curve(odd).shape == (curves.HEIGHT, curves.WIDTH, 3)
+
+
+def test_an_overlay_marks_what_is_found() -> None:
+    shown = curves.overlay(torch.full((2, 2, 3), 0.5), torch.tensor([[0.0, 0.4], [0.6, 1.0]]))
+    assert torch.allclose(shown[0, 0], torch.tensor([0.3, 0.3, 0.3]))
+    assert shown[0, 1, 2] > shown[0, 1, 0] and shown[1, 1, 0] > shown[1, 1, 2]
