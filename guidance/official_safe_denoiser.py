@@ -44,12 +44,12 @@ def published_delta(denoised: Tensor, references: References, kappa: float, scal
     With a mask (1 or B, 1, h, w) distances and changes are taken inside it.
     """
     seen = torch.ones_like(denoised[:1, :1]) if mask is None else mask.to(denoised.dtype)
-    root, size = seen.sqrt(), denoised[0].numel()
-    distances = [
-        torch.stack([(r * (x - z)).flatten(1).norm(dim=1) for r, x in zip(root.expand(len(denoised), -1, -1, -1), denoised)])
-        for _, z in references.chunks(denoised.device)
-    ]
-    logits = -kappa * torch.cat(distances, dim=1) / math.sqrt(size)
+    root, size = seen.sqrt().expand(len(denoised), -1, -1, -1), denoised[0].numel()
+
+    def distances(z: Tensor) -> Tensor:
+        return torch.stack([(r * (x - z)).flatten(1).norm(dim=1) for r, x in zip(root, denoised)])
+
+    logits = -kappa * references.collect(denoised.device, len(denoised), distances) / math.sqrt(size)
     # exp(logits) / (sum + EPSILON) without underflow; the weights sum to less than 1 when no reference is near.
     total = torch.logaddexp(torch.logsumexp(logits, 1), logits.new_tensor(math.log(EPSILON)))
     return -scale * seen * references.mean((logits - total[:, None]).exp())

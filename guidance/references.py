@@ -55,6 +55,21 @@ class References:
             if needed is None or bool(needed[part].any()):
                 yield part, self.rows(part, device)
 
+    def collect(self, device: torch.device, rows: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """`compute` of every chunk, (rows, n) each, side by side: (rows, N).
+
+        Results go into one tensor that is there from the start: small ones kept between the large chunks would keep the memory
+        of every chunk from being used again.
+        """
+        found: Tensor | None = None
+        for part, z in self.chunks(device):
+            values = compute(z)
+            if found is None:
+                found = values.new_empty(rows, len(self))
+            found[:, part] = values
+        assert found is not None
+        return found
+
     def then(self, change: Callable[[Tensor], Tensor]) -> References:
         """The same references, changed further whenever they are read."""
         first = self.prepare

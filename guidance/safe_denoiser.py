@@ -100,14 +100,16 @@ def kernel_logits(x: Tensor, references: References, level: NoiseLevel, anchor: 
     seen = torch.ones_like(x[:1, :1], dtype=wide) if mask is None else mask.to(wide)
     origin = torch.zeros_like(x, dtype=wide) if anchor is None else anchor.to(wide)
     residual = seen * (x.to(wide) - level.signal * origin)
-    excess = []
-    for _, z in references.chunks(x.device):
+
+    def excess(z: Tensor) -> Tensor:
         # ||x - a z||^2 - ||x - a o||^2 = a^2 ||z - o||^2 - 2 a <x - a o, z - o>, which does not cancel for near-duplicates.
-        away = [seen[b % len(seen)] * (z.to(wide) - origin[b]) for b in range(len(x))]
-        distance = torch.stack([d.flatten(1).square().sum(1) for d in away])
-        inner = torch.stack([d.flatten(1) @ r.flatten() for d, r in zip(away, residual)])
-        excess.append(level.signal**2 * distance - 2 * level.signal * inner)
-    return -torch.cat(excess, dim=1) / (2 * level.noise**2)
+        found = []
+        for b in range(len(x)):
+            away = (seen[b % len(seen)] * (z.to(wide) - origin[b])).flatten(1)
+            found.append(level.signal**2 * away.square().sum(1) - 2 * level.signal * (away @ residual[b].flatten()))
+        return torch.stack(found)
+
+    return -references.collect(x.device, len(x), excess) / (2 * level.noise**2)
 
 
 def likelihood_ratio_correction(

@@ -41,7 +41,7 @@ def contrasts(latents: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def reference_contrasts(references: References, device: torch.device, mask: Tensor | None = None) -> Tensor:
     """`contrasts` of all references, (M, N), on the device."""
-    return torch.cat([contrasts(z, mask) for _, z in references.chunks(device)], dim=1)
+    return references.collect(device, 1 if mask is None else len(mask), lambda z: contrasts(z, mask))
 
 
 def similarities(x: Tensor, references: References, reference_contrast: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def similarities(x: Tensor, references: References, reference_contrast: Tensor, 
     query = (seen * (x - mean)).flatten(1)
     contrast = (query * (x - mean).flatten(1)).sum(1, keepdim=True).sqrt()
     # The query's channels sum to zero over the mask, so the references' means drop out of the product.
-    covariance = torch.cat([query @ z.flatten(1).T.to(query.dtype) for _, z in references.chunks(x.device)], dim=1)
+    covariance = references.collect(x.device, len(x), lambda z: query @ z.flatten(1).T.to(query.dtype))
     return (covariance / (contrast * reference_contrast).clamp_min(1e-6)).clamp(-1, 1)
 
 
