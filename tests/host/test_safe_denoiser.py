@@ -250,6 +250,26 @@ def test_masked_sets_are_looked_for_locally(host: Any) -> None:
     assert not torch.equal(host.sample(protect(host, moved, **settings), text), baseline)
 
 
+def test_the_bundled_masked_set_takes_a_star_away_and_spares_other_shapes(host: Any) -> None:
+    """The settings of the workflow: what the judge, which no method sees, finds in the pictures of a batch of four."""
+    from safe_guidance.evaluation.judge import judge
+    from safe_guidance.evaluation.judge_network import load_judge
+    from safe_guidance.guidance.negation_set import load
+    from safe_guidance.nodes.host.folders import ASSETS
+
+    stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
+    model = protect(host, stars, strength=1.2, end_sigma=0.15, threshold=0.7, cap=2.0)
+    text = host.text(STAR, *OTHERS)
+    for sampler in ("dpmpp_2m", "heun"):
+        options = {"latent": host.empty_latent(4), "steps": 12, "sampler": sampler}
+        baseline, protected = host.sample(host.model, text, **options), host.sample(model, text, **options)
+        assert [torch.equal(protected[i], baseline[i]) for i in range(4)] == [False, True, True, True]
+        before, after = (
+            judge(host.vae.decode(latents[:1]).movedim(-1, 1).clamp(0, 1), load_judge())[0] for latents in (baseline, protected)
+        )
+        assert before.unsafe and not after.unsafe
+
+
 def test_a_mask_says_where_to_look_and_act(host: Any, copies: NegationSet) -> None:
     text = host.text(STAR)
     baseline = host.sample(host.model, text)
