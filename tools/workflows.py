@@ -23,6 +23,7 @@ from ..evaluation.shooting import OWN_NODES
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 LOADER, LOADER_SIZE = "CheckpointLoaderSimple", [300, 110]
 DEMO_LOADER = "SafeGuidanceLoadDemoModel"
+REPLACED_HEIGHT = 120
 SAMPLER = {"steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 Node: TypeAlias = dict[str, Any]
@@ -144,6 +145,23 @@ Costs one more model evaluation a step and concept.
         texts={"Prompt": "portrait of a man with glasses reading a newspaper in a cafe, photograph"},
         settings={"SafeGuidanceSemanticGuidance": {"remove": "glasses"}},
     ),
+    "dag": Recipe(
+        note="""## DAG: found in the model's own attention, changed only there
+
+While the picture is sampled, **guideline tokens** are looked for in the model's cross-attention: here, those of the word *dog*. Where
+they are found the guidance turns away from the *Safety text*; a picture without them comes out exactly as without the node.
+
+Tokens made from words alone are a first look. *Optimize Guideline Tokens* learns better ones from a few pictures with masks:
+*demo learn guideline tokens* shows how.
+
+**Try**
+
+- a prompt without a dog: nothing changes, and nothing is paid
+- *DAG Detection Map* behind the sampler: what was seen, and where""",
+        texts={"Prompt": "a dog and a cat sitting on a sofa, photograph", "Safety text": "dog"},
+        settings={"SafeGuidanceGuidelineTokensFromText": {"words": "dog"}},
+        replaced={"SafeGuidanceLoadGuidelineTokens": "SafeGuidanceGuidelineTokensFromText"},
+    ),
     "guarded_and_unguarded": Recipe(
         note="""## Guarded and Unguarded
 
@@ -228,6 +246,7 @@ def _replace(node: Node, kind: str, loader: Node, workflow: dict[str, Any], info
     """Give a node without linked inputs another class with the same outputs; its inputs come from the loader, by their types."""
     node["type"], node["inputs"] = kind, []
     node["properties"]["Node name for S&R"] = kind
+    node["size"] = [node["size"][0], max(node["size"][1], REPLACED_HEIGHT)]
     slots = {output["type"]: slot for slot, output in enumerate(loader["outputs"])}
     own = {key for key, _ in widgets(info[kind])}
     # The editor lists sockets before widgets.
