@@ -41,6 +41,8 @@ METHODS = {
     "stg": "demo_stg.json",
     "sdg": "demo_sdg.json",
     "dag": "demo_dag.json",
+    "dag+sld_medium": "demo_dag_sld.json",
+    "dag+stg": "demo_dag_stg.json",
 }
 NEED_EXTRAS = {
     "stg_nudenet": "demo_stg_nudenet.json",
