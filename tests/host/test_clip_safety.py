@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from pathlib import Path
@@ -28,14 +27,9 @@ TINY = {
 @pytest.fixture(scope="module")
 def world() -> ModuleType:
     """The renderer of the demo world."""
-    import sys
+    from safe_guidance.guidance import demo_world
 
-    spec = importlib.util.spec_from_file_location("demo_world", ROOT / "tools" / "demo_model" / "world.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo_world"] = module
-    spec.loader.exec_module(module)
-    return module
+    return demo_world
 
 
 @pytest.fixture(scope="module")
