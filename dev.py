@@ -423,6 +423,7 @@ GENERATED = (
     "locales",
     "pictures",
     "workflows",
+    "layout",
     "brand",
     "screenshots",
     "stg_toy",
@@ -446,7 +447,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "serve": ("start ComfyUI with this pack and its web interface", serve),
     "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.bench")),
     "study": ("measure the DAG detector, and the paper's ablation with the judge", partial(run_module, "evaluation.study_dag")),
-    "make": ("remake generated files: translations, pictures, workflows for checkpoints, studies", make),
+    "make": ("remake generated files: translations, pictures, workflows for checkpoints, layouts, studies", make),
 }
 
 

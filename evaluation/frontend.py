@@ -50,6 +50,10 @@ OUTCOME = """() => {
 RED_NODES = """() => app.graph._nodes
     .filter(node => node.has_errors || (!node.constructor.nodeData && !node.isVirtualNode && !node.isSubgraphNode?.()))
     .map(node => `${node.id} ${node.title}`)"""
+NODE_SIZES = """() => Object.fromEntries(app.graph._nodes.map(node => {
+    const least = node.computeSize();
+    return [node.id, [0, 1].map(axis => Math.max(node.size[axis], least[axis]))];
+}))"""
 LIMIT_STEPS = """most => {
     for (const node of app.graph._nodes)
         for (const widget of node.widgets ?? [])
@@ -189,6 +193,11 @@ class Frontend:
     def red_nodes(self) -> list[str]:
         """The nodes that the interface marks as missing or failed."""
         found: list[str] = self.page.evaluate(RED_NODES)
+        return found
+
+    def node_sizes(self) -> dict[str, list[float]]:
+        """Width and height, without the title bar, that every node of the open workflow is drawn with, by its id."""
+        found: dict[str, list[float]] = self.page.evaluate(NODE_SIZES)
         return found
 
     def screenshot(self, path: Path) -> None:

@@ -21,7 +21,7 @@ from ..evaluation.server import ComfyServer
 from ..evaluation.shooting import OWN_NODES
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
-LOADER, LOADER_SIZE = "CheckpointLoaderSimple", [300, 110]
+LOADER, LOADER_SIZE = "CheckpointLoaderSimple", [300, 98]
 DEMO_LOADER = "SafeGuidanceLoadDemoModel"
 REPLACED_HEIGHT = 120
 SAMPLER = {"steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from PIL import Image
@@ -15,11 +16,14 @@ from safe_guidance.evaluation import graphs
 from safe_guidance.evaluation.frontend import BROWSER_VARIABLE, HOW_TO_GET_ONE, Frontend, FrontendError, find_browser
 from safe_guidance.evaluation.samples import put_sample_pictures
 from safe_guidance.evaluation.server import PACK_NAME, ComfyServer
+from safe_guidance.tools.layout import TITLE
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_WORKFLOWS = sorted((ROOT / "workflows").glob("demo_*.json"))
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 FEW_STEPS = 2
+Sides: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 ONLY_NODE = """name => {
     app.graph.clear();
     const node = LiteGraph.createNode(name);
@@ -106,6 +110,35 @@ def test_a_checkpoints_workflow_offers_the_missing_file_and_is_otherwise_whole(
     assert window.to_prompt() == graphs.to_prompt(workflow, object_info)
     # The interface wants to know the file's size, and the server forbids its pages to ask other servers.
     window.problems[:] = [problem for problem in window.problems if model["url"] not in problem]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_nothing_is_covered_when_nodes_have_the_size_they_are_drawn_with(frontend: Frontend, path: Path) -> None:
+    frontend.close_dialogs()
+    frontend.load_template(path.stem)
+    assert covered(graphs.load_workflow(path), frontend.node_sizes()) == []
+
+
+def covered(workflow: dict[str, Any], sizes: dict[str, list[float]]) -> list[str]:
+    """What overlaps: node and node, group and group, a node and a group that does not hold all of it."""
+    nodes, groups = {}, {}
+    for node in workflow["nodes"]:
+        (left, top), (width, height) = node["pos"], sizes[str(node["id"])]
+        nodes[f"{node['id']} {node['type']}"] = (left, top - TITLE, left + width, top + height)
+    for group in workflow["groups"]:
+        left, top, width, height = group["bounding"]
+        groups[group["title"]] = (left, top, left + width, top + height)
+    alike = (pair for boxes in (nodes, groups) for pair in itertools.combinations(boxes.items(), 2))
+    astride = (pair for pair in itertools.product(nodes.items(), groups.items()) if not holds(pair[1][1], pair[0][1]))
+    return [f"{one} / {other}" for (one, a), (other, b) in (*alike, *astride) if overlap(a, b)]
+
+
+def overlap(one: Sides, other: Sides) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def holds(outer: Sides, inner: Sides) -> bool:
+    return outer[0] <= inner[0] and outer[1] <= inner[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
 
 
 def test_every_node_has_its_help_page_with_a_picture_in_the_interface(window: Frontend, server: ComfyServer) -> None:
