@@ -34,6 +34,25 @@ ONLY_NODE = """name => {
     app.canvas.selectNode(node);
 }"""
 
+BLUEPRINT = "Safe KSampler"
+USE_BLUEPRINT = """title => {
+    const nodes = app.graph._nodes, node = nodes.find(one => one.title === title);
+    const slot = (one, name) => one.inputs.findIndex(input => input.name === name);
+    for (const old of nodes.filter(one => ['SafeGuidanceSafeDenoiser', 'KSampler'].includes(one.type))) {
+        for (const input of old.inputs.filter(input => input.link != null && slot(node, input.name) >= 0)) {
+            const link = app.graph.getLink(input.link), origin = app.graph.getNodeById(link.origin_id);
+            if (origin.type !== 'SafeGuidanceSafeDenoiser')
+                origin.connect(link.origin_slot, node, slot(node, input.name));
+        }
+        if (old.type === 'KSampler')
+            for (const id of [...old.outputs[0].links]) {
+                const link = app.graph.getLink(id);
+                node.connect(0, app.graph.getNodeById(link.target_id), link.target_slot);
+            }
+        app.graph.remove(old);
+    }
+}"""
+
 
 @pytest.fixture(scope="module")
 def frontend(server: ComfyServer) -> Iterator[Frontend]:
@@ -159,6 +178,24 @@ def test_a_search_for_what_people_call_it_finds_nodes(window: Frontend, words: s
     window.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     window.page.keyboard.type(words, delay=20)
     window.page.get_by_text(PACK_NAME, exact=True).first.wait_for()
+
+
+def test_the_blueprint_is_found_by_its_name_and_stands_in_for_the_two_nodes(window: Frontend) -> None:
+    window.load_template("demo_safe_denoiser")
+    window.page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    window.page.keyboard.type(BLUEPRINT, delay=20)
+    window.page.get_by_text(BLUEPRINT, exact=True).first.wait_for()
+    window.page.keyboard.press("Enter")
+    window.page.wait_for_function("title => app.graph._nodes.some(node => node.title === title)", arg=BLUEPRINT)
+    window.page.evaluate(USE_BLUEPRINT, BLUEPRINT)
+    assert window.red_nodes() == []
+    kinds = [node["class_type"] for key, node in window.to_prompt().items() if ":" in key]
+    assert sorted(kinds) == ["KSampler", "SafeGuidanceSafeDenoiser"]
+    names = window.page.evaluate("title => app.graph._nodes.find(node => node.title === title).inputs.map(input => input.name)", BLUEPRINT)
+    assert len(names) == len(set(names))
+    window.limit_steps(FEW_STEPS)
+    window.run()
+    assert window.red_nodes() == []
 
 
 def test_the_interface_in_french_shows_the_translations(window: Frontend) -> None:
