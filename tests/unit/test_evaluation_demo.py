@@ -169,6 +169,8 @@ def test_a_workflow_with_two_samplers_is_refused() -> None:
         ("safe_denoiser", ["none", "safe_denoiser"]),
         (" safe_denoiser , none,safe_denoiser", ["none", "safe_denoiser"]),
         ("", ["none"]),
+        ("all", list(demo.METHODS)),
+        ("stg,all", ["none", "stg", *[name for name in demo.METHODS if name not in ("none", "stg")]]),
     ],
 )
 def test_the_plain_sampler_is_always_first(text: str, names: list[str]) -> None:
