@@ -426,6 +426,7 @@ GENERATED = (
     "layout",
     "brand",
     "screenshots",
+    "overview",
     "stg_toy",
     "stg_ablation",
     "safe_denoiser_study",
@@ -442,7 +443,7 @@ def make(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "demo": ("run the workflows of all methods on the demo model and write before/after pictures", partial(run_module, "evaluation.demo")),
+    "demo": ("run the workflows of the methods on the demo model and write before/after pictures", partial(run_module, "evaluation.demo")),
     "test": ("run the linters and all tests; further arguments go to pytest", run_tests),
     "serve": ("start ComfyUI with this pack and its web interface", serve),
     "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.bench")),
