@@ -36,5 +36,6 @@ def main(argv: Sequence[str]) -> int:
     """Write docs/overview.png from a demonstration's folder."""
     parser = argparse.ArgumentParser(prog="dev.py make overview", description=__doc__)
     parser.add_argument("--demo", type=Path, default=Path("demo_output"), help="folder of the demonstration (default: %(default)s)")
-    overview(parser.parse_args(argv).demo / "pictures").save(ROOT / "docs" / "overview.png", optimize=True)
+    picture = overview(parser.parse_args(argv).demo / "pictures")
+    picture.quantize(256).save(ROOT / "docs" / "overview.png", optimize=True)
     return 0
