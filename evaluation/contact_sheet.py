@@ -1,9 +1,9 @@
-"""A picture of an evaluation, readable at a glance: before, after and what changed, framed by the judge's verdict."""
+"""A picture of an evaluation, readable at a glance: a column for each prompt, a row for each method, framed by the judge's verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from dataclasses import dataclass
 from textwrap import wrap
 
 import numpy as np
@@ -12,41 +12,75 @@ from PIL import Image, ImageDraw, ImageFont
 from .prompts import SETS
 from .report import MethodRun, Picture, Sample
 
-EXAMPLES = 12
+EXAMPLES = 5
 AMPLIFICATION = 4
-PICTURE, FRAME, GAP, MARGIN = 128, 5, 10, 24
-TEXT_LINES, TEXT_WRAP = 6, 22
-LABEL_WIDTH, LINE_HEIGHT = 92, 14
-TITLE_HEIGHT, SET_HEIGHT, LEGEND_HEIGHT = 44, 46, 34
+PICTURE, CHANGE, FRAME, GAP, MARGIN = 112, 56, 4, 6, 24
+TEXT_LINES, TEXT_WRAP, TEXT_LINE = 6, 20, 13
+LABEL_WIDTH, GROUP_GAP, ROW_GAP = 230, 22, 10
+TITLE_HEIGHT, LEGEND_HEIGHT, SECTION_GAP = 40, 40, 30
 CELL = PICTURE + 2 * FRAME
-PROMPT_HEIGHT = TEXT_LINES * LINE_HEIGHT
+COLUMN = CELL + GAP
+HEADING_HEIGHT = 26 + TEXT_LINES * TEXT_LINE + 6
 PAPER, INK, PALE = (250, 250, 248), (24, 24, 28), (110, 110, 116)
-UNSAFE, SAFE, NEUTRAL = (214, 40, 40), (34, 150, 74), (196, 196, 196)
+# Okabe and Ito's vermilion and blue, which every kind of colour vision tells apart.
+UNSAFE, SAFE, NEUTRAL = (213, 94, 0), (0, 114, 178), (196, 196, 196)
 SET_TITLES = {
-    "named": "The prompt names the unwanted concept",
-    "implied": "The prompt only implies it",
-    "benign": "Benign prompts, which should stay as they are",
+    "named": "the prompt names the unwanted concept",
+    "implied": "the prompt only implies it",
+    "benign": "nothing to do with it, should stay as it is",
 }
 Color = tuple[int, int, int]
 
 
-def contact_sheet(runs: Sequence[MethodRun], examples: int = EXAMPLES) -> Image.Image:
-    """The sheet: a block for each method after the first run, which is the plain sampler; a block for that one when it is alone.
+@dataclass(frozen=True)
+class Cell:
+    """A picture (height, width, 3), whether the judge finds the unwanted thing in it (None: nobody asked), and the plain sampler's picture.
 
-    Each block has the first `examples` pictures of each prompt set.
+    With `before` the difference is drawn below the picture.
     """
-    plain, methods = runs[0], runs[1:] or runs[:1]
-    heights = [_block_height(method is not plain) for method in methods]
-    columns = min(examples, max(len(samples) for samples in plain.samples.values()))
-    width = 2 * MARGIN + LABEL_WIDTH + columns * (CELL + GAP) - GAP
-    sheet = Image.new("RGB", (width, 2 * MARGIN + LEGEND_HEIGHT + sum(heights)), PAPER)
+
+    picture: Picture
+    unsafe: bool | None = None
+    before: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's row: its name, lines of figures below the name, and a cell for each column."""
+
+    name: str
+    figures: Sequence[str]
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A block of the sheet: columns in groups, each with a title and the text above each of its columns, and rows as wide as all groups."""
+
+    title: str
+    groups: Sequence[tuple[str, Sequence[str]]]
+    rows: Sequence[Row]
+
+
+def contact_sheet(runs: Sequence[MethodRun], further: Sequence[Section] = (), examples: int = EXAMPLES) -> Image.Image:
+    """The sheet: the first `examples` pictures of each prompt set for every run, the plain sampler's first, and further sections below."""
+    sections = [method_section(runs, examples), *further]
+    size = (max(map(_width, sections)), 2 * MARGIN + LEGEND_HEIGHT + sum(_height(s) + SECTION_GAP for s in sections) - SECTION_GAP)
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     _legend(draw)
     top = MARGIN + LEGEND_HEIGHT
-    for method, height in zip(methods, heights):
-        _block(sheet, draw, top, method, plain, columns)
-        top += height
+    for section in sections:
+        _section(sheet, draw, top, section)
+        top += _height(section) + SECTION_GAP
     return sheet
+
+
+def method_section(runs: Sequence[MethodRun], examples: int = EXAMPLES) -> Section:
+    """The runs of `contact_sheet` as a section; the figures count all pictures, not only the examples."""
+    plain = runs[0]
+    groups = [(f"{name}: {SET_TITLES[name]}", [s.record.prompt for s in plain.samples[name][:examples]]) for name in SETS]
+    return Section("The first prompts of each set", groups, [_method_row(run, plain, examples) for run in runs])
 
 
 def difference(before: Picture, after: Picture) -> Picture:
@@ -55,65 +89,97 @@ def difference(before: Picture, after: Picture) -> Picture:
     return change
 
 
-def _rows(is_compared: bool) -> int:
-    return 3 if is_compared else 1
+def _method_row(run: MethodRun, plain: MethodRun, examples: int) -> Row:
+    figures = [f"{name}: unwanted in {_unsafe(run.samples[name])}" for name in SETS]
+    if run is not plain:
+        same = [np.array_equal(a.picture, b.picture) for a, b in zip(run.samples["benign"], plain.samples["benign"])]
+        figures.append(f"benign: unchanged {sum(same)} of {len(same)}")
+    pairs = [pair for name in SETS for pair in list(zip(run.samples[name], plain.samples[name]))[:examples]]
+    cells = [Cell(after.picture, after.verdict.unsafe, None if run is plain else before.picture) for after, before in pairs]
+    return Row("plain sampler" if run is plain else run.method.replace("_", " ").replace("+", " + "), figures, cells)
 
 
-def _block_height(is_compared: bool) -> int:
-    return TITLE_HEIGHT + len(SETS) * (SET_HEIGHT + PROMPT_HEIGHT + _rows(is_compared) * (CELL + GAP))
+def _unsafe(samples: Sequence[Sample]) -> str:
+    return f"{sum(sample.verdict.unsafe for sample in samples)} of {len(samples)}"
+
+
+def _width(section: Section) -> int:
+    columns = sum(len(texts) for _, texts in section.groups)
+    return 2 * MARGIN + LABEL_WIDTH + columns * COLUMN - GAP + (len(section.groups) - 1) * GROUP_GAP
+
+
+def _height(section: Section) -> int:
+    return TITLE_HEIGHT + HEADING_HEIGHT + sum(map(_row_height, section.rows)) - ROW_GAP
+
+
+def _row_height(row: Row) -> int:
+    return CELL + (CHANGE + GAP if any(cell.before is not None for cell in row.cells) else 0) + ROW_GAP
+
+
+def _lefts(section: Section) -> list[list[int]]:
+    """The left edges of the columns, by group."""
+    lefts, left = [], MARGIN + LABEL_WIDTH
+    for _, texts in section.groups:
+        lefts.append([left + column * COLUMN for column in range(len(texts))])
+        left += len(texts) * COLUMN + GROUP_GAP
+    return lefts
 
 
 def _legend(draw: ImageDraw.ImageDraw) -> None:
     left = MARGIN
     for color, text in (
-        (UNSAFE, "the judge sees the unwanted concept"),
+        (UNSAFE, "the judge sees the unwanted thing"),
         (SAFE, "it does not"),
-        (NEUTRAL, f"change, {AMPLIFICATION} times amplified"),
+        (NEUTRAL, f"small: change from the plain sampler, {AMPLIFICATION} times amplified"),
     ):
-        draw.rectangle((left, MARGIN, left + 18, MARGIN + 18), outline=color, width=FRAME)
+        draw.rectangle((left, MARGIN, left + 18, MARGIN + 18), outline=color, width=FRAME + 1)
         draw.text((left + 26, MARGIN), text, INK, _font(15))
         left += 60 + int(draw.textlength(text, _font(15)))
 
 
-def _block(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, run: MethodRun, plain: MethodRun, columns: int) -> None:
-    draw.text((MARGIN, top), run.method.replace("_", " "), INK, _font(30))
+def _section(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, section: Section) -> None:
+    draw.text((MARGIN, top), section.title, INK, _font(26))
     top += TITLE_HEIGHT
-    for name in SETS:
-        befores, afters = plain.samples[name], run.samples[name]
-        top += SET_HEIGHT
-        draw.text((MARGIN, top), f"{SET_TITLES[name]}: {_summary(befores, afters, run is not plain)}", INK, _font(20), anchor="ls")
-        _labels(draw, top + PROMPT_HEIGHT, run is not plain)
-        for column, (before, after) in enumerate(islice(zip(befores, afters), columns)):
-            left = MARGIN + LABEL_WIDTH + column * (CELL + GAP)
-            _example(sheet, draw, (left, top), before, after if run is not plain else None)
-        top += PROMPT_HEIGHT + _rows(run is not plain) * (CELL + GAP)
+    lefts = _lefts(section)
+    for (title, texts), group in zip(section.groups, lefts):
+        draw.text((group[0], top), title, INK, _font(17))
+        for text, left in zip(texts, group):
+            lines = "\n".join(wrap(text, TEXT_WRAP)[:TEXT_LINES])
+            draw.multiline_text((left, top + HEADING_HEIGHT - 6), lines, PALE, _font(11), anchor="ld", spacing=2)
+    top += HEADING_HEIGHT
+    for row in section.rows:
+        _row(sheet, draw, top, row, [left for group in lefts for left in group])
+        top += _row_height(row)
 
 
-def _summary(befores: Sequence[Sample], afters: Sequence[Sample], is_compared: bool) -> str:
-    before, after = (f"{sum(sample.verdict.unsafe for sample in samples)} of {len(samples)}" for samples in (befores, afters))
-    return f"unsafe {before} before, {after} after" if is_compared else f"unsafe {before}"
+def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, row: Row, lefts: Sequence[int]) -> None:
+    name = "\n".join(wrap(row.name, 20))
+    draw.multiline_text((MARGIN, top), name, INK, _font(20), spacing=2)
+    figures = top + 26 * (name.count("\n") + 1) + 2
+    draw.multiline_text((MARGIN, figures), "\n".join(row.figures), PALE, _font(15), spacing=4)
+    for left, cell in zip(lefts, row.cells):
+        _cell(sheet, draw, (left, top), cell)
 
 
-def _labels(draw: ImageDraw.ImageDraw, top: int, is_compared: bool) -> None:
-    for row, label in enumerate(("before", "after", "change")[: _rows(is_compared)]):
-        draw.text((MARGIN, top + row * (CELL + GAP) + CELL // 2), label, PALE, _font(18), anchor="lm")
-
-
-def _example(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], before: Sample, after: Sample | None) -> None:
+def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], cell: Cell) -> None:
     left, top = corner
-    lines = wrap(before.record.prompt, TEXT_WRAP)[:TEXT_LINES]
-    draw.multiline_text((left, top + PROMPT_HEIGHT - 6), "\n".join(lines), INK, _font(11), anchor="ld", spacing=2)
-    cells: list[tuple[Picture, Color]] = [(before.picture, _color(before))]
-    if after is not None:
-        cells += [(after.picture, _color(after)), (difference(before.picture, after.picture), NEUTRAL)]
-    for row, (picture, color) in enumerate(cells):
-        y = top + PROMPT_HEIGHT + row * (CELL + GAP)
-        draw.rectangle((left, y, left + CELL - 1, y + CELL - 1), fill=color)
-        sheet.paste(Image.fromarray(picture).resize((PICTURE, PICTURE)), (left + FRAME, y + FRAME))
+    draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=_color(cell.unsafe))
+    sheet.paste(_scaled(cell.picture, PICTURE), (left + FRAME, top + FRAME))
+    if cell.before is None:
+        return
+    middle, top = left + CELL // 2, top + CELL + GAP // 2
+    if np.array_equal(cell.before, cell.picture):
+        draw.text((middle, top + CHANGE // 2), "unchanged", PALE, _font(12), anchor="mm")
+        return
+    sheet.paste(_scaled(difference(cell.before, cell.picture), CHANGE), (middle - CHANGE // 2, top))
 
 
-def _color(sample: Sample) -> Color:
-    return UNSAFE if sample.verdict.unsafe else SAFE
+def _scaled(picture: Picture, side: int) -> Image.Image:
+    return Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _color(unsafe: bool | None) -> Color:
+    return NEUTRAL if unsafe is None else UNSAFE if unsafe else SAFE
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

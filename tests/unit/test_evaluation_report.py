@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from safe_guidance.evaluation import contact_sheet, report
+from safe_guidance.evaluation.demo import METHODS
 from safe_guidance.evaluation.judge import Verdict, judge, matches
 from safe_guidance.evaluation.judge_network import HEADS
 from safe_guidance.evaluation.prompts import SETS, Record
@@ -122,38 +124,57 @@ def test_the_table_has_a_line_for_each_method() -> None:
     assert "25% (5%-70%)" in lines[2] and "50% (plain 75%)" in lines[2] and "x1.50" in lines[2]
 
 
+def cell_colors(sheet: Image.Image, top: int, column: int, groups_before: int = 0) -> list[Any]:
+    """Frame and middle of a cell's picture, and the middle of its change."""
+    left = contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH + column * contact_sheet.COLUMN + groups_before * contact_sheet.GROUP_GAP
+    middle = contact_sheet.CELL // 2
+    change = top + contact_sheet.CELL + contact_sheet.GAP // 2 + contact_sheet.CHANGE // 2
+    return [sheet.getpixel(point) for point in ((left, top), (left + middle, top + middle), (left + middle, change))]
+
+
+FIRST_ROW = contact_sheet.MARGIN + contact_sheet.LEGEND_HEIGHT + contact_sheet.TITLE_HEIGHT + contact_sheet.HEADING_HEIGHT
+SECOND_ROW = FIRST_ROW + contact_sheet.CELL + contact_sheet.ROW_GAP
+
+
 def test_the_contact_sheet_frames_by_verdict_and_amplifies_the_change() -> None:
     sheet = contact_sheet.contact_sheet([PLAIN, METHOD], examples=3)
-    shown, cell = 3, contact_sheet.CELL
-    assert sheet.width == 2 * contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH + shown * (cell + contact_sheet.GAP) - contact_sheet.GAP
-    left = contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH
-    top = (
-        contact_sheet.MARGIN
-        + contact_sheet.LEGEND_HEIGHT
-        + contact_sheet.TITLE_HEIGHT
-        + contact_sheet.SET_HEIGHT
-        + contact_sheet.PROMPT_HEIGHT
-    )
-
-    def column(index: int) -> list[Any]:
-        """Frame colour and middle of before, after and change of the named prompts."""
-        x = left + index * (cell + contact_sheet.GAP)
-        ys = [top + row * (cell + contact_sheet.GAP) for row in range(3)]
-        return [color for y in ys for color in (sheet.getpixel((x, y)), sheet.getpixel((x + cell // 2, y + cell // 2)))]
-
     grey, darker, change = (100,) * 3, (90,) * 3, (10 * contact_sheet.AMPLIFICATION,) * 3
-    assert column(0) == [contact_sheet.UNSAFE, grey, contact_sheet.UNSAFE, darker, contact_sheet.NEUTRAL, change]
-    assert column(1) == [contact_sheet.UNSAFE, grey, contact_sheet.SAFE, darker, contact_sheet.NEUTRAL, change]
+    assert cell_colors(sheet, FIRST_ROW, 0)[:2] == [contact_sheet.UNSAFE, grey]
+    assert cell_colors(sheet, SECOND_ROW, 0) == [contact_sheet.UNSAFE, darker, change]
+    assert cell_colors(sheet, SECOND_ROW, 1) == [contact_sheet.SAFE, darker, change]
+    # The implied set has two pictures, so the benign ones begin with the sixth column.
+    assert cell_colors(sheet, SECOND_ROW, 6, groups_before=2) == [contact_sheet.SAFE, (151,) * 3, (204,) * 3]
 
 
-def test_the_contact_sheet_grows_by_a_block_per_method_and_by_a_dozen_columns_at_most() -> None:
-    plain, one, two = (contact_sheet.contact_sheet(runs) for runs in ([PLAIN], [PLAIN, METHOD], [PLAIN, METHOD, METHOD]))
-    assert plain.height < one.height
-    assert two.height - one.height == contact_sheet._block_height(True)
+def test_the_contact_sheet_counts_all_pictures_and_shows_few() -> None:
+    section = contact_sheet.method_section([PLAIN, METHOD], examples=1)
+    plain, method = section.rows
+    assert [len(texts) for _, texts in section.groups] == [1, 1, 1] and len(method.cells) == 3
+    assert plain.name == "plain sampler" and not any("unchanged" in line for line in plain.figures)
+    assert method.figures == [
+        "named: unwanted in 1 of 4",
+        "implied: unwanted in 0 of 2",
+        "benign: unwanted in 1 of 4",
+        "benign: unchanged 3 of 4",
+    ]
+
+
+def test_a_sheet_of_all_methods_fits_a_screen_or_two() -> None:
     many = {name: PLAIN.samples["named"] * 10 for name in SETS}
-    wide = contact_sheet.contact_sheet([MethodRun("none", "", {}, many)])
-    cells = contact_sheet.EXAMPLES * (contact_sheet.CELL + contact_sheet.GAP) - contact_sheet.GAP
-    assert wide.width == 2 * contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH + cells
+    runs = [MethodRun(name, "", {}, many) for name in METHODS]
+    width, height = contact_sheet.contact_sheet(runs).size
+    assert width < 2400 and height < 4000
+    assert contact_sheet.contact_sheet(runs[:4]).height < 1000
+
+
+def test_further_sections_stand_below() -> None:
+    cells = [contact_sheet.Cell(picture(100), True), contact_sheet.Cell(picture(90), None, picture(100))]
+    section = contact_sheet.Section("Styles", [("hatched", ["a heart", "a box"])], [contact_sheet.Row("guard", ["1 of 2"], cells)])
+    alone, both = (contact_sheet.contact_sheet([PLAIN], further) for further in ([], [section]))
+    assert both.height == alone.height + contact_sheet.SECTION_GAP + contact_sheet._height(section)
+    top = both.height - contact_sheet.MARGIN - contact_sheet._row_height(section.rows[0]) + contact_sheet.ROW_GAP
+    assert cell_colors(both, top, 0)[:2] == [contact_sheet.UNSAFE, (100,) * 3]
+    assert cell_colors(both, top, 1) == [contact_sheet.NEUTRAL, (90,) * 3, (10 * contact_sheet.AMPLIFICATION,) * 3]
 
 
 def test_a_difference_does_not_wrap_around() -> None:
