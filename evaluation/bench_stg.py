@@ -66,8 +66,9 @@ def measure(steps: int, side: int = SHAPE[-1]) -> list[Row]:
 
 
 def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, checkpointed: bool) -> Any:
+    from ..nodes.host.detector_correction import load_along
     from ..nodes.host.runs import attach
-    from ..nodes.host.safe_text_guidance import SafeTextGuidanceCorrection, load_along
+    from ..nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
 
     class WithoutVae(SafeTextGuidanceCorrection):
         """Decodes without a VAE: the decoders here have random weights or are fitted to nothing in particular."""

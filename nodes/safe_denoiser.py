@@ -13,8 +13,17 @@ from ..guidance.negation_set import NegationSet
 from ..guidance.safe_denoiser import Anchor, Mode, SafeDenoiserSettings
 from .host.runs import attach, trace_of
 from .host.safe_denoiser import SafeDenoiserCorrection
-from .host.sampling import SAMPLERS, SCHEDULERS, sample
-from .shared_inputs import WHOLE_START, layout_inputs, mask_input, reference_inputs, window_from, window_inputs, with_defaults
+from .host.sampling import sample
+from .shared_inputs import (
+    WHOLE_START,
+    layout_inputs,
+    mask_input,
+    reference_inputs,
+    sampler_inputs,
+    take_window,
+    window_inputs,
+    with_defaults,
+)
 from .types import SafetyTraceType
 
 CATEGORY = "safe guidance/safe denoiser"
@@ -125,8 +134,7 @@ def protect(model: ModelPatcher, vae: Any, negation_set: NegationSet, mask: torc
     """The model with the method attached, from the values of `settings_inputs`."""
     values = with_defaults(settings_inputs(), given)
     layout = Layout(values.pop("fit"), values.pop("augmentation"))
-    of_window = ("window", "start_sigma", "end_sigma", "start_percent", "end_percent")
-    window = window_from(model, *(values.pop(name) for name in of_window))
+    window = take_window(model, values)
     return attach(model, SafeDenoiserCorrection(negation_set, vae, SafeDenoiserSettings(window=window, **values), layout, mask))
 
 
@@ -175,26 +183,7 @@ class SafeDenoiserSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 *reference_inputs(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The random seed; the same seed gives the same picture.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely the picture follows the prompt. Too much burns it.",
-                ),
-                io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
-                io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How the noise is taken off over the steps."),
+                *sampler_inputs("The random seed; the same seed gives the same picture."),
                 io.Float.Input(
                     "denoise",
                     default=1.0,

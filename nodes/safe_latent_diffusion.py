@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_latent_diffusion import MEDIUM, PRESETS, SAFETY_TEXT, SafeLatentDiffusionSettings
 from .host.runs import attach
 from .host.safe_latent_diffusion import SafeLatentDiffusionCorrection
 from .host.texts import encode
+from .shared_inputs import WHOLE_START, sigma_window
 
 CUSTOM = "custom"
-WHOLE_START = 1000.0
-"""Guidance that starts here starts with the first step: no schedule of the host begins at more noise."""
 
 
 def settings_from(
@@ -25,8 +22,7 @@ def settings_from(
     """A preset, or for `custom` the given values."""
     if preset != CUSTOM:
         return PRESETS[preset]
-    window = SigmaWindow(high=math.inf if start_sigma >= WHOLE_START else start_sigma)
-    return SafeLatentDiffusionSettings(scale, threshold, momentum_scale, momentum_decay, window)
+    return SafeLatentDiffusionSettings(scale, threshold, momentum_scale, momentum_decay, sigma_window(start_sigma))
 
 
 class SafeLatentDiffusion(io.ComfyNode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -16,12 +15,11 @@ from .host.decoders import DECODERS, DecoderName
 from .host.runs import attach
 from .host.safe_data_guidance import SafeDataGuidanceCorrection
 from .host.safe_text_guidance import SafeTextGuidanceCorrection
+from .shared_inputs import WHOLE_START, sigma_window
 from .types import SafetyFunctionType
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["stg", "classifier guidance", "detector guidance", "nsfw", "concept erasing", "safety checker"]
-WHOLE_START = 1000.0
-"""A window that starts here starts with the first step: no schedule of the host begins at more noise."""
 
 TEXT, DATA = SafeTextGuidanceSettings(), SafeDataGuidanceSettings()
 
@@ -79,11 +77,6 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             "by picture, when memory runs out.",
         ),
     ]
-
-
-def window_from(start_sigma: float, end_sigma: float) -> SigmaWindow:
-    """The window that the inputs describe."""
-    return SigmaWindow(high=math.inf if start_sigma >= WHOLE_START else start_sigma, low=end_sigma)
 
 
 class SafeTextEmbeddingGuidance(io.ComfyNode):
@@ -177,7 +170,7 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
         save_memory: bool,
         **settings: Any,
     ) -> io.NodeOutput:
-        chosen = SafeTextGuidanceSettings(window=window_from(start_sigma, end_sigma), **settings)
+        chosen = SafeTextGuidanceSettings(window=sigma_window(start_sigma, end_sigma), **settings)
         return io.NodeOutput(attach(model, SafeTextGuidanceCorrection(vae, safety_function, chosen, decoder, save_memory)))
 
 
@@ -236,7 +229,7 @@ class SafeDataGuidance(io.ComfyNode):
         save_memory: bool,
         **settings: Any,
     ) -> io.NodeOutput:
-        chosen = SafeDataGuidanceSettings(window=window_from(start_sigma, end_sigma), **settings)
+        chosen = SafeDataGuidanceSettings(window=sigma_window(start_sigma, end_sigma), **settings)
         return io.NodeOutput(attach(model, SafeDataGuidanceCorrection(vae, safety_function, chosen, decoder, save_memory)))
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.noise_level import SigmaWindow
 from ..guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 from .host.runs import attach
 from .host.semantic_guidance import SemanticGuidanceCorrection
 from .host.texts import encode
+from .shared_inputs import WHOLE_START, sigma_window
 from .types import SemanticConceptsType
 
 CATEGORY = "safe guidance/text"
 ALIASES = ["sega guidance", "semantic guidance", "concept slider", "remove concept", "add concept", "edit"]
-WHOLE_START = 1000.0
-"""A concept that starts here starts with the first step: no schedule of the host begins at more noise."""
 DEFAULT = Concept()
 
 
@@ -73,8 +70,7 @@ def concept_inputs() -> list[io.Input]:
 
 
 def _concept(remove: bool, scale: float, threshold: float, start_sigma: float, end_sigma: float, weight: float = 1.0) -> Concept:
-    high = math.inf if start_sigma >= WHOLE_START else start_sigma
-    return Concept(scale, remove, threshold, SigmaWindow(high, end_sigma), weight)
+    return Concept(scale, remove, threshold, sigma_window(start_sigma, end_sigma), weight)
 
 
 def _lines(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..guidance.layouts import Augmentation, Fit
 from ..guidance.noise_level import SigmaWindow
+from .host.sampling import SAMPLERS, SCHEDULERS
 from .host.windows import percent_window
 from .types import NegationSetType
 
@@ -101,6 +102,25 @@ def window_inputs() -> list[io.Input]:
     ]
 
 
+def sampler_inputs(of_seed: str) -> list[io.Input]:
+    """What a node that samples asks for besides the host's sockets, as KSampler does; `of_seed` is the seed's tooltip."""
+    return [
+        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=of_seed),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."),
+        io.Float.Input(
+            "cfg",
+            default=8.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="How closely the picture follows the prompt. Too much burns it.",
+        ),
+        io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
+        io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How the noise is taken off over the steps."),
+    ]
+
+
 def mask_input() -> io.Input:
     """Where in the picture a method may look and act."""
     return io.Mask.Input(
@@ -110,14 +130,19 @@ def mask_input() -> io.Input:
     )
 
 
-def window_from(
-    model: ModelPatcher, window: str, start_sigma: float, end_sigma: float, start_percent: float, end_percent: float
-) -> SigmaWindow:
-    """The window that the inputs describe."""
+def sigma_window(start_sigma: float, end_sigma: float = 0.0) -> SigmaWindow:
+    """The window from one noise level down to another."""
+    return SigmaWindow(high=math.inf if start_sigma >= WHOLE_START else start_sigma, low=end_sigma)
+
+
+def take_window(model: ModelPatcher, values: dict[str, Any]) -> SigmaWindow:
+    """The window that start_sigma, end_sigma and `window_inputs` describe, taken out of a node's values."""
+    of_window = ("window", "start_sigma", "end_sigma", "start_percent", "end_percent")
+    window, start_sigma, end_sigma, start_percent, end_percent = (values.pop(name) for name in of_window)
     if window == BY_PERCENT:
         return percent_window(model, start_percent, end_percent)
     if window == BY_SIGMA:
-        return SigmaWindow(high=math.inf if start_sigma >= WHOLE_START else start_sigma, low=end_sigma)
+        return sigma_window(start_sigma, end_sigma)
     return PRESETS[window]
 
 

@@ -13,7 +13,7 @@ from ..guidance.negation_set import NegationSet
 from ..guidance.spell import SpellSettings
 from .host.runs import attach
 from .host.spell import SpellCorrection
-from .shared_inputs import WHOLE_START, layout_inputs, mask_input, reference_inputs, window_from, window_inputs, with_defaults
+from .shared_inputs import WHOLE_START, layout_inputs, mask_input, reference_inputs, take_window, window_inputs, with_defaults
 
 DEFAULTS = SpellSettings()
 AS_THEY_ARE, NORMALIZED = "as they are", "normalised per pixel"
@@ -119,9 +119,7 @@ class SparseRepellency(io.ComfyNode):
             raise ValueError("The negation set needs a VAE to be compared with latents. Connect the model's VAE.")
         values = with_defaults(settings_inputs(), given)
         layout, normalized = Layout(values.pop("fit"), values.pop("augmentation")), values.pop("references") == NORMALIZED
-        of_window = ("window", "start_sigma", "end_sigma", "start_percent", "end_percent")
-        window = window_from(model, *(values.pop(name) for name in of_window))
-        settings = SpellSettings(window=window, **values)
+        settings = SpellSettings(window=take_window(model, values), **values)
         return io.NodeOutput(attach(model, SpellCorrection(negation_set, vae, settings, normalized, layout, mask)))
 
 

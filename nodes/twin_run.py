@@ -15,7 +15,8 @@ from ..guidance.trace import Trace, sentence
 from .host.comparison import Difference, amplified, blurred, compare
 from .host.decoders import load_now
 from .host.runs import trace_of, unguarded
-from .host.sampling import SAMPLERS, SCHEDULERS, sample
+from .host.sampling import sample
+from .shared_inputs import sampler_inputs
 from .types import SafetyFunctionType, SafetyTraceType
 
 
@@ -69,26 +70,7 @@ class GuardedAndUnguarded(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The random seed of both pictures.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely the picture follows the prompt. Too much burns it.",
-                ),
-                io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
-                io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How the noise is taken off over the steps."),
+                *sampler_inputs("The random seed of both pictures."),
                 io.Float.Input(
                     "denoise",
                     default=1.0,

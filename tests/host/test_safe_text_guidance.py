@@ -180,13 +180,13 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
 
         def steer(self, step: Any, state: Any, evaluation: Any) -> None:
             current = gradients.embeddings(evaluation)
-            (gradient,) = correction._gradients(step, step.denoised, evaluation, current, torch.tensor([0]), False)
+            (gradient,) = correction._gradients(step, correction.look(step, None), evaluation, current, torch.tensor([0]), False)
             direction, slopes = gradient / gradient.norm(), []
             for sign in (1, -1):
                 gradients.set_embeddings(evaluation, [current[0] + sign * 0.05 * direction])
                 guider = evaluation.guider
                 denoised = guider.predict_noise(evaluation.x, evaluation.timestep, evaluation.model_options, None)
-                slopes.append(function(correction._decoder(denoised)).score.double())
+                slopes.append(function(correction.decoder(denoised)).score.double())
             gradients.set_embeddings(evaluation, current)
             found.append((float(gradient.norm()), float((slopes[0] - slopes[1]) / 0.1)))
 
@@ -377,7 +377,7 @@ def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either:
 
 
 def test_models_of_video_are_refused(host: Any) -> None:
-    from safe_guidance.nodes.host.safe_text_guidance import require_pictures
+    from safe_guidance.nodes.host.detector_correction import require_pictures
 
     with pytest.raises(ValueError, match="single pictures"):
         require_pictures(SimpleNamespace(latent_shape=(1, 16, 5, 8, 8)), "STG")  # type: ignore[arg-type]
