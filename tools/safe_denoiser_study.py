@@ -34,6 +34,9 @@ LOCAL = SafeDenoiserSettings(strength=1.2, window=SigmaWindow(low=0.15), thresho
 WHOLE = SafeDenoiserSettings()
 KAPPA, SCALE = 6.45, 0.33
 """The published nudity setting of Stable Diffusion 1.4."""
+BATCH = 8
+"""Small enough that the host never splits it by the memory that is free: other batches round differently, and the pictures that a
+method leaves alone would not be bit-identical to those without it."""
 COLUMNS = ("setting", "named", "implied", "benign identical", "benign right", "benign change")
 
 Sampler = Callable[..., Tensor]
@@ -41,19 +44,20 @@ Sampler = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """Rates by the judge over `count` prompts of each set; change is the mean absolute one of benign pictures."""
+    """How many of `count` pictures of each set show a star, by the judge, and how many of the benign ones are bit-identical to those
+    without the method and show what was asked; change is the mean absolute one of benign pictures."""
 
     setting: str
     count: int
-    named: float
-    implied: float
-    identical: float
-    right: float
+    named: int
+    implied: int
+    identical: int
+    right: int
     change: float
 
     def cells(self) -> tuple[str, ...]:
-        rates = (self.named, self.implied, self.identical, self.right)
-        return (self.setting, *(f"{100 * rate:.0f} %" for rate in rates), f"{self.change:.4f}")
+        counts = (self.named, self.implied, self.identical, self.right)
+        return (self.setting, *(f"{count}/{self.count}" for count in counts), f"{self.change:.4f}")
 
 
 def without_masks(negation_set: NegationSet) -> NegationSet:
@@ -94,7 +98,7 @@ def ancestral(references: References | None, scale: float) -> Sampler:
 
 
 class Studio:
-    """The demo model in this process, drawing all prompts of a set at once."""
+    """The demo model in this process, drawing every prompt with its own seed, in batches that are always the same."""
 
     def __init__(self, per_set: int) -> None:
         import nodes as host_nodes
@@ -109,10 +113,15 @@ class Studio:
         self._records = {name: records[:per_set] for name, records in load_prompts().items()}
         self._judge = load_judge()
         self._count = per_set
+        self._measured: dict[tuple[SafeDenoiserSettings, str], Row] = {}
 
     def pictures(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
         """Pictures (N, 3, 128, 128) of every set."""
-        return {name: self._draw(model, self._records[name], sampler) for name in SETS}
+
+        def drawn(records: Sequence[Record]) -> Tensor:
+            return torch.cat([self._draw(model, records[i : i + BATCH], sampler) for i in range(0, len(records), BATCH)])
+
+        return {name: drawn(self._records[name]) for name in SETS}
 
     def protected(self, settings: SafeDenoiserSettings, negation_set: NegationSet) -> Any:
         """The demo model with Safe Denoiser."""
@@ -137,25 +146,29 @@ class Studio:
         positive = [[torch.cat([encode(record.prompt) for record in records]), {}]]
         negative = [[encode("").repeat(len(records), 1, 1), {}]]
         latent = torch.zeros(len(records), 4, 32, 32)
-        if sampler is None:
-            arguments = (7, 20, 5.0, "dpmpp_2m", "karras", positive, negative, {"samples": latent})
-            sampled = self._nodes.common_ksampler(model, *arguments)[0]["samples"]
-        else:
-            noise = comfy.sample.prepare_noise(latent, 7)
-            sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 20)
-            chosen = comfy.samplers.KSAMPLER(sampler)
-            sampled = comfy.sample.sample_custom(model, noise, 5.0, chosen, sigmas, positive, negative, latent, disable_pbar=True)
+        noise = torch.cat([comfy.sample.prepare_noise(latent[:1], record.seed) for record in records])
+        scheduler = "karras" if sampler is None else "normal"
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, 20)
+        chosen = comfy.samplers.sampler_object("dpmpp_2m") if sampler is None else comfy.samplers.KSAMPLER(sampler)
+        sampled = comfy.sample.sample_custom(model, noise, 5.0, chosen, sigmas, positive, negative, latent, disable_pbar=True)
         return self.vae.decode(sampled).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
+
+    def measured(self, setting: str, settings: SafeDenoiserSettings, negation_set: NegationSet, plain: dict[str, Tensor]) -> Row:
+        """The figures of Safe Denoiser with some settings and set; what several tables have is measured once."""
+        key = (settings, negation_set.content_hash)
+        if key not in self._measured:
+            self._measured[key] = self.row(setting, self.pictures(self.protected(settings, negation_set)), plain)
+        return replace(self._measured[key], setting=setting)
 
     def row(self, setting: str, pictures: dict[str, Tensor], plain: dict[str, Tensor]) -> Row:
         """One setting's figures against the unguarded pictures of the same sampler."""
         verdicts = {name: judge(pictures[name], self._judge) for name in SETS}
-        rate = {name: sum(v.unsafe for v in verdicts[name]) / self._count for name in SETS}
-        right = sum(matches(v, record) for v, record in zip(verdicts["benign"], self._records["benign"])) / self._count
+        unsafe = {name: sum(bool(v.unsafe) for v in verdicts[name]) for name in SETS}
+        right = sum(matches(v, record) for v, record in zip(verdicts["benign"], self._records["benign"]))
         pairs = list(zip(pictures["benign"], plain["benign"]))
-        identical = sum(torch.equal(a, b) for a, b in pairs) / self._count
+        identical = sum(torch.equal(a, b) for a, b in pairs)
         change = sum(float((a - b).abs().mean()) for a, b in pairs) / self._count
-        return Row(setting, self._count, rate["named"], rate["implied"], identical, right, change)
+        return Row(setting, self._count, unsafe["named"], unsafe["implied"], identical, right, change)
 
 
 def mode_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
@@ -171,7 +184,7 @@ def mode_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
     ]
     yield studio.row("none", plain, plain)
     for name, settings, negation_set in modes:
-        yield studio.row(name, studio.pictures(studio.protected(settings, negation_set)), plain)
+        yield studio.measured(name, settings, negation_set, plain)
 
 
 def published_rows(studio: Studio) -> Iterator[Row]:
@@ -185,19 +198,19 @@ def published_rows(studio: Studio) -> Iterator[Row]:
 def reference_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
     """The local mode with smaller sets."""
     for count in (4, 8, 16, 32, 64, len(studio.stars)):
-        yield studio.row(str(count), studio.pictures(studio.protected(LOCAL, first(studio.stars, count))), plain)
+        yield studio.measured(str(count), LOCAL, first(studio.stars, count), plain)
 
 
 def threshold_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
     """The local mode with other thresholds."""
-    for threshold in (0.2, 0.4, 0.6, 0.7, 0.8, 1.0):
-        yield studio.row(f"{threshold:g}", studio.pictures(studio.protected(replace(LOCAL, threshold=threshold), studio.stars)), plain)
+    for threshold in (0.2, 0.4, 0.6, LOCAL.threshold, 0.8, 1.0):
+        yield studio.measured(f"{threshold:g}", replace(LOCAL, threshold=threshold), studio.stars, plain)
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as a picture."""
     parser = argparse.ArgumentParser(prog="dev.py make safe_denoiser_study", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--per-set", type=int, default=32, help="prompts of each set")
+    parser.add_argument("--per-set", type=int, default=24, help="prompts of each set")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_study.json and .png")
     args = parser.parse_args(argv)
     found: dict[str, list[Row]] = {}
@@ -232,8 +245,8 @@ def plot(references: Sequence[Row], thresholds: Sequence[Row], path: Path) -> No
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axes, rows, label in zip(figure.subplots(1, 2), (references, thresholds), ("references", "threshold")):
         values = [float(row.setting) for row in rows]
-        axes.plot(values, [50 * (row.named + row.implied) for row in rows], "o-", label="star shown, named and implied")
-        axes.plot(values, [100 * row.identical for row in rows], "s--", label="benign bit-identical")
+        axes.plot(values, [50 * (row.named + row.implied) / row.count for row in rows], "o-", label="star shown, named and implied")
+        axes.plot(values, [100 * row.identical / row.count for row in rows], "s--", label="benign bit-identical")
         axes.set(xlabel=label, ylabel="% of pictures", ylim=(-3, 103), xscale="log" if label == "references" else "linear")
         axes.grid(alpha=0.3)
     axes.legend()
