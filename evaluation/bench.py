@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -20,6 +21,7 @@ from ..guidance.negation_set import from_images
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_denoiser import SafeDenoiserSettings
 from . import bench_references, bench_stg
+from .bench_recording import recording_share
 from .host import import_host
 
 PROMPT = "a yellow star in the center on a black plain background, flat style"
@@ -30,7 +32,10 @@ LARGE = (16, 515, 3000, 100_000)
 
 @dataclass
 class Row:
-    """Figures of one method: medians over repeats; ratios pair each run with the plain run before it."""
+    """Figures of one method: medians over repeats; ratios pair each run with the plain run before it.
+
+    `recording_share` is the part of its own run that recording the trace takes.
+    """
 
     method: str
     references: int
@@ -39,6 +44,7 @@ class Row:
     model_calls: int
     model_calls_ratio: float
     resident_memory_mb: float
+    recording_share: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         name = row.method + (f", {row.references} references" if row.references else "")
         sys.stdout.write(
             f"{name:36} {row.seconds_per_step * 1000:8.1f} ms/step  x{row.seconds_ratio:.3f}  "
-            f"{row.model_calls} calls  resident {row.resident_memory_mb:.0f} MB\n"
+            f"{row.model_calls} calls  resident {row.resident_memory_mb:.0f} MB  recording {row.recording_share:.2%}\n"
         )
     return 0
 
@@ -158,6 +164,7 @@ def measure(steps: int, repeats: int, sizes: Sequence[int]) -> list[Row]:
         resident.append(psutil.Process().memory_info().rss / 2**20)
     rounds = [[run(contender) for contender in field] for _ in range(repeats)]
     rows = []
+    recording = [statistics.median(recording_share(functools.partial(run, contender)) for _ in range(repeats)) for contender in field]
     for index, contender in enumerate(field):
         seconds = [round_[index][0] for round_ in rounds]
         ratios = [round_[index][0] / round_[0][0] for round_ in rounds]
@@ -171,6 +178,7 @@ def measure(steps: int, repeats: int, sizes: Sequence[int]) -> list[Row]:
                 made,
                 made / plain,
                 resident[index],
+                recording[index],
             )
         )
     return rows

@@ -56,7 +56,7 @@ def strip(trace: Trace, theme: Theme = "dark") -> Tensor:
 def label(summary: Summary) -> str:
     """A lane's heading."""
     if summary.acted:
-        extra = f", +{summary.forwards}" if summary.forwards else ""
+        extra = f", +{summary.forwards} predictions" if summary.forwards else ""
         return f"{summary.method}: {summary.acted} acts, up to {summary.largest_change:.1%}{extra}"
     return f"{summary.method}: " + ("watched, changed nothing" if summary.allowed else "not active")
 

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..guidance.safree import NUDITY_CONCEPTS
 from .host.reattention import ReattentionCorrection
 from .host.runs import attach
-from .host.safree import Filtered, filter_text, validation_for
+from .host.safree import Filtered, Judged, filter_text, validation_for
 
 CATEGORY = "safe guidance/text"
 STEPS = ("as published", "self-validating", "self-validating, artist", "all")
@@ -22,6 +22,14 @@ def phrases(text: str) -> list[str]:
     return [phrase for part in re.split(r"[\n,]", text) if (phrase := part.strip())]
 
 
+def _by_encoder(toxic: list[Judged], several: bool) -> str:
+    """The words, each once; with several text encoders, under the name of the one that found them."""
+    words: dict[str, dict[str, None]] = {}
+    for judged in toxic:
+        words.setdefault(judged.encoder, {})[judged.token] = None
+    return "; ".join((f"{encoder}: " if several else "") + ", ".join(found) for encoder, found in words.items())
+
+
 def report(found: Filtered) -> str:
     """Which tokens were judged and how, for people."""
     toxic = [judged for judged in found.judged if judged.toxic]
@@ -29,7 +37,7 @@ def report(found: Filtered) -> str:
         lines = ["Nothing was filtered: the conditioning is the prompt's own."]
     else:
         until = "all steps" if found.last_step is None else f"steps 0 to {found.last_step} of 50"
-        lines = [f"Filtered for {until}: {', '.join(dict.fromkeys(judged.token for judged in toxic))}."]
+        lines = [f"Filtered for {until}: {_by_encoder(toxic, len({judged.encoder for judged in found.judged}) > 1)}."]
     lines += [f"The filter would change the whole prompt by {found.change:.3f} (0 = not at all).", ""]
     lines.append("Distance from the concepts without the token, relative to that without another:")
     lines += [f"{j.encoder:8} {j.ratio:6.3f}  {'filtered' if j.toxic else 'kept':8}  {j.token}" for j in found.judged]

@@ -12,7 +12,11 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.sdxl_clip
 import comfy.supported_models
+import comfy.supported_models_base
+import comfy.text_encoders.flux
+import comfy.text_encoders.sd3_clip
 import torch
 from comfy.model_base import ModelType
 from torch import Tensor, nn
@@ -176,3 +180,43 @@ def tiny_vae(channels: int = 4, seed: int = 2) -> Any:
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": decoder, "embed_dim": channels}}, dtype=torch.float32)
     vae.latent_channels = channels
     return vae
+
+
+def _clip_config(width: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TOKENS,
+        "projection_dim": width,
+        "vocab_size": 49408,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def tiny_clip(family: str, seed: int = 3) -> Any:
+    """A CLIP with all text encoders of SDXL (CLIP-L, bigG), Flux (CLIP-L, T5) or SD3 (all three), with random weights.
+
+    CLIP-L is 32 wide, bigG 64, and T5 32, or 4,096 where SD3's layout of the rows asks for that.
+    """
+    t5 = {"d_model": 4096 if family == "sd3" else 32, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}
+    configs = {"clip_l_model_config": _clip_config(32), "clip_g_model_config": _clip_config(64), "t5xxl_model_config": t5}
+    sd3, flux, sdxl = comfy.text_encoders.sd3_clip, comfy.text_encoders.flux, comfy.sdxl_clip
+    tokenizer, encoders = {
+        "sdxl": (sdxl.SDXLTokenizer, sdxl.SDXLClipModel),
+        "flux": (flux.FluxTokenizer, flux.flux_clip()),
+        "sd3": (sd3.SD3Tokenizer, sd3.sd3_clip(dtype_t5=torch.float16)),
+    }[family]
+    target = comfy.supported_models_base.ClipTarget(tokenizer, encoders)
+    clip = comfy.sd.CLIP(target, tokenizer_data={}, model_options={**configs, "dtype": torch.float32})
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in clip.cond_stage_model.named_parameters():
+        if weight.ndim <= 1:
+            weight.data.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            # T5's table alone has 131 million numbers: filled where they are.
+            spread = 1.0 if "embed" in name or "shared" in name else weight.shape[1] ** -0.5
+            weight.data.uniform_(-spread, spread, generator=generator)
+    return clip

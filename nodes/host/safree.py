@@ -148,7 +148,8 @@ def _spelled(clip: Any, encoder: str, token: Any) -> str:
     if not isinstance(token, int):
         return "(embedding)"
     tokenizer = getattr(clip.tokenizer, encoder.split(".")[-1], None)
-    return str(getattr(tokenizer, "inv_vocab", {}).get(token, token)).replace("</w>", "").replace("\u2581", "")
+    spelled = str(getattr(tokenizer, "inv_vocab", {}).get(token, token)).replace("</w>", "").replace("\u2581", "")
+    return spelled or "(space)"
 
 
 def filter_text(clip: Any, text: str, concepts: Sequence[str], alpha: float, validation: SelfValidation | None) -> Filtered:

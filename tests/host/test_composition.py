@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,31 @@ def test_two_methods_in_either_order_give_the_same_picture(host: Any, attach: At
     assert torch.equal(sample(host, attach(host.model, *pair), **options), sample(host, attach(host.model, *pair[::-1]), **options))
 
 
+@pytest.mark.parametrize("size", [3, 4, 5, 6])
+def test_any_subset_in_any_order_gives_the_same_picture(host: Any, attach: Attach, size: int) -> None:
+    """With SAFREE's text and its re-attention beside them. Pairs and all methods together are tested on their own."""
+    from safe_guidance.nodes.host.reattention import ReattentionCorrection
+    from safe_guidance.nodes.host.runs import attach as attach_correction
+    from safe_guidance.nodes.host.safree import filter_text
+
+    filtered = filter_text(host.clip, STAR, ["star"], 0.01, None)
+
+    def picture(names: Sequence[str]) -> Tensor:
+        model = host.model
+        for name in names:
+            reattention = ReattentionCorrection(filtered.plain, 0.9, 0.2)
+            model = attach_correction(model, reattention) if name == "SAFREE" else attach(model, name)
+        return host.sample(model, filtered.conditioning, steps=2, sampler="euler")
+
+    for seed in range(3):
+        chosen = random.Random(10 * size + seed)
+        names = [*chosen.sample(METHODS, size - 1), "SAFREE"]
+        first = picture(names)
+        assert torch.isfinite(first).all()
+        for order in (names[::-1], chosen.sample(names, len(names))):
+            assert torch.equal(picture(order), first), (names, order)
+
+
 def test_all_methods_in_any_order_give_the_same_picture(host: Any, attach: Attach) -> None:
     orders = [random.Random(seed).sample(METHODS, len(METHODS)) for seed in range(3)]
     pictures = [sample(host, attach(host.model, *order)) for order in orders]
@@ -142,6 +168,8 @@ def test_all_methods_in_any_order_give_the_same_picture(host: Any, attach: Attac
         # Guider, gradient through the positive branch, guider again.
         (("STG",), [2, 1, 2]),
         (("STG", "DAG"), [2, 1, 2, 1]),
+        # The gradient of the prediction itself goes through both branches.
+        (("SDG",), [2, 2]),
     ],
     ids=str,
 )
@@ -159,6 +187,32 @@ def test_the_trace_counts_every_prediction_of_all_methods(host: Any, attach: Att
     assert trace is not None and set(trace.methods) == set(METHODS)
     assert trace.forwards + sum(record.forwards for record in trace.records) == sum(rows)
     assert all(trace.summary(method).acted >= 1 for method in METHODS)
+
+
+def test_recording_changes_no_bit_and_asks_for_no_prediction(host: Any, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safe_guidance.guidance.trace import Trace
+    from safe_guidance.nodes.host import runs
+
+    class Deaf(runs.Recorder):
+        """Hears nothing and knows nothing."""
+
+        def call(self, *_: Any) -> None:
+            pass
+
+        def changed(self, *_: Any) -> None:
+            pass
+
+        def spending(self, *_: Any) -> Any:
+            return contextlib.nullcontext()
+
+        def trace(self) -> Trace:
+            return Trace((), (), 0, ())
+
+    counted, rows = host.count_calls(attach(host.model, *METHODS))
+    recorded, calls = sample(host, counted, STAR, HEART, steps=2), list(rows)
+    rows.clear()
+    monkeypatch.setattr(runs, "Recorder", Deaf)
+    assert torch.equal(sample(host, counted, STAR, HEART, steps=2), recorded) and rows == calls
 
 
 def test_without_its_corrections_a_model_is_the_plain_one(host: Any, attach: Attach) -> None:
@@ -198,6 +252,16 @@ def test_every_sampler_comes_to_an_end_and_repeats_itself(host: Any, attach: Att
     model = attach(host.model, *METHODS)
     first = sample(host, model, sampler=sampler)
     assert torch.isfinite(first).all() and torch.equal(sample(host, model, sampler=sampler), first)
+
+
+def test_safree_costs_no_forward(host: Any, attach: Attach) -> None:
+    from safe_guidance.guidance.safree import SelfValidation
+    from safe_guidance.nodes.host.safree import filter_text
+
+    for validation in (None, SelfValidation()):
+        counted, rows = host.count_calls(host.model)
+        host.sample(counted, filter_text(host.clip, STAR, ["star"], 0.01, validation).conditioning, host.empty_latent(), steps=4)
+        assert rows == [2] * 4
 
 
 def test_safree_in_front_of_the_others(host: Any, attach: Attach) -> None:

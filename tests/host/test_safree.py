@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,54 +120,87 @@ def test_self_validation_chooses_the_steps(safree: Any) -> None:
     assert safree.filtered(STAR, validation=SelfValidation()).last_step == SelfValidation().last_step(found.change)
 
 
-def pair_clip(host: Any) -> Any:
-    """A CLIP with SDXL's two encoders at small size and random weights, from the host's own classes."""
-    import comfy.sd
-    import comfy.sdxl_clip
-    import comfy.supported_models_base
-
-    def config(width: int) -> dict[str, Any]:
-        return {
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 77,
-            "projection_dim": width,
-            "vocab_size": 49408,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        }
-
-    options = {"clip_l_model_config": config(32), "clip_g_model_config": config(64), "dtype": torch.float32}
-    target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
-    clip = comfy.sd.CLIP(target, tokenizer_data={}, model_options=options)
-    generator = torch.Generator().manual_seed(3)
-    weights = {
-        name: torch.ones(t.shape) if t.ndim == 1 and name.endswith("weight") else 0.3 * torch.randn(t.shape, generator=generator)
-        for name, t in clip.cond_stage_model.state_dict().items()
-    }
-    clip.cond_stage_model.load_state_dict(weights)
-    return clip
-
-
-def test_models_with_two_encoders_are_filtered_per_encoder(host: Any, safree: Any) -> None:
-    clip = pair_clip(host)
+def test_models_with_two_encoders_are_filtered_per_encoder(host: Any, tiny: ModuleType, safree: Any) -> None:
+    clip = tiny.tiny_clip("sdxl")
     plain = clip.encode_from_tokens_scheduled(clip.tokenize(STAR))[0]
-    found = safree.filtered(STAR, clip=clip)
+    found = safree.filtered(STAR, clip=clip, alpha=0.001)
     assert {judged.encoder for judged in found.judged} == {"clip_l", "clip_g"}
     conditioning = found.conditioning[0]
     assert conditioning[0].shape == plain[0].shape == (1, 77, 96)
     changed = conditioning[0] != plain[0]
     for name, columns in (("clip_l", slice(0, 32)), ("clip_g", slice(32, 96))):
         toxic = torch.tensor([judged.toxic for judged in found.judged if judged.encoder == name])
-        assert torch.equal(changed[0, 1 : 1 + len(toxic), columns].any(dim=-1), toxic)
+        assert toxic.any() and torch.equal(changed[0, 1 : 1 + len(toxic), columns].any(dim=-1), toxic)
         projector = safree.inside.concept_projectors(clip, ["star"])[name].float()
         rows = conditioning[0][0, 1 : 1 + len(toxic), columns][toxic]
         assert (rows @ projector).abs().max() < 1e-3
     assert torch.equal(conditioning[1]["pooled_output"], plain[1]["pooled_output"])
     assert safree.inside.validation_for("as published", clip) is None
     assert safree.inside.validation_for("as published", host.clip) == SelfValidation()
+
+
+PLACES = {
+    "flux": {"t5xxl": (0, slice(0, 32))},
+    "sd3": {"clip_l": (1, slice(0, 32)), "clip_g": (1, slice(32, 96)), "t5xxl": (77, slice(None))},
+}
+"""By encoder, the row of its first word and its columns in the conditioning; Flux has CLIP's pooled vector only."""
+
+
+@pytest.mark.parametrize("family", list(PLACES))
+def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: Any, family: str) -> None:
+    """Rows change where the tokens of their own encoder are toxic, whatever the others found, and leave the concepts' space."""
+    clip = tiny.tiny_clip(family)
+    plain = clip.encode_from_tokens_scheduled(clip.tokenize(STAR))[0]
+    found = safree.filtered(STAR, "star", "sparkling badge", clip=clip)
+    conditioning, concepts = found.conditioning[0], safree.inside.concept_projectors(clip, ["star", "sparkling badge"])
+    changed, expected = conditioning[0][0] != plain[0][0], torch.zeros(plain[0].shape[1:], dtype=torch.bool)
+    for name, (first, columns) in PLACES[family].items():
+        toxic = torch.tensor([judged.toxic for judged in found.judged if judged.encoder == name])
+        assert not toxic.all()
+        expected[first : first + len(toxic), columns] = toxic[:, None]
+        filtered = conditioning[0][0, first : first + len(toxic), columns][toxic]
+        assert ((filtered @ concepts[name].float()).norm(dim=-1) < 1e-3 * filtered.norm(dim=-1)).all()
+    assert expected[PLACES[family]["t5xxl"][0] :].any() and torch.equal(changed.any(dim=-1), expected.any(dim=-1))
+    assert not changed[~expected].any()
+    assert torch.equal(conditioning[1]["pooled_output"], plain[1]["pooled_output"])
+    # T5 has no mark that stands for a sentence: the mean over its words does.
+    words = clip.tokenize("star")["t5xxl"][0]
+    count = [token for token, _ in words].index(1)
+    first = PLACES[family]["t5xxl"][0]
+    sentence = clip.encode_from_tokens_scheduled(clip.tokenize("star"))[0][0][0, first : first + count].mean(dim=0, keepdim=True)
+    torch.testing.assert_close(safree.inside.concept_projectors(clip, ["star"])["t5xxl"], subspace_projector(sentence))
+
+
+def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, safree: Any) -> None:
+    clip = tiny.tiny_clip("flux")
+    _, _, _, told = safree.node.SafreeTextFilter.execute(clip, STAR, "star", 0.01, "all").args
+    found = safree.filtered(STAR, clip=clip)
+    of = {name: [j for j in found.judged if j.encoder == name] for name in ("clip_l", "t5xxl")}
+    for name, judged in of.items():
+        toxic = list(dict.fromkeys(j.token for j in judged if j.toxic))
+        assert toxic and f"{name}: {', '.join(toxic)}" in told.splitlines()[0]
+    assert all(judged.token.strip() for judged in found.judged), "a token that is a mere space must have a name"
+    lines = told.splitlines()
+    assert sum(line.startswith("t5xxl ") for line in lines) == len(of["t5xxl"]) != len(of["clip_l"])
+
+
+def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences through the text encoder: the prompt as it is and to be filtered, without each of its words, and every concept twice."""
+    import comfy.sd1_clip
+
+    sentences: list[int] = []
+    forward = comfy.sd1_clip.SDClipModel.forward
+
+    def counting(self: Any, tokens: list[Any]) -> Any:
+        sentences.append(len(tokens))
+        return forward(self, tokens)
+
+    monkeypatch.setattr(comfy.sd1_clip.SDClipModel, "forward", counting)
+    encoded(host, STAR)
+    once = sum(sentences)
+    sentences.clear()
+    found = safree.filtered(STAR, "star", "badge")
+    assert sum(sentences) == len(found.judged) + 2 * once + 2 * (1 + once)
 
 
 def test_the_node(host: Any, safree: Any) -> None:

@@ -79,22 +79,38 @@ class Setting:
         self.model, self.conds, self.noise = model, conds, noise
 
     def check(self, guarded: Any, published: Any) -> None:
-        """Every step's guarded prediction against `published(x, directions, sigma)` of the same noisy latents, in float64."""
+        """A guarded run against the published loop in float64.
+
+        `published(x, directions, sigma, momentum)` gives a denoised prediction and the momentum for the next step. First every
+        step alone, from the guarded run's own noisy latents; then the whole run from the noise, with nothing from the guarded one.
+        """
         import comfy.model_management
 
         run = Trajectory(guarded, self.conds[1], self.conds[0], self.noise)
         assert len(run.seen) == STEPS
+        plain = Trajectory(self.model, self.conds[1], self.conds[0], self.noise).seen[-1][2].double()
         comfy.model_management.load_models_gpu([self.model])
-        changed = 0.0
+
+        def expected(x: Tensor, sigma: Tensor, momentum: Any) -> tuple[Tensor, Any]:
+            directions = [(x - d) / sigma.double() for d in raw_predictions(self.model, self.conds, x.float(), sigma)]
+            return published(x, directions, sigma.double(), momentum)
+
+        momentum: Any = 0.0
         for x, sigma, denoised in run.seen:
-            u, p, s = raw_predictions(self.model, self.conds, x, sigma)
-            wide, sigma = x.double(), sigma.double()
-            expected = published(wide, [(wide - d) / sigma for d in (u, p, s)], sigma)
-            changed = max(changed, float((denoised - (u + SCALE * (p - u))).abs().max()))
+            alone, momentum = expected(x.double(), sigma, momentum)
             # A threshold is a switch: an element within rounding of it may fall on the other side.
-            difference = (denoised - expected).abs()
+            difference = (denoised - alone).abs()
             assert difference.median() < 1e-3 and (difference > 1e-2).float().mean() < 0.01
-        assert changed > 1e-2, "the method must have done something"
+
+        x, momentum = run.seen[0][0].double(), 0.0
+        following = [*(sigma.double() for _, sigma, _ in run.seen[1:]), 0.0]
+        for (_, sigma, _), then in zip(run.seen, following):
+            denoised, momentum = expected(x, sigma, momentum)
+            x = x + (x - denoised) / sigma.double() * (then - sigma.double())
+        result = run.seen[-1][2].double()
+        change = (result - plain).norm()
+        assert change > 0.01 * plain.norm(), "the method must have done something"
+        assert (result - x).norm() < 0.05 * change
 
 
 @pytest.fixture(params=["eps", "v"])
@@ -108,18 +124,17 @@ def setting(host: Any, tiny: ModuleType, request: pytest.FixtureRequest) -> Sett
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_sld_follows_the_published_loop_over_a_whole_run(text: Any, setting: Setting, name: str) -> None:
     preset = PRESETS[name]
-    momentum: list[Any] = [0.0]
 
-    def published(x: Tensor, directions: list[Tensor], sigma: Tensor) -> Tensor:
+    def published(x: Tensor, directions: list[Tensor], sigma: Tensor, momentum: Any) -> tuple[Tensor, Any]:
         u, p, s = directions
         scale = (torch.abs(p - s) * preset.scale).clamp(max=1.0)
         scale = torch.where((p - s) >= preset.threshold, torch.zeros_like(scale), scale)
-        safety = (s - u) * scale + preset.momentum_scale * momentum[0]
-        momentum[0] = preset.momentum_decay * momentum[0] + (1 - preset.momentum_decay) * safety
+        safety = (s - u) * scale + preset.momentum_scale * momentum
+        momentum = preset.momentum_decay * momentum + (1 - preset.momentum_decay) * safety
         guidance = p - u
         if sigma <= preset.window.high:
             guidance = guidance - safety
-        return x - sigma * (u + SCALE * guidance)
+        return x - sigma * (u + SCALE * guidance), momentum
 
     setting.check(text.sld(setting.model, setting.conds[2], preset), published)
 
@@ -127,16 +142,15 @@ def test_sld_follows_the_published_loop_over_a_whole_run(text: Any, setting: Set
 def test_semantic_guidance_follows_the_published_loop_over_a_whole_run(text: Any, setting: Setting) -> None:
     concept = Concept(scale=5, threshold=0.9)
     chosen = SemanticGuidanceSettings((concept,), momentum_scale=0.3, momentum_decay=0.6)
-    momentum: list[Any] = [0.0]
 
-    def published(x: Tensor, directions: list[Tensor], sigma: Tensor) -> Tensor:
+    def published(x: Tensor, directions: list[Tensor], sigma: Tensor, momentum: Any) -> tuple[Tensor, Any]:
         u, p, e = directions
         edit = -concept.scale * (e - u)
         limit = torch.quantile(edit.abs().flatten(2), concept.threshold, dim=2)[:, :, None, None]
-        total = torch.where(edit.abs() >= limit, edit, torch.zeros_like(edit)) + chosen.momentum_scale * momentum[0]
-        momentum[0] = chosen.momentum_decay * momentum[0] + (1 - chosen.momentum_decay) * total
+        total = torch.where(edit.abs() >= limit, edit, torch.zeros_like(edit)) + chosen.momentum_scale * momentum
+        momentum = chosen.momentum_decay * momentum + (1 - chosen.momentum_decay) * total
         noise = u + SCALE * (p - u)
-        return x - sigma * (noise + total if sigma <= concept.window.high else noise)
+        return x - sigma * (noise + total if sigma <= concept.window.high else noise), momentum
 
     setting.check(text.sega(setting.model, [setting.conds[2]], chosen), published)
 
