@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +75,18 @@ class Host:
         latent = latent or self.empty_latent(len(positive[0][0]))
         result = self.nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, self.text(""), latent, **options)
         return result[0]["samples"]
+
+    def sample_in_parts(
+        self, model: Any, positive: list[Any], bounds: Sequence[int], seed: int = 1, cfg: float = 5.0, sampler: str = "euler"
+    ) -> torch.Tensor:
+        """Latent samples of one KSampler Advanced after another: `bounds` are the steps between them, from 0 to the last."""
+        latent = self.empty_latent(len(positive[0][0]))
+        for start, end in zip(bounds[:-1], bounds[1:]):
+            noise, left = "enable" if start == 0 else "disable", "disable" if end == bounds[-1] else "enable"
+            inputs = (model, noise, seed, bounds[-1], cfg, sampler, "karras", positive, self.text(""), latent, start, end, left)
+            latent = self.nodes.KSamplerAdvanced().sample(*inputs)[0]
+        samples: torch.Tensor = latent["samples"]
+        return samples
 
     def count_calls(self, model: Any) -> tuple[Any, list[int]]:
         """A clone of the model, and a list that gets the number of evaluated rows of every model call."""

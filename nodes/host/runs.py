@@ -24,10 +24,12 @@ from ...guidance.composition import Change, SigmaClock, combine, per_sample
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.trace import Trace
 from . import doctor
+from .parts import Leftovers
 from .traces import Recorder, TraceStore
 
 KEY = "safe_guidance"
 TRACES = "safe_guidance_traces"
+LEFTOVERS = "safe_guidance_leftovers"
 COND, UNCOND = "positive", "negative"
 """The guider's own branches, by the host's names; `Correction.wanted_texts` may ask for them too, for guiders that skip one."""
 
@@ -106,6 +108,13 @@ class Correction:
         """Make what the run needs (state, prepared tensors). May load other models; the sampled one is not loaded yet."""
         return None
 
+    def carried(self, state: Any) -> Any:
+        """What a run needs that goes on where this one stopped (KSampler Advanced in parts), kept after this one; None for nothing."""
+        return None
+
+    def resume(self, state: Any, carried: Any) -> None:
+        """Go on with what the part before has `carried`, not None. Called right after `begin`."""
+
     def is_active(self, level: NoiseLevel) -> bool:
         """Whether the method may act at a noise level. When it may not, nothing below is called and no forward runs for it."""
         raise NotImplementedError
@@ -128,8 +137,8 @@ def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
     patched = model.clone()
     attached: tuple[Correction, ...] = patched.model_options.get(KEY, ())
     patched.model_options[KEY] = (*attached, correction)
-    # A store of its own: the same corrections under another node's are another model, with other runs.
-    patched.model_options[TRACES] = TraceStore()
+    # Stores of its own: the same corrections under another node's are another model, with other runs.
+    patched.model_options[TRACES], patched.model_options[LEFTOVERS] = TraceStore(), Leftovers()
     if not attached:
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
@@ -188,6 +197,16 @@ class Run:
                     for entry in guider.conds[key]:
                         entry.setdefault("prompt_type", "positive")
                 self._text_keys[index, name] = key
+
+    def resume(self, carried: Sequence[Any]) -> None:
+        """Go on where another run stopped, with what each correction carried out of it."""
+        for correction, state, value in zip(self._corrections, self._states, carried):
+            if value is not None:
+                correction.resume(state, value)
+
+    def carried(self) -> list[Any]:
+        """What each correction carries into a run that goes on where this one stopped."""
+        return [correction.carried(state) for correction, state in zip(self._corrections, self._states)]
 
     @property
     def guider(self) -> Any:
@@ -362,9 +381,14 @@ def _outer_sample(
     context = RunContext(guider.model_patcher, tuple(noise.shape), latent_image, denoise_mask)
     # The guider's options are a copy made for this run: what is put there reaches every hook and ends with the run.
     run = guider.model_options["transformer_options"][KEY] = Run(corrections, context, guider)
+    leftovers: Leftovers = guider.model_options[LEFTOVERS]
+    before = leftovers.find(noise, latent_image, sigmas)
+    if before is not None:
+        run.resume(before)
     samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     run.recorder.notes += doctor.inert_notes(corrections, run.recorder.trace())
     guider.model_options[TRACES].keep(samples, run.recorder)
+    leftovers.keep(samples, sigmas, run.carried())
     doctor.tell(corrections, run.recorder.trace())
     return samples
 

@@ -80,6 +80,13 @@ class SafeDenoiserCorrection(Correction):
             return references
         return build_library(references.rows(slice(None)), references.regions.float(), self.settings.temperature)
 
+    def carried(self, state: Prepared | None) -> Replacement | None:
+        return None if state is None else state.replacement
+
+    def resume(self, state: Prepared | None, carried: Replacement) -> None:
+        if state is not None:
+            state.replacement = carried
+
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
 

@@ -27,6 +27,12 @@ class SemanticGuidanceCorrection(Correction):
     def begin(self, context: RunContext) -> Momentum:
         return Momentum()
 
+    def carried(self, state: Momentum) -> Tensor | None:
+        return state.value
+
+    def resume(self, state: Momentum, carried: Tensor) -> None:
+        state.value = carried
+
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.acts(level)
 

@@ -97,17 +97,18 @@ class TraceStore:
         self._kept: OrderedDict[str, Recorder] = OrderedDict()
 
     def keep(self, samples: Tensor, recorder: Recorder) -> None:
-        self._kept[_fingerprint(samples)] = recorder
+        self._kept[fingerprint(samples)] = recorder
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
     def find(self, samples: Tensor) -> Trace | None:
         """The trace of the run that gave these samples, or None."""
-        recorder = self._kept.get(_fingerprint(samples))
+        recorder = self._kept.get(fingerprint(samples))
         return None if recorder is None else recorder.trace()
 
 
-def _fingerprint(samples: Tensor) -> str:
+def fingerprint(samples: Tensor) -> str:
+    """What latents are told by, wherever they are and in whichever type."""
     # The host may hand latents between nodes on another device and in half precision; rounding both sides makes them equal.
     values = samples.detach().to("cpu", torch.float16).contiguous()
     return hashlib.blake2b(values.numpy().tobytes(), digest_size=16).hexdigest() + str(tuple(values.shape))

@@ -157,6 +157,56 @@ def test_every_run_begins_anew(host: Any, runs: Any) -> None:
     assert [step.is_new for step in probe.seen] == [True] * 4
 
 
+def test_the_next_part_of_a_picture_gets_what_the_last_one_left(host: Any, runs: Any) -> None:
+    class Counts(runs.Push):
+        """Counts its steps over all parts."""
+
+        def begin(self, context: Any) -> dict[str, int]:
+            return {"steps": 0}
+
+        def carried(self, state: dict[str, int]) -> int | None:
+            return state["steps"] or None
+
+        def resume(self, state: dict[str, int], carried: int) -> None:
+            state["steps"] = carried
+
+        def correct(self, step: Any, state: dict[str, int]) -> None:
+            state["steps"] += 1
+            self.last = state["steps"]
+
+    text, counts = host.text(STAR), Counts()
+    model = runs.attach(runs.attach(host.model, runs.Push()), counts)
+    for bounds, last in (((0, 6), 6), ((0, 2, 6), 6), ((0, 1, 2, 6), 6)):
+        host.sample_in_parts(model, text, bounds)
+        assert counts.last == last
+    advanced = host.nodes.KSamplerAdvanced().sample
+
+    def part(model: Any, latent: Any, noise: str, start: int, end: int, left: str = "enable") -> Any:
+        inputs = (model, noise, 1, 6, 5.0, "euler", "karras", text, host.text(""), latent, start, end, left)
+        return advanced(*inputs)[0]
+
+    half = part(model, host.empty_latent(), "enable", 0, 3)
+    # Going on elsewhere, with noise of its own, from other latents, or with another model is a beginning.
+    for latent, noise, start in ((half, "disable", 4), (half, "enable", 3), ({"samples": 1.01 * half["samples"]}, "disable", 3)):
+        part(model, latent, noise, start, 6)
+        assert counts.last == 6 - start
+    part(runs.attach(model, runs.Push()), half, "disable", 3, 6)
+    assert counts.last == 3
+    # The same part again goes on from the same place, also when something else was sampled in between.
+    for _ in range(2):
+        host.sample(model, host.text(HEART), steps=2)
+        part(model, half, "disable", 3, 6)
+        assert counts.last == 6
+    # A finished picture leaves nothing: image-to-image from it is a run of its own.
+    finished = part(model, host.empty_latent(), "enable", 0, 6, "disable")
+    host.sample(model, text, finished, steps=4, denoise=0.5)
+    assert counts.last == 4
+    store = model.model_options[runs.module.LEFTOVERS]
+    for seed in range(12):
+        store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), [seed])
+    assert len(store._kept) == 8
+
+
 def test_texts_of_all_corrections_take_one_batched_call(host: Any, runs: Any) -> None:
     text, target = host.text(STAR), host.text(HEART)
     model = runs.attach(host.model, runs.TowardsText(target))
@@ -202,7 +252,6 @@ def guiders(host: Any, model: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["cfg", "basic", "dual", "perpendicular", "pair"])
 def test_every_guider_gives_the_corrected_prediction(host: Any, runs: Any, name: str) -> None:
-    import comfy.sample
     import comfy.samplers
 
     probe = runs.Push(0.25)

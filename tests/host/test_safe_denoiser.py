@@ -93,19 +93,25 @@ def test_works_under_every_kind_of_sampler(host: Any, copies: NegationSet, sampl
 
 
 def test_two_part_sampling_equals_one_run(host: Any, copies: NegationSet) -> None:
-    """KSampler Advanced in two parts: the method keeps nothing between steps, so the parts join without a seam."""
+    """KSampler Advanced in two parts: the parts join without a seam."""
     model = protect(host, copies, **{**CLOSE, "threshold": 0.5})
-    positive, negative = host.text(STAR), host.text("")
-    advanced = host.nodes.KSamplerAdvanced().sample
-
-    def run(latent: dict[str, Any], add_noise: str, start: int, end: int, leftover: str) -> dict[str, Any]:
-        return advanced(model, add_noise, 1, 6, 5.0, "euler", "karras", positive, negative, latent, start, end, leftover)[0]
-
-    whole = run(host.empty_latent(), "enable", 0, 6, "disable")
-    half = run(host.empty_latent(), "enable", 0, 3, "enable")
-    joined = run(half, "disable", 3, 6, "disable")
+    whole, joined = (host.sample_in_parts(model, host.text(STAR), bounds) for bounds in ((0, 6), (0, 3, 6)))
     # The latent passes the latent format and back between the parts.
-    torch.testing.assert_close(joined["samples"], whole["samples"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(joined, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bounds", [(0, 8, 12), (0, 3, 6, 9, 12)], ids=str)
+def test_what_the_local_search_decided_holds_in_the_next_part(host: Any, bounds: tuple[int, ...]) -> None:
+    """Below sigma 1 nothing new is decided: without what the part before decided, the star would come back."""
+    from safe_guidance.guidance.negation_set import load
+    from safe_guidance.nodes.host.folders import ASSETS
+
+    stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
+    model, text = protect(host, stars, strength=1.2, end_sigma=0.15, threshold=0.7, cap=2.0), host.text(STAR, OTHERS[0])
+    whole, joined = host.sample_in_parts(model, text, (0, 12)), host.sample_in_parts(model, text, bounds)
+    torch.testing.assert_close(joined, whole, atol=1e-3, rtol=1e-3)
+    plain = host.sample_in_parts(host.model, text, bounds)
+    assert not torch.equal(joined[0], plain[0]) and torch.equal(joined[1], plain[1])
 
 
 def test_inpainting_looks_and_acts_inside_the_mask_only(host: Any, copies: NegationSet) -> None:
