@@ -12,6 +12,7 @@ Radii are given free of the latent's size, as rho = r / sqrt(D), a root mean squ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class SpellSettings:
         overcompensation: o; 1 goes to the surface, the published code's 1.6 goes beyond. 0 is the identity.
         window: noise levels at which the method acts; the paper acts at all of them.
         cap: largest change, as a share of the prediction's norm.
-        among_batch: keep the samples of a batch apart from each other too (the paper's dynamic references).
+        among_batch: keep the samples of a batch apart from each other too (the paper's dynamic references within a batch).
     """
 
     radius: float = 0.6
@@ -110,19 +111,19 @@ def _each(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def repellency(x: Tensor, references: References | None, settings: SpellSettings, mask: Tensor | None = None) -> SpellResult:
+def repellency(x: Tensor, references: Sequence[References], settings: SpellSettings, mask: Tensor | None = None) -> SpellResult:
     """The change of every prediction, of its own accord and before anything else changes it.
 
     Args:
         x: (B, C, h, w) denoised predictions, float32 or wider.
-        references: (N, C, h, w) in the same space, static; None with `among_batch` only.
+        references: any number of (N, C, h, w) in the same space: a set's, and those that earlier batches gave.
         settings: radius, overcompensation, cap, among_batch.
         mask: (1 or B, 1, h, w) in [0, 1], where to look and to act.
     """
     seen = torch.ones_like(x[:1, :1]) if mask is None else mask.to(x.dtype)
     samples = [_Repulsion(row, seen[b % len(seen)], settings.radius) for b, row in enumerate(x)]
-    if references is not None:
-        for _, z in references.chunks(x.device):
+    for of_origin in references:
+        for _, z in of_origin.chunks(x.device):
             for sample in samples:
                 sample.add(z.to(x.dtype))
     if settings.among_batch:

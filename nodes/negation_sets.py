@@ -62,7 +62,8 @@ class BuildNegationSet(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="The pictures to stay away from. More and more varied ones describe it better; 1 is enough to try.",
+                    tooltip="The pictures to stay away from. More and more varied ones describe it better; 1 is enough to try, and with a "
+                    "mask about a hundred are needed.",
                 ),
                 io.Mask.Input(
                     "mask",

@@ -41,7 +41,8 @@ def settings_inputs() -> list[io.Input]:
             max=10.0,
             step=0.01,
             tooltip="How hard the picture is pushed away from the set. 0 is off, the paper uses 0.33 for nudity and up to 0.9 for a style; "
-            "more pushes harder and can change the rest of the picture.",
+            "more pushes harder and can change the rest of the picture. With masks in the set: how much of the marked thing is "
+            "replaced; 1 is all of it, 1.2 also holds against a prompt that insists.",
         ),
         io.Combo.Input(
             "mode",
@@ -67,7 +68,7 @@ def settings_inputs() -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             tooltip="Noise level at which the method stops. 4.67 is the paper's (timestep 780 of Stable Diffusion 1.x); "
-            "less lets it act on smaller things and for longer, up to 0 for every step.",
+            "less lets it act on smaller things and for longer, up to 0 for every step. With masks: 0.15.",
         ),
         io.Float.Input(
             "threshold",
@@ -77,7 +78,8 @@ def settings_inputs() -> list[io.Input]:
             step=0.01,
             advanced=True,
             tooltip="calibrated: how similar a picture must get before anything happens, as a share of how similar the set's pictures "
-            "are among themselves. More spares more pictures, less catches more.",
+            "are among themselves. More spares more pictures, less catches more. With masks: how surely a place must show the marked "
+            "thing, as a share of how surely the set's own are told from the rest; 0.7 for a hundred pictures.",
         ),
         io.Float.Input(
             "temperature",
@@ -86,7 +88,8 @@ def settings_inputs() -> list[io.Input]:
             max=1.0,
             step=0.005,
             advanced=True,
-            tooltip="calibrated: less lets the few nearest references decide, more averages over the whole set.",
+            tooltip="calibrated: less lets the few nearest references decide, more averages over the whole set. With masks: the same for "
+            "the parts of pictures that each place is compared with.",
         ),
         io.Float.Input(
             "cap",
@@ -95,7 +98,8 @@ def settings_inputs() -> list[io.Input]:
             max=10.0,
             step=0.05,
             advanced=True,
-            tooltip="Largest change in one step, as a share of the prediction's size. Less is gentler.",
+            tooltip="Largest change in one step, as a share of the prediction's size. Less is gentler. With masks: 2, or a thing that "
+            "fills much of the picture is replaced in part only.",
         ),
         io.Int.Input(
             "effective_dimensions",

@@ -1,4 +1,4 @@
-"""Sparse Repellency (SPELL): keep pictures out of balls around those of a negation set, and apart from each other."""
+"""Sparse Repellency (SPELL): keep pictures out of balls around those of a negation set or made before, and apart from each other."""
 
 from __future__ import annotations
 
@@ -94,14 +94,29 @@ class SparseRepellency(io.ComfyNode):
             node_id="SafeGuidanceSparseRepellency",
             display_name="Sparse Repellency (SPELL)",
             category="safe guidance/safe denoiser",
-            description="Keeps pictures at a distance from those of a negation set, and from each other, while they are sampled. "
+            description="Keeps pictures at a distance from those of a negation set, from earlier ones, and from each other. "
             "Pictures that come near none come out bit-identical. Works on nearness of whole pictures; masks in the set are not used.",
-            search_aliases=["SPELL", "shielded diffusion", "memorization", "memorisation", "diversity", "variety", "negation set"],
+            search_aliases=[
+                "SPELL",
+                "shielded diffusion",
+                "memorization",
+                "memorisation",
+                "diversity",
+                "variety",
+                "negation set",
+                "different",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect."),
                 *settings_inputs(),
                 *reference_inputs(optional=True),
                 mask_input(),
+                io.Latent.Input(
+                    "earlier",
+                    optional=True,
+                    tooltip="Latents of pictures that you have: another sampler's output, or loaded ones. New pictures keep away from "
+                    "these as from the set's (the paper's references of earlier batches). More of them leave less room.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
@@ -113,6 +128,7 @@ class SparseRepellency(io.ComfyNode):
         vae: Any = None,
         negation_set: NegationSet | None = None,
         mask: torch.Tensor | None = None,
+        earlier: dict[str, Any] | None = None,
         **given: Any,
     ) -> io.NodeOutput:
         if negation_set is not None and vae is None:
@@ -120,7 +136,8 @@ class SparseRepellency(io.ComfyNode):
         values = with_defaults(settings_inputs(), given)
         layout, normalized = Layout(values.pop("fit"), values.pop("augmentation")), values.pop("references") == NORMALIZED
         settings = SpellSettings(window=take_window(model, values), **values)
-        return io.NodeOutput(attach(model, SpellCorrection(negation_set, vae, settings, normalized, layout, mask)))
+        latents = None if earlier is None else earlier["samples"]
+        return io.NodeOutput(attach(model, SpellCorrection(negation_set, vae, settings, normalized, layout, mask, latents)))
 
 
 NODES: list[type[io.ComfyNode]] = [SparseRepellency]

@@ -23,6 +23,7 @@ from ..evaluation.host import import_host
 from ..evaluation.judge import judge, matches
 from ..evaluation.judge_network import load_judge
 from ..evaluation.prompts import SETS, Record, load_prompts
+from ..guidance.layouts import PLAIN, Layout
 from ..guidance.negation_set import NegationSet, load
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.official_safe_denoiser import normalize_channels, published_delta
@@ -32,6 +33,7 @@ from ..guidance.safe_denoiser import OFFICIAL_WINDOW, SafeDenoiserSettings
 LOCAL = SafeDenoiserSettings(strength=1.2, window=SigmaWindow(low=0.15), threshold=0.7, temperature=0.1, cap=2.0)
 """The settings of workflows/demo_safe_denoiser.json."""
 WHOLE = SafeDenoiserSettings()
+STRONG = replace(WHOLE, strength=1.0, window=SigmaWindow(low=1.0))
 KAPPA, SCALE = 6.45, 0.33
 """The published nudity setting of Stable Diffusion 1.4."""
 BATCH = 8
@@ -123,12 +125,12 @@ class Studio:
 
         return {name: drawn(self._records[name]) for name in SETS}
 
-    def protected(self, settings: SafeDenoiserSettings, negation_set: NegationSet) -> Any:
+    def protected(self, settings: SafeDenoiserSettings, negation_set: NegationSet, layout: Layout = PLAIN) -> Any:
         """The demo model with Safe Denoiser."""
         from ..nodes.host.runs import attach
         from ..nodes.host.safe_denoiser import SafeDenoiserCorrection
 
-        return attach(self.model, SafeDenoiserCorrection(negation_set, self.vae, settings))
+        return attach(self.model, SafeDenoiserCorrection(negation_set, self.vae, settings, layout))
 
     def references(self) -> References:
         """The star pictures as the published code has them."""
@@ -177,7 +179,7 @@ def mode_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
     modes: list[tuple[str, SafeDenoiserSettings, NegationSet]] = [
         ("calibrated, local (masks)", LOCAL, studio.stars),
         ("calibrated, whole pictures", WHOLE, whole),
-        ("calibrated, whole pictures, strength 1, to sigma 1", replace(WHOLE, strength=1.0, window=SigmaWindow(low=1.0)), whole),
+        ("calibrated, whole pictures, strength 1, to sigma 1", STRONG, whole),
         ("exact", replace(WHOLE, mode="exact", strength=1.0), whole),
         ("tempered", replace(WHOLE, mode="tempered", strength=1.0), whole),
         ("official, subtracts only", replace(WHOLE, mode="official", strength=SCALE, kappa=KAPPA), whole),
@@ -185,6 +187,8 @@ def mode_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
     yield studio.row("none", plain, plain)
     for name, settings, negation_set in modes:
         yield studio.measured(name, settings, negation_set, plain)
+    augmented = studio.protected(STRONG, whole, Layout("crop", "flip, crops and shifts"))
+    yield studio.row("whole pictures, strength 1, to sigma 1, 18 copies of each", studio.pictures(augmented), plain)
 
 
 def published_rows(studio: Studio) -> Iterator[Row]:
@@ -248,6 +252,8 @@ def plot(references: Sequence[Row], thresholds: Sequence[Row], path: Path) -> No
         axes.plot(values, [50 * (row.named + row.implied) / row.count for row in rows], "o-", label="star shown, named and implied")
         axes.plot(values, [100 * row.identical / row.count for row in rows], "s--", label="benign bit-identical")
         axes.set(xlabel=label, ylabel="% of pictures", ylim=(-3, 103), xscale="log" if label == "references" else "linear")
+        axes.set_xticks(values, [row.setting for row in rows], minor=False)
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -119,6 +119,31 @@ def references_for(
     return References(encoded.latents, encoded.regions, prepare=latent_format.process_in)
 
 
+def earlier_references(model: ModelPatcher, latents: Tensor, latent_shape: tuple[int, ...]) -> list[References]:
+    """Latents of a workflow as references for a sampling run; empty ones, all zero, are none.
+
+    Those of another size are scaled until they fill the run's, and lose what overhangs.
+
+    Raises:
+        ValueError: they are not latents of pictures of this model.
+    """
+    latent_format = model.get_model_object("latent_format")
+    if latents.ndim != 4 or latents.shape[1] != latent_format.latent_channels:
+        raise ValueError(
+            f"The earlier latents have the shape {tuple(latents.shape)}, the model samples pictures with {latent_format.latent_channels} "
+            "channels. Connect latents that this model, or one of its family, made."
+        )
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError("The earlier latents have values that are not numbers. Check what made them.")
+    shown = latents[latents.flatten(1).any(1)].cpu()
+    if not len(shown):
+        return []
+    height, width = latent_shape[-2:]
+    if shown.shape[-2:] != (height, width):
+        shown = comfy.utils.common_upscale(shown, width, height, "bilinear", "center")
+    return [References(shown, prepare=latent_format.process_in)]
+
+
 def fitting_references(references: References, device: torch.device) -> References:
     """The references in the device's own memory when they leave most of it free, else streamed there at every step."""
     if references.nbytes > RESIDENT_SHARE * comfy.model_management.get_free_memory(device):

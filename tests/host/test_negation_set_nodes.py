@@ -192,3 +192,43 @@ def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
     )
     assert highest == pytest.approx(1, abs=1e-3) and sheet.shape[0] == 1
     assert PreviewNegationSet.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 4
+
+
+def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
+    from safe_guidance.nodes.negation_set_views import summarize
+
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 4:8, 4:8] = 1
+    few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask)) for count in (63, 64))
+    assert "masks: 63; what they mark is looked for anywhere; few: below about 64" in few
+    assert "masks: 64; what they mark is looked for anywhere\n" in enough
+    assert "masks: none; whole pictures are compared" in summarize(from_images(torch.rand(2, 16, 16, 3)))
+
+
+def test_encoding_tells_its_progress(host: Any) -> None:
+    import comfy.utils
+
+    from safe_guidance.guidance.layouts import Layout
+    from safe_guidance.nodes.host.negation_latents import encode
+
+    seen: list[tuple[int, int]] = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total)))
+    try:
+        encode(from_images(torch.rand(11, 64, 64, 3)), host.vae, 16, 16, Layout("crop", "flip"))
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    # The host leaves out what follows too soon.
+    assert seen[0] == (8, 22) and seen[-1] == (22, 22)
+
+
+def test_latents_are_the_posteriors_mode(host: Any, tiny: Any) -> None:
+    """The half of the encoder's moments that is the mean, not a sample of it, for the demo VAE and one of the host's usual class."""
+    from safe_guidance.nodes.host.negation_latents import encode_pictures
+
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(encode_pictures(images, host.vae), encode_pictures(images, host.vae))
+    vae = tiny.tiny_vae()
+    found = encode_pictures(images, vae)
+    network = vae.first_stage_model
+    moments = network.quant_conv(network.encoder(images.movedim(-1, 1) * 2 - 1))
+    torch.testing.assert_close(found, moments.chunk(2, dim=1)[0], atol=1e-4, rtol=1e-4)

@@ -33,6 +33,20 @@ def repel(host: Any, negation_set: NegationSet | None = None, **settings: Any) -
     return SparseRepellency.execute(model=host.model, vae=host.vae, negation_set=negation_set, **settings).args[0]
 
 
+def after(host: Any, *earlier: torch.Tensor, **settings: Any) -> Any:
+    """The model with latents of earlier batches and no set."""
+    from safe_guidance.nodes.spell import SparseRepellency
+
+    settings = {"overcompensation": 1.0, "cap": 10.0, **settings}
+    return SparseRepellency.execute(model=host.model, earlier={"samples": torch.cat(earlier)}, **settings).args[0]
+
+
+def between(host: Any, a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root mean square distance of two latents in the sampler's space."""
+    space = host.model.get_model_object("latent_format").process_in
+    return float((space(a) - space(b)).square().mean().sqrt())
+
+
 def distances(host: Any, samples: torch.Tensor, negation_set: NegationSet) -> torch.Tensor:
     """Root mean square distance of every sample to its closest reference, in the sampler's space."""
     from safe_guidance.nodes.host.negation_latents import references_for
@@ -74,6 +88,70 @@ def test_samples_of_a_batch_go_apart(host: Any) -> None:
     assert apart(host.sample(repel(host, among_batch=True, radius=2.0), text)) > apart(baseline)
     alone = host.text(STAR)
     assert torch.equal(host.sample(repel(host, among_batch=True, radius=2.0), alone), host.sample(host.model, alone))
+
+
+def test_a_later_batch_keeps_away_from_an_earlier_one(host: Any) -> None:
+    """The same prompts and seed once more: what would be the same picture leaves its ball, what is far from all keeps its bits."""
+    first = host.sample(host.model, host.text(STAR))
+    text = host.text(STAR, HEART)
+    plain = host.sample(host.model, text)
+    near, far = between(host, plain[0], first[0]), between(host, plain[1], first[0])
+    radius = (near + far) / 2
+    second = host.sample(after(host, first, radius=radius), text)
+    assert near < 0.2 * far and between(host, second[0], first[0]) >= 0.99 * radius
+    assert torch.equal(second[1], plain[1])
+
+
+def test_every_batch_of_a_chain_keeps_away_from_all_before_it(host: Any) -> None:
+    text, radius = host.text(STAR), 0.25
+    batches = [host.sample(host.model, text)]
+    for _ in range(2):
+        batches.append(host.sample(after(host, *batches, radius=radius), text))
+    apart = [between(host, batches[i], batches[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert min(apart) >= 0.95 * radius
+    # The first knows of no other. The order in which the earlier ones are given is rounding; leaving one out is another picture.
+    swapped = host.sample(after(host, batches[1], batches[0], radius=radius), text)
+    torch.testing.assert_close(swapped, batches[2], atol=1e-3, rtol=1e-3)
+    alone = host.sample(after(host, batches[1], radius=radius), text)
+    assert between(host, alone, batches[2]) > 0.05 * radius and between(host, alone, batches[1]) >= 0.95 * radius
+
+
+def test_earlier_latents_beside_a_set(host: Any, copies: NegationSet) -> None:
+    """A set's references and earlier latents count alike: the same picture once each pushes as two references do."""
+    text = host.text(STAR)
+    other = host.sample(host.model, text, seed=2)
+    both = repel(host, copies, radius=0.5, overcompensation=1.0, earlier={"samples": other})
+    samples = host.sample(both, text)
+    assert not torch.equal(samples, host.sample(repel(host, copies, radius=0.5, overcompensation=1.0), text))
+    assert not torch.equal(samples, host.sample(after(host, other, radius=0.5, cap=0.5), text))
+
+
+@pytest.mark.parametrize("settings", [{"radius": 0.0}, {"overcompensation": 0.0}, {"radius": 0.001}, {"end_sigma": 500.0}])
+def test_earlier_latents_that_are_off_or_far_change_no_bit(host: Any, settings: dict[str, Any]) -> None:
+    text = host.text(STAR, HEART)
+    other = host.sample(host.model, text, seed=5)
+    counted, rows = host.count_calls(after(host, other, **settings))
+    plain, plain_rows = host.count_calls(host.model)
+    assert torch.equal(host.sample(counted, text), host.sample(plain, text)) and rows == plain_rows
+
+
+def test_earlier_latents_of_all_kinds(host: Any) -> None:
+    text = host.text(STAR)
+    plain = host.sample(host.model, text)
+    empty = host.empty_latent(2)["samples"]
+    assert torch.equal(host.sample(after(host, empty, radius=5.0), text), plain), "an empty latent shows no picture"
+    wide = torch.nn.functional.interpolate(plain, size=(32, 48))
+    assert not torch.equal(host.sample(after(host, wide, radius=1.0), text), plain)
+    # Normalised as the published baseline has them: other references.
+    kinds = [host.sample(after(host, plain, radius=1.0, references=kind), text) for kind in ("as they are", "normalised per pixel")]
+    assert not torch.equal(*kinds)
+    for bad, sentence in (
+        (torch.zeros(1, 16, 8, 8), "model samples pictures with 4 channels"),
+        (torch.zeros(1, 4, 3, 8, 8), "model samples pictures with 4 channels"),
+        (torch.full((1, 4, 8, 8), torch.nan), "not numbers"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            host.sample(after(host, bad), text)
 
 
 def test_normalised_references_are_other_references(host: Any, copies: NegationSet) -> None:
