@@ -54,6 +54,16 @@ NODE_SIZES = """() => Object.fromEntries(app.graph._nodes.map(node => {
     const least = node.computeSize();
     return [node.id, [0, 1].map(axis => Math.max(node.size[axis], least[axis]))];
 }))"""
+MORE_LINES = 48
+"""Three more lines of the text that a run puts under a node; the interface itself makes room for two."""
+LEAST_HEIGHTS = """more => Object.fromEntries(app.graph._nodes.map(node => {
+    const hasText = node.widgets?.some(widget => widget.name === '$$node-text-preview');
+    return [node.id, node.computeSize()[1] + (hasText ? more : 0)];
+}))"""
+SET_WIDGET = """([kind, name, value]) => {
+    for (const node of app.graph._nodes.filter(node => node.type === kind))
+        node.widgets.find(widget => widget.name === name).value = value;
+}"""
 LIMIT_STEPS = """most => {
     for (const node of app.graph._nodes)
         for (const widget of node.widgets ?? [])
@@ -178,6 +188,10 @@ class Frontend:
         """Lower every node's steps to at most this many."""
         self.page.evaluate(LIMIT_STEPS, most)
 
+    def set_widget(self, kind: str, name: str, value: Any) -> None:
+        """Give a setting of every node of a type a value."""
+        self.page.evaluate(SET_WIDGET, [kind, name, value])
+
     def run(self) -> None:
         """Press Run and wait for the end.
 
@@ -189,6 +203,8 @@ class Frontend:
         outcome = self.page.wait_for_function(OUTCOME, timeout=RUN_SECONDS * 1000).json_value()
         if outcome[0] != "execution_success":
             raise FrontendError(f"The workflow ended with {outcome[0]}: {outcome[1]}")
+        # Texts and pictures of the last node appear a moment later, and nodes grow for them.
+        self.page.wait_for_timeout(500)
 
     def red_nodes(self) -> list[str]:
         """The nodes that the interface marks as missing or failed."""
@@ -198,6 +214,11 @@ class Frontend:
     def node_sizes(self) -> dict[str, list[float]]:
         """Width and height, without the title bar, that every node of the open workflow is drawn with, by its id."""
         found: dict[str, list[float]] = self.page.evaluate(NODE_SIZES)
+        return found
+
+    def least_heights(self) -> dict[str, float]:
+        """The height, without the title bar, that every node needs at least, by its id; a run can raise it by texts and pictures."""
+        found: dict[str, float] = self.page.evaluate(LEAST_HEIGHTS, MORE_LINES)
         return found
 
     def screenshot(self, path: Path) -> None:

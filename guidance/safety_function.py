@@ -44,6 +44,15 @@ class Assessment:
         return self.regions[index] if self.regions else []
 
 
+def in_words(found: Assessment) -> str:
+    """A line for each picture: the verdict, the score, and the regions found."""
+    lines = []
+    for index, (score, gate) in enumerate(zip(found.score.tolist(), found.gate.tolist())):
+        regions = "; ".join(f"{region.label} {region.score:.2f}" for region in found.regions_of(index))
+        lines.append(f"picture {index + 1}: {'unsafe' if gate else 'safe'}, score {score:.3g}" + (f" ({regions})" if regions else ""))
+    return "\n".join(lines)
+
+
 class SafetyFunction(ABC):
     """Scores pictures. Must be differentiable, treat every picture of a batch by itself, and draw no random numbers."""
 

@@ -131,16 +131,21 @@ def sentence(summary: Summary, calls: int) -> str:
     """One method's run in words."""
     if summary.acted:
         extra = f", {summary.forwards} extra predictions" if summary.forwards else ""
-        return f"{summary.method} acted at {summary.acted} of {calls} model calls and changed up to {summary.largest_change:.1%}{extra}."
+        change = f"changed the prediction by up to {summary.largest_change:.1%}"
+        return f"{summary.method} acted at {summary.acted} of {calls} model calls and {change}{extra}."
     if summary.allowed:
         return f"{summary.method} watched {summary.allowed} of {calls} model calls and changed nothing."
     return f"{summary.method} was not active in this run."
 
 
+def in_words(trace: Trace) -> str:
+    """A line for each method, then the notes."""
+    return "\n".join([*(sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods), *trace.notes])
+
+
 def table(trace: Trace) -> str:
     """A trace as text: the methods' totals, then every record, per sample the largest value."""
-    lines = [sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods]
-    lines += trace.notes
+    lines = [in_words(trace)]
     width = max((len(method) for method in trace.methods), default=6)
     lines += [
         "",

@@ -16,6 +16,7 @@ from ..guidance.noise_level import SigmaWindow
 from .host.detect_and_guide import DetectAndGuideCorrection
 from .host.detection_maps import detect
 from .host.runs import attach
+from .host.under_node import with_text
 from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels
 from .types import GuidelineTokensType
 
@@ -245,9 +246,7 @@ class DAGDetectionMap(io.ComfyNode):
         rows = [torch.cat([p, *(overlay(p, m) for m in of_picture)], dim=1) for p, of_picture in zip(pictures, shown)]
         report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
         sheet = torch.stack(rows)
-        return io.NodeOutput(
-            shown.amax(1), sheet, report, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(report).as_dict()}
-        )
+        return io.NodeOutput(shown.amax(1), sheet, report, ui=with_text(report, ui.PreviewImage(sheet, cls=cls)))
 
 
 def _line(index: int, maps: torch.Tensor, levels: tuple[float, ...]) -> str:
@@ -255,7 +254,7 @@ def _line(index: int, maps: torch.Tensor, levels: tuple[float, ...]) -> str:
     for map_, level in zip(maps, levels):
         highest, share = float(map_.max()), float((map_ >= DEFAULTS.detection_threshold).float().mean())
         parts.append(f"sigma {level:g}: {highest:.2f}" + (f", found on {share:.1%}" if share else ", not found"))
-    return f"picture {index}: " + "; ".join(parts)
+    return f"picture {index + 1}: " + "; ".join(parts)
 
 
 NODES: list[type[io.ComfyNode]] = [DAGDetectorGuide, DAGDetectionMap]

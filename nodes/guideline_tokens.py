@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..guidance import guideline_tokens as files
 from ..guidance.curves import curve
@@ -15,6 +15,7 @@ from ..guidance.guideline_tokens import GuidelineTokens
 from ..guidance.token_optimization import OptimizationSettings
 from .host.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .host.token_learning import Example, learn, tokens_from_text
+from .host.under_node import with_text
 from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels
 from .types import GuidelineTokensType
 
@@ -88,7 +89,7 @@ class SaveGuidelineTokens(io.ComfyNode):
     ) -> io.NodeOutput:
         texts = {"name": name, "source": source or guideline_tokens.source, "licence": licence or guideline_tokens.licence}
         saved = save_guideline_tokens(replace(guideline_tokens, **texts), name, overwrite)
-        return io.NodeOutput(saved, ui=ui.PreviewText(f"models/{GUIDELINE_TOKENS}/{saved}").as_dict())
+        return io.NodeOutput(saved, ui=with_text(f"models/{GUIDELINE_TOKENS}/{saved}"))
 
 
 class GuidelineTokensFromText(io.ComfyNode):
@@ -263,7 +264,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
             model, clip, vae, example(images, masks, safe_images, captions), words, noise_levels(sigmas), SCALES[scales], tokens, settings
         )
         overlap = learnt.tokens.iou if learnt.tokens.iou is not None else 0.0
-        return io.NodeOutput(learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=ui.PreviewText(learnt.report).as_dict())
+        return io.NodeOutput(learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=with_text(learnt.report))
 
 
 def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor | None, captions: str) -> Example:

@@ -13,6 +13,7 @@ from ..guidance.safe_denoiser import SafeDenoiserSettings
 from ..guidance.set_report import NEAR_DUPLICATE, report, thumbnail, thumbnails
 from ..guidance.similarity import closest
 from .host.negation_latents import encode, encode_pictures, usual_size
+from .host.under_node import with_text
 from .types import NegationSetType
 
 CATEGORY = "safe guidance/negation sets"
@@ -56,7 +57,7 @@ class PreviewNegationSet(io.ComfyNode):
     def execute(cls, negation_set: NegationSet, most: int, vae: Any = None) -> io.NodeOutput:
         sheet = contact_sheet(negation_set, most)[None]
         summary = summarize(negation_set, vae)
-        return io.NodeOutput(sheet, summary, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()})
+        return io.NodeOutput(sheet, summary, ui=with_text(summary, ui.PreviewImage(sheet, cls=cls)))
 
 
 def summarize(negation_set: NegationSet, vae: Any = None) -> str:
@@ -137,7 +138,7 @@ class FindClosestReferences(io.ComfyNode):
             for row in range(len(images))
         )
         sheet = comparison_sheet(images, negation_set, places)[None]
-        shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(found).as_dict()}
+        shown = with_text(found, ui.PreviewImage(sheet, cls=cls))
         return io.NodeOutput(sheet, found, values.max().item(), ui=shown)
 
 

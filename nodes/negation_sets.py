@@ -6,11 +6,12 @@ import hashlib
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..guidance import negation_set as files
 from .host.folders import input_folder, input_folders, negation_set_names, negation_set_path, save_negation_set
 from .host.picture_folders import read_folder, state_of
+from .host.under_node import with_text
 from .types import NegationSetType
 
 CATEGORY = "safe guidance/negation sets"
@@ -144,7 +145,7 @@ class NegationSetFromFolder(io.ComfyNode):
         kept = files.without_duplicates(found) if drop_duplicates else found
         lines = [f"{len(kept)} pictures, {len(found) - len(kept)} duplicates dropped, {len(skipped)} files skipped"]
         report = "\n".join([*lines, *(f"{s.path}: {s.reason}" for s in skipped)])
-        return io.NodeOutput(kept, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(kept, report, ui=with_text(report))
 
 
 class CombineNegationSets(io.ComfyNode):
@@ -214,7 +215,7 @@ class SaveNegationSet(io.ComfyNode):
     @classmethod
     def execute(cls, negation_set: files.NegationSet, file_name: str, overwrite: bool) -> io.NodeOutput:
         path = save_negation_set(negation_set, file_name, overwrite)
-        return io.NodeOutput(path, ui=ui.PreviewText(f"{len(negation_set)} pictures in models/negation_sets/{path}"))
+        return io.NodeOutput(path, ui=with_text(f"{len(negation_set)} pictures in models/negation_sets/{path}"))
 
 
 def origin_inputs() -> list[io.Input]:

@@ -12,12 +12,13 @@ from ..guidance import nudenet
 from ..guidance.classifier_safety import ClassifierSafetyFunction
 from ..guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction, parts_of
 from ..guidance.overlay import overlay
-from ..guidance.safety_function import CombinedSafetyFunction, SafetyFunction
+from ..guidance.safety_function import CombinedSafetyFunction, SafetyFunction, in_words
 from ..guidance.views import Views
 from .host.decoders import load_now
 from .host.folders import BUNDLED_SUFFIX
 from .host.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
 from .host.safety_models import classifier, clip_model, nudenet_network
+from .host.under_node import with_text
 from .types import SafetyFunctionType
 
 CATEGORY = "safe guidance/safety functions"
@@ -338,7 +339,7 @@ class ScoreImages(io.ComfyNode):
         ]
         report = json.dumps({"version": 1, "function": safety_function.name, "pictures": pictures}, indent=1)
         shown = torch.stack([overlay(image[..., :3].float(), found.regions_of(i), bool(found.gate[i])) for i, image in enumerate(images)])
-        return io.NodeOutput(shown, report, ui={**ui.PreviewImage(shown, cls=cls).as_dict(), **ui.PreviewText(report).as_dict()})
+        return io.NodeOutput(shown, report, ui=with_text(in_words(found), ui.PreviewImage(shown, cls=cls)))
 
 
 def _output(function: SafetyFunction, views: int) -> io.NodeOutput:

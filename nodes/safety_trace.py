@@ -9,9 +9,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..guidance.trace import Trace, table
+from ..guidance.trace import Trace, in_words, table
 from ..guidance.trace_strip import strip
 from .host.runs import trace_of
+from .host.under_node import with_text
 from .types import SafetyTraceType
 
 CATEGORY = "safe guidance/evidence"
@@ -75,8 +76,7 @@ class SafetyTrace(io.ComfyNode):
     ) -> io.NodeOutput:
         found = traced(model, latent, trace)
         picture, told = strip(found, theme), table(found)
-        shown = {**ui.PreviewImage(picture).as_dict(), **ui.PreviewText(told).as_dict()}
-        return io.NodeOutput(picture, told, found.to_json(), found, ui=shown)
+        return io.NodeOutput(picture, told, found.to_json(), found, ui=with_text(in_words(found), ui.PreviewImage(picture)))
 
 
 class SaveImageWithTrace(io.ComfyNode):

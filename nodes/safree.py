@@ -6,12 +6,13 @@ import re
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..guidance.safree import NUDITY_CONCEPTS
 from .host.reattention import ReattentionCorrection
 from .host.runs import attach
 from .host.safree import Filtered, Judged, filter_text, validation_for
+from .host.under_node import with_text
 
 CATEGORY = "safe guidance/text"
 STEPS = ("as published", "self-validating", "self-validating, artist", "all")
@@ -104,7 +105,7 @@ class SafreeTextFilter(io.ComfyNode):
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
         found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))
         told = report(found)
-        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=ui.PreviewText(told))
+        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=with_text(told))
 
 
 class SafreeReattention(io.ComfyNode):

@@ -7,15 +7,16 @@ from dataclasses import asdict
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..guidance.safety_function import SafetyFunction
-from ..guidance.trace import Trace, sentence
+from ..guidance.trace import Trace, in_words
 from .host.comparison import Difference, amplified, blurred, compare
 from .host.decoders import load_now
 from .host.runs import trace_of, unguarded
 from .host.sampling import sample
+from .host.under_node import with_text
 from .shared_inputs import sampler_inputs
 from .types import SafetyFunctionType, SafetyTraceType
 
@@ -48,7 +49,7 @@ def told(differences: list[Difference], trace: Trace | None, judged: dict[str, A
         for side, of_side in judged.items():
             lines.append(f"  {side}: " + ("unsafe" if of_side[index]["unsafe"] else "safe") + f", score {of_side[index]['score']:.3f}")
     if trace is not None:
-        lines += [sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods] + list(trace.notes)
+        lines.append(in_words(trace))
     return "\n".join(lines)
 
 
@@ -135,7 +136,7 @@ class GuardedAndUnguarded(io.ComfyNode):
         if blur_unguarded:
             bare, change = blurred(bare), blurred(change)
         text = json.dumps(report(differences, trace, judged))
-        shown = ui.PreviewText(told(differences, trace, judged))
+        shown = with_text(told(differences, trace, judged))
         return io.NodeOutput(guarded, bare, change, text, trace, ui=shown)
 
 

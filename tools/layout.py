@@ -1,7 +1,8 @@
 """Give every node of the workflows the room that the interface draws it with: `python3 dev.py make layout`.
 
-The editor draws a node as high as its widgets need, whatever a workflow's file says. This writes the drawn sizes into workflows/*.json,
-stretches groups to hold their nodes, and moves down what would be covered. Needs a Chromium, as the browser tests do.
+The editor draws a node as high as its widgets need, whatever a workflow's file says, and higher once a run has put a text or a picture
+under it. This runs the workflows that need no checkpoint, writes the sizes drawn afterwards into workflows/*.json, stretches groups to
+hold their nodes, and moves down what would be covered. Needs a Chromium, as the browser tests do.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from typing import Any
 
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
 from ..evaluation.graphs import load_workflow
+from ..evaluation.samples import put_sample_pictures
 from ..evaluation.server import ComfyServer
 
+RUNNABLE = "demo_"
+STEPS = 2
+"""Enough for every text and picture that a run puts under a node."""
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 TITLE = 30
 """Height of a node's title bar, which lies above its position."""
-GAP, MARGIN = 30, 15
-"""Room between two boxes, and between a node and its group's edge."""
+GAP, LEAST_GAP, MARGIN = 30, 15, 15
+"""Room between two boxes where one is moved, between two that stay where they are, and between a node and its group's edge."""
 
 
 @dataclass
@@ -44,10 +49,11 @@ class Box:
 
 
 def spread(boxes: Sequence[Box]) -> None:
-    """Move boxes down, from the top on, until none covers another."""
+    """Move boxes down, from the top on, until none covers another or touches it."""
     placed: list[Box] = []
     for box in sorted(boxes, key=lambda box: box.top):
-        top = max((other.bottom + GAP for other in placed if other.shares_columns(box) and other.bottom > box.top), default=box.top)
+        above = (other.bottom for other in placed if other.shares_columns(box))
+        top = max((bottom + GAP for bottom in above if bottom + LEAST_GAP > box.top), default=box.top)
         if top > box.top:
             box.move(top - box.top)
             box.top = top
@@ -94,6 +100,27 @@ def _group_box(group: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> Box:
     return Box(left, top, width, height, move)
 
 
+def _type_of(workflow: Mapping[str, Any]) -> dict[str, str]:
+    return {str(node["id"]): node["type"] for node in workflow["nodes"]}
+
+
+def grown(window: Frontend, workflow: Mapping[str, Any], growth: dict[str, float]) -> dict[str, list[float]]:
+    """Run the open workflow and return the sizes its nodes need then; `growth` learns by how much each type of node grows."""
+    types, before = _type_of(workflow), window.least_heights()
+    window.limit_steps(STEPS)
+    window.run()
+    after = window.least_heights()
+    for key, height in after.items():
+        growth[types[key]] = max(growth.get(types[key], 0.0), height - before[key])
+    return {key: [width, max(height, after[key])] for key, (width, height) in window.node_sizes().items()}
+
+
+def foreseen(window: Frontend, workflow: Mapping[str, Any], growth: Mapping[str, float]) -> dict[str, list[float]]:
+    """The sizes that the open workflow's nodes will have after a run, from what other workflows' nodes grew by."""
+    types, least = _type_of(workflow), window.least_heights()
+    return {key: [width, max(height, least[key] + growth.get(types[key], 0.0))] for key, (width, height) in window.node_sizes().items()}
+
+
 def main(argv: Sequence[str]) -> int:
     """Lay out every workflow."""
     argparse.ArgumentParser(prog="dev.py make layout", description=(__doc__ or "").splitlines()[0]).parse_args(argv)
@@ -101,13 +128,16 @@ def main(argv: Sequence[str]) -> int:
     if browser is None:
         sys.stderr.write(f"{HOW_TO_GET_ONE}\n")
         return 1
-    with ComfyServer(device="cpu") as server, Frontend(server.url, browser) as window:
-        for path in sorted(FOLDER.glob("*.json")):
-            workflow = load_workflow(path)
-            window.load_template(path.stem)
-            arrange(workflow, window.node_sizes())
-            text = json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
-            if text != path.read_text(encoding="utf-8"):
-                path.write_text(text, encoding="utf-8")
-                sys.stdout.write(f"workflows/{path.name}\n")
+    growth: dict[str, float] = {}
+    with ComfyServer(device="cpu") as server:
+        put_sample_pictures(server.base / "input")
+        with Frontend(server.url, browser) as window:
+            for path in sorted(FOLDER.glob("*.json"), key=lambda path: (not path.stem.startswith(RUNNABLE), path.stem)):
+                workflow = load_workflow(path)
+                window.load_template(path.stem)
+                arrange(workflow, (grown if path.stem.startswith(RUNNABLE) else foreseen)(window, workflow, growth))
+                text = json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
+                if text != path.read_text(encoding="utf-8"):
+                    path.write_text(text, encoding="utf-8")
+                    sys.stdout.write(f"workflows/{path.name}\n")
     return 0

@@ -12,7 +12,7 @@ VISIBLE = 8 / 255
 """A channel that differs by more than this counts as changed."""
 SSIM_WINDOW = 11
 """Pixels, as in the measure's paper (Wang et al. 2004)."""
-BLUR = 16
+BLUR = 8
 """A blurred picture keeps this many pixels along its shorter side."""
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-from comfy_execution.utils import get_executing_context
+from typing import Protocol
 
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.trace import Trace, sentence
+from .under_node import show_text
 
 PROBED_SIGMAS = [0.02 * 1.2**i for i in range(48)]
 """Noise levels of every schedule of the host, from 0.02 to about 100: a correction that acts at none of them is switched off."""
@@ -23,12 +21,6 @@ class Corrective(Protocol):
     node: str | None
 
     def is_active(self, level: NoiseLevel) -> bool: ...
-
-
-def executing_node() -> str | None:
-    """Id of the node that the host is executing; None outside a prompt."""
-    context = get_executing_context()
-    return None if context is None else context.node_id
 
 
 def missing_branch(name: str) -> str:
@@ -62,11 +54,4 @@ def tell(corrections: Sequence[Corrective], trace: Trace) -> None:
         logging.warning("Safe Guidance: %s", note)
     for correction, name in zip(corrections, trace.methods):
         note = next((note for note in trace.notes if name in note), None)
-        _show(correction.node, note or sentence(trace.summary(name), len(trace.sigmas)))
-
-
-def _show(node: str | None, text: str) -> None:
-    # The server is a module of the host's program, absent where its libraries are used alone.
-    instance: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if node is not None and hasattr(instance, "send_progress_text"):
-        instance.send_progress_text(text, node)
+        show_text(note or sentence(trace.summary(name), len(trace.sigmas)), correction.node)

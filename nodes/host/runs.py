@@ -26,6 +26,7 @@ from ...guidance.trace import Trace
 from . import doctor
 from .parts import Leftovers
 from .traces import Recorder, TraceStore
+from .under_node import executing_node
 
 KEY = "safe_guidance"
 TRACES = "safe_guidance_traces"
@@ -143,7 +144,7 @@ def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample)
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _predict_noise)
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
-    correction.node = doctor.executing_node()
+    correction.node = executing_node()
     correction.patch(patched)
     return patched
 

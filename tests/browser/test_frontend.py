@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from PIL import Image
@@ -17,6 +17,9 @@ from safe_guidance.evaluation.frontend import BROWSER_VARIABLE, HOW_TO_GET_ONE, 
 from safe_guidance.evaluation.samples import put_sample_pictures
 from safe_guidance.evaluation.server import PACK_NAME, ComfyServer
 from safe_guidance.tools.layout import TITLE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_WORKFLOWS = sorted((ROOT / "workflows").glob("demo_*.json"))
@@ -115,6 +118,32 @@ def test_a_demo_workflow_is_sent_as_python_sends_it_and_runs(window: Frontend, o
     window.limit_steps(FEW_STEPS)
     window.run()
     assert window.red_nodes() == []
+    assert covered(graphs.load_workflow(path), window.node_sizes()) == [], "texts and pictures of a run need room: dev.py make layout"
+
+
+def test_a_setting_that_has_no_effect_is_told_under_the_node_in_a_sentence(window: Frontend) -> None:
+    window.load_template("demo_sld_medium")
+    window.set_widget("KSampler", "cfg", 1)
+    window.limit_steps(FEW_STEPS)
+    window.run()
+    told = window.page.get_by_text("CFG is 1, so the negative prompt is evaluated for SLD alone. More CFG costs nothing more.")
+    assert told.is_visible()
+    assert in_sight(told, window.page.get_by_text("CFG is 1").locator("xpath=ancestor::div[contains(@class, 'overflow-y-auto')]"))
+
+
+def in_sight(text: Locator, frame: Locator) -> bool:
+    """Whether the frame in which a text can be scrolled shows all of it."""
+    inner, outer = text.bounding_box(), frame.last.bounding_box()
+    assert inner and outer
+    return outer["y"] <= inner["y"] and inner["y"] + inner["height"] <= outer["y"] + outer["height"]
+
+
+def test_what_a_node_reports_stands_under_it(window: Frontend) -> None:
+    window.load_template("demo_negation_set_from_folder")
+    window.limit_steps(FEW_STEPS)
+    window.run()
+    for text in ("duplicates dropped", "pictures in models/negation_sets", "picture 1: reference"):
+        assert window.page.get_by_text(text).is_visible()
 
 
 @pytest.mark.parametrize("path", [path for path in WORKFLOWS if path not in DEMO_WORKFLOWS], ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ from torch import Tensor
 from safe_guidance.guidance.classifier import ConvClassifier
 from safe_guidance.guidance.classifier_safety import ClassifierSafetyFunction
 from safe_guidance.guidance.overlay import SAFE, UNSAFE, overlay
-from safe_guidance.guidance.safety_function import Assessment, CombinedSafetyFunction, Region, SafetyFunction
+from safe_guidance.guidance.safety_function import Assessment, CombinedSafetyFunction, Region, SafetyFunction, in_words
 from safe_guidance.guidance.views import Views, view
 
 
@@ -147,3 +147,16 @@ def test_an_overlay_frames_the_picture_in_the_verdicts_colour() -> None:
     torch.testing.assert_close(boxed[16, 48], torch.tensor(UNSAFE) / 255)
     # Corners outside the picture, or the wrong way round, do no harm.
     assert overlay(picture, [Region("thing", 0.9, (-1.0, 0.9, 2.0, 0.1))], True).shape == picture.shape
+
+
+def test_a_label_can_be_read_on_every_picture() -> None:
+    for shade in (0.0, 1.0):
+        labelled = overlay(torch.full((256, 256, 3), shade), [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True)
+        ground = (labelled[65:75, 66:90] - torch.tensor(UNSAFE) / 255).abs().amax(-1) < 0.01
+        letters = (labelled[65:75, 66:90] > 0.95).all(-1)
+        assert ground.any() and letters.any()
+
+
+def test_an_assessment_in_words() -> None:
+    found = Assessment(torch.tensor([0.5, 2.0]), torch.tensor([False, True]), [{}, {}], [[], [Region("thing", 0.9, (0, 0, 1, 1))]])
+    assert in_words(found) == "picture 1: safe, score 0.5\npicture 2: unsafe, score 2 (thing 0.90)"

@@ -30,7 +30,7 @@ def test_totals() -> None:
     summary = TRACE.summary("SLD")
     assert (summary.allowed, summary.acted, summary.forwards) == (3, 2, 6)
     assert summary.largest_change == 0.2 and summary.milliseconds == 4.5
-    assert sentence(summary, 4) == "SLD acted at 2 of 4 model calls and changed up to 20.0%, 6 extra predictions."
+    assert sentence(summary, 4) == "SLD acted at 2 of 4 model calls and changed the prediction by up to 20.0%, 6 extra predictions."
     assert "watched 1 of 4" in sentence(TRACE.summary("Safe Denoiser"), 4)
     assert sentence(TRACE.summary("DAG"), 4) == "DAG was not active in this run."
 

@@ -1,0 +1,38 @@
+"""What nodes report is shown under them, in the window that queued them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def shown(host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    import server
+
+    found: dict[str, str] = {}
+    instance = SimpleNamespace(send_progress_text=lambda text, node: found.__setitem__(node, text))
+    monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
+    return found
+
+
+def test_a_report_is_shown_and_kept(shown: dict[str, str]) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    from safe_guidance.guidance.negation_set import from_images
+    from safe_guidance.nodes.negation_set_views import PreviewNegationSet
+
+    pictures = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
+    with CurrentNodeContext("prompt", "5:2"):
+        output = PreviewNegationSet.execute(pictures, 64)
+    assert "3 pictures" in shown["5:2"]
+    assert output.ui["text"] == (shown["5:2"],) and len(output.ui["images"]) == 1
+
+
+def test_without_a_prompt_nothing_is_shown(shown: dict[str, str]) -> None:
+    from safe_guidance.nodes.host.under_node import with_text
+
+    assert with_text("words")["text"] == ("words",) and shown == {}
