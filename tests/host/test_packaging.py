@@ -113,3 +113,22 @@ def test_the_packed_files_load_quickly_and_import_nothing_heavy(tmp_path: Path) 
     # Seconds of this process, not of the clock: other work on the machine does not count.
     assert loaded["seconds"] < SECONDS
     assert {name.split(".")[0] for name in loaded["modules"]} & HEAVY == set()
+
+
+def test_the_extras_can_be_installed_from_a_clone(tmp_path: Path) -> None:
+    """`pip install .[nudenet]`, as error messages and the README say, up to what pip would fetch."""
+    pytest.importorskip("setuptools")
+    for name in packed():
+        if name.endswith(".py") or "/" not in name:
+            target = tmp_path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target)
+    program = "import setuptools.build_meta as b; print(b.prepare_metadata_for_build_wheel('.'))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    metadata = (tmp_path / result.stdout.splitlines()[-1] / "METADATA").read_text(encoding="utf-8")
+    for extra, packages in PROJECT["project"]["optional-dependencies"].items():
+        assert f"Provides-Extra: {extra}" in metadata
+        assert all(f'Requires-Dist: {package}; extra == "{extra}"' in metadata for package in packages)
+    top_level = tmp_path / "safe_guidance.egg-info" / "top_level.txt"
+    assert not top_level.exists() or not top_level.read_text(encoding="utf-8").strip()
