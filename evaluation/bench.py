@@ -83,9 +83,9 @@ def main(argv: Sequence[str]) -> int:
         import_host(Path(base))
         with torch.inference_mode():
             if args.large is not None:
-                return _write_large(bench_references.measure(args.large or LARGE, 2), args.output)
+                return _write(bench_references.measure(args.large or LARGE, 2), args.output)
             if args.text_guidance:
-                return _write(bench_stg.table(found := bench_stg.measure(1, args.text_guidance // 8)), found, args.output)
+                return _write(bench_stg.measure(1, args.text_guidance // 8), args.output)
             rows = measure(args.steps, args.repeats, args.references)
     report = {
         "version": 1,
@@ -104,13 +104,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _write(text: str, rows: Sequence[Any], output: Path) -> int:
-    output.write_text(json.dumps({"version": 1, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
-    return 0
-
-
-def _write_large(rows: Sequence[bench_references.Row], output: Path) -> int:
+def _write(rows: Sequence[Any], output: Path) -> int:
     report = {"version": 1, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -1,0 +1,31 @@
+"""The benchmark of guided text on a small UNet: every way is measured beside the plain sampler, and the method acts only where it says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+
+def test_rows(host: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from safe_guidance.evaluation import bench_references, bench_stg
+    from safe_guidance.nodes.host import safe_text_guidance
+
+    monkeypatch.setattr(bench_references, "UNET", bench_references.UNET | {"model_channels": 32})
+    differentiated: list[bool] = []
+    gradients = safe_text_guidance.text_gradients
+
+    def counted(*args: Any) -> Any:
+        differentiated.append(args[-1])
+        return gradients(*args)
+
+    monkeypatch.setattr(safe_text_guidance, "text_gradients", counted)
+    with torch.inference_mode():
+        rows = bench_stg.measure(1, 16)
+    ways = ("untriggered", "triggered", "triggered, saving memory")
+    assert [row.name for row in rows] == ["plain", *(f"{decoder}, {way}" for decoder in ("taesd", "linear") for way in ways)]
+    assert all(row.ratio == pytest.approx(row.seconds_per_step / row.plain_seconds_per_step) for row in rows)
+    # For each decoder: a warm-up and the measured step, without and with saving memory.
+    assert differentiated == [False, False, True, True] * 2
+    assert capsys.readouterr().out.count("s/step") == len(rows)
