@@ -60,7 +60,7 @@ def measure(steps: int, side: int = SHAPE[-1], decoders: Sequence[str] = DECODER
             nodes.common_ksampler(chosen, 1, steps, 7.5, "euler", "normal", positive, negative, latent)
             return (time.perf_counter() - start) / steps, peak[0]
 
-    rows = []
+    rows: list[Row] = []
     for decoder in decoders:
         for name, threshold, checkpointed in WAYS:
             guarded = _guarded(model, guide, decoder, threshold, checkpointed)
@@ -118,4 +118,3 @@ def _fill(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
         parameter.data.uniform_(-0.05, 0.05, generator=generator)
-

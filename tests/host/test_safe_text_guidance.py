@@ -84,6 +84,27 @@ def test_a_detector_that_never_fires_changes_no_bit_and_costs_no_model_call(host
     assert rows == plain_rows
 
 
+def test_stg_5_a_closed_gate_makes_no_graph_and_an_open_one_only_for_its_row(host: Any, stg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safe_guidance.nodes.host import detector_correction, safe_text_guidance
+
+    graphs: list[int] = []
+    for module, name in ((detector_correction, "prediction_gradient"), (safe_text_guidance, "text_gradients")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, original=original: (graphs.append(1), original(*args))[1])
+    text = host.text(STAR, HEART, CROSS)
+    before = text[0][0].clone()
+    counted, rows = host.count_calls(stg(Brightness(rows=[False, False, False])))
+    host.sample(counted, text, steps=2)
+    assert graphs == [] and rows == [6, 6]
+    rows.clear()
+    counted, rows = host.count_calls(stg(Brightness(rows=[False, True, False])))
+    host.sample(counted, text, steps=2)
+    # A look at all, a gradient for one, and the batch anew; those that did not move keep the first prediction.
+    assert graphs == [1, 1] * 2 and rows == [6, 1, 6] * 2
+    # The embedding that moved is the run's own; the workflow's conditioning is as it was.
+    assert torch.equal(text[0][0], before)
+
+
 def test_no_strength_and_no_step_in_the_window_are_the_identity(host: Any, stg: Any, sdg: Any) -> None:
     baseline = host.sample(host.model, host.text(STAR), steps=3)
     never = SigmaWindow(high=1e-6, low=0)
@@ -181,20 +202,26 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
         def steer(self, step: Any, state: Any, evaluation: Any) -> None:
             current = gradients.embeddings(evaluation)
             (gradient,) = correction._gradients(step, correction.look(step, None), evaluation, current, torch.tensor([0]), False)
-            direction, slopes = gradient / gradient.norm(), []
-            for sign in (1, -1):
-                gradients.set_embeddings(evaluation, [current[0] + sign * 0.05 * direction])
-                guider = evaluation.guider
-                denoised = guider.predict_noise(evaluation.x, evaluation.timestep, evaluation.model_options, None)
-                slopes.append(function(correction.decoder(denoised)).score.double())
+            direction = gradient / gradient.norm()
+
+            def slope(width: float) -> float:
+                scores = []
+                for sign in (1, -1):
+                    gradients.set_embeddings(evaluation, [current[0] + sign * width * direction])
+                    guider = evaluation.guider
+                    denoised = guider.predict_noise(evaluation.x, evaluation.timestep, evaluation.model_options, None)
+                    scores.append(float(function(correction.decoder(denoised)).score.double()))
+                return (scores[0] - scores[1]) / (2 * width)
+
+            # Richardson: what is left of the curvature is of fourth order, so that the width can stand above rounding.
+            found.append((float(gradient.norm()), (4 * slope(0.2) - slope(0.4)) / 3))
             gradients.set_embeddings(evaluation, current)
-            found.append((float(gradient.norm()), float((slopes[0] - slopes[1]) / 0.1)))
 
     assert TextGuidanceState(None).steps == 0
     host.sample(runs.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
     norm, difference = found[0]
     assert norm > 1e-5
-    assert difference == pytest.approx(norm, rel=2e-2)
+    assert difference == pytest.approx(norm, rel=1e-3)
 
 
 def test_without_negative_prompt(host: Any, either: Any) -> None:
@@ -263,6 +290,63 @@ def test_interrupting_in_the_gradient_pass_leaves_nothing_behind(host: Any, stg:
     assert torch.equal(host.sample(host.model, text, steps=2), plain)
 
 
+def test_short_memory_goes_picture_by_picture(host: Any, either: Any) -> None:
+    """The host's error for memory that does not suffice, in the middle of a run."""
+    failed: list[int] = []
+
+    def hungry(images: Tensor) -> Tensor:
+        if images.requires_grad and len(images) > 1:
+            failed.append(len(images))
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return images.mean((1, 2, 3))
+
+    text = host.text(STAR, HEART)
+    expected = host.sample(either(Brightness()), text, steps=2, sampler="euler")
+    found = host.sample(either(Brightness(score=hungry)), text, steps=2, sampler="euler")
+    assert failed == [2, 2]
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
+    assert not torch.equal(found, host.sample(host.model, text, steps=2, sampler="euler"))
+
+
+def test_img2img_is_guided_from_where_it_starts(host: Any, either: Any) -> None:
+    latent = {"samples": host.sample(host.model, host.text(HEART), seed=4)}
+    function = Brightness()
+    plain, guided = (host.sample(m, host.text(STAR), dict(latent), steps=4, denoise=0.5) for m in (host.model, either(function)))
+    looks = [images for images in function.seen if not images.requires_grad]
+    assert host.vae.decode(guided).mean() < host.vae.decode(plain).mean()
+    # The first look is at something like the heart that it starts from, not at what pure noise would give.
+    fresh = Brightness()
+    host.sample(either(fresh), host.text(STAR), steps=4)
+    heart = host.vae.decode(latent["samples"]).movedim(-1, 1)
+    assert (looks[0] - heart).abs().mean() < (fresh.seen[0] - heart).abs().mean() / 2
+
+
+def test_areas_and_timestep_ranges_are_guided_too(host: Any, stg: Any) -> None:
+    from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetTimestepRange
+
+    left = ConditioningSetArea().append(host.text(STAR), 64, 128, 0, 0, 1.0)[0]
+    late = ConditioningSetTimestepRange().set_range(host.text(CROSS), 0.5, 1.0)[0]
+    positive = ConditioningCombine().combine(ConditioningCombine().combine(left, late)[0], host.text(HEART))[0]
+    before = [entry[0].clone() for entry in positive]
+    guided, plain = (host.vae.decode(host.sample(m, positive, steps=4)) for m in (stg(Brightness()), host.model))
+    assert guided.mean() < plain.mean() - 0.005
+    assert all(torch.equal(a, entry[0]) for a, entry in zip(before, positive))
+
+
+def test_several_detectors_and_views_guide_a_run(host: Any, stg: Any) -> None:
+    """One that says nothing takes nothing away; views of a function whose gate is open guide as it does."""
+    from safe_guidance.guidance.safety_function import CombinedSafetyFunction
+    from safe_guidance.guidance.views import Views
+
+    silent = Brightness(rows=[False], score=lambda images: 0 * images.mean((1, 2, 3)) - 100)
+    alone = host.sample(stg(Brightness()), host.text(STAR), steps=2)
+    for combination in ("sum", "maximum"):
+        both = CombinedSafetyFunction([Brightness(), silent], [1.0, 1.0], combination)
+        assert torch.equal(host.sample(stg(both), host.text(STAR), steps=2), alone)
+    views = host.sample(stg(Views(Brightness(), 3)), host.text(STAR), steps=2)
+    assert not torch.equal(views, host.sample(host.model, host.text(STAR), steps=2))
+
+
 def test_two_workflows_taking_turns(host: Any, either: Any) -> None:
     model = either(Brightness())
     first, second = (host.sample(model, host.text(prompt), steps=2) for prompt in (STAR, HEART))
@@ -282,14 +366,14 @@ def tensor_bytes() -> int:
     return sum(storages.values())
 
 
-def test_memory_returns_to_its_level(host: Any, stg: Any) -> None:
+def test_memory_returns_to_its_level(host: Any, either: Any) -> None:
     class Quiet(Brightness):
         def __call__(self, images: Tensor) -> Assessment:
             found = super().__call__(images)
             self.seen.clear()
             return found
 
-    model = stg(Quiet())
+    model = either(Quiet())
     host.sample(model, host.text(STAR), steps=1)
     before = tensor_bytes()
     for _ in range(10):
@@ -345,23 +429,6 @@ def test_with_other_methods_in_any_order(host: Any, stg: Any, sdg: Any) -> None:
     first, second = (host.sample(model, host.text(STAR), steps=3) for model in (one, other))
     assert torch.equal(first, second)
     assert not torch.equal(first, host.sample(stg(Brightness()), host.text(STAR), steps=3))
-
-
-def test_the_linear_decoder_sees_about_the_same(host: Any, stg: Any) -> None:
-    from safe_guidance.nodes.host.decoders import make_decoder
-
-    exact, linear = (make_decoder(name, host.model, host.vae) for name in ("vae", "linear"))
-    latents = host.sample(host.model, host.text(STAR, HEART), steps=8) * 0.18215
-    difference = (exact(latents) - linear(latents)).abs().mean()
-    assert difference < 0.08 < exact(latents).std()
-    assert not torch.equal(
-        host.sample(stg(Brightness(), decoder="linear"), host.text(STAR), steps=2), host.sample(host.model, host.text(STAR), steps=2)
-    )
-
-
-def test_a_fast_decoder_without_its_file_says_what_to_do(host: Any, tiny: ModuleType, stg: Any) -> None:
-    with pytest.raises(FileNotFoundError, match="models/vae_approx"):
-        stg(Brightness(), tiny.tiny_model("sd1"), tiny.tiny_vae(), decoder="taesd")
 
 
 def test_a_safety_function_without_gradients_says_so(host: Any, either: Any) -> None:

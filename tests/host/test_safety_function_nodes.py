@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,14 @@ def test_nudenet_by_its_node(host: Any, nodes: Any) -> None:
     assert function.classes == ("FACE_FEMALE", "FEET_EXPOSED")
     report = json.loads(nodes.ScoreImages.execute(images=pictures(host), safety_function=function).args[1])
     assert [picture["unsafe"] for picture in report["pictures"]] == [False, False]
+
+
+def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_folder: Path) -> None:
+    pytest.importorskip("nudenet")
+    from safe_guidance.nodes.host.safety_models import nudenet_file
+
+    shutil.copy(nudenet_file(), safety_folder / "detector.onnx")
+    settings: dict[str, Any] = {"classes": "FACE_FEMALE", "threshold": 0.25, "size": 320, "views": 1}
+    own, packaged = (nodes.NudeNetSafety.execute(file=file, **settings).args[0].networks[0] for file in ("detector.onnx", nodes.PACKAGE))
+    noise = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    assert own is not packaged and torch.equal(own(noise), packaged(noise))
