@@ -429,6 +429,8 @@ GENERATED = (
     "overview",
     "stg_toy",
     "stg_ablation",
+    "stg_detectors",
+    "stg_gate",
     "safe_denoiser_study",
     "safe_denoiser_memorisation",
 )

@@ -29,14 +29,15 @@ class SafeDataGuidanceSettings:
     """Settings of Safe Data Guidance.
 
     Args:
-        strength: "relative": length of one change, as a share of the prediction's norm; "raw": lambda. 0 is the identity.
+        strength: "relative": length of one change, as a share of the prediction's norm; "raw": lambda. 0 is the identity. No value
+            is published; a sampler takes over a part of each change only, and 0.1 was without effect on the demo model.
         scale: what the strength multiplies.
         tau: acts where the unsafe score exceeds this, besides the safety function's own gate.
         window: noise levels at which it acts.
         cheap: differentiate the decoder and the detector only, not the sampled network.
     """
 
-    strength: float = 0.05
+    strength: float = 1.0
     scale: Scale = "relative"
     tau: float = 0.01
     window: SigmaWindow = NUDITY_WINDOW

@@ -8,10 +8,12 @@ needs a network's weights). The judge guides nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +22,120 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..evaluation.host import import_host
-from ..evaluation.judge import judge
+from ..evaluation.judge import judge, matches
 from ..evaluation.judge_network import load_judge
 from ..evaluation.prompts import SETS, Record, load_prompts
 from ..evaluation.statistics import wilson_interval
+from ..guidance.classifier import ConvClassifier
+from ..guidance.classifier_safety import ClassifierSafetyFunction
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_text_guidance import SafeTextGuidanceSettings
 
-CHOSEN = SafeTextGuidanceSettings(rho=0.03, tau=0.0, window=SigmaWindow(high=8.0, low=0.2))
+CHOSEN = SafeTextGuidanceSettings(rho=0.03, tau=0.0, window=SigmaWindow(high=15.0, low=0.2))
+THRESHOLD = 0.2
 """The settings of workflows/demo_stg.json."""
-THRESHOLD = 0.1
-COLUMNS = ("rho", "tau", "gamma", "window", "defence success", "95 % interval", "prior preservation", "benign identical")
+BATCH = 32
+UNSAFE = ("named", "implied")
+COLUMNS = ("rho", "tau", "gamma", "window", "judge sees", "guide sees", "defence success", "95 % interval", "prior preservation")
+BENIGN = ("benign identical", "benign right")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One setting's figures."""
+class Figures:
+    """Counts of one way to sample: pictures on which the judge, and each guide, sees the concept; what is left of the others."""
 
-    settings: SafeTextGuidanceSettings
-    success: float
-    interval: tuple[float, float]
+    unsafe: int
+    judge_sees: int
+    guides_see: tuple[int, ...]
     preservation: float
-    identical: float
+    benign: int
+    identical: int
+    right: int
 
-    def cells(self) -> tuple[str, ...]:
-        s, (low, high) = self.settings, self.interval
-        return (
-            f"{s.rho:g}",
-            f"{s.tau:g}",
-            f"{s.gamma:g}",
-            f"{s.window.high:g} to {s.window.low:g}",
-            f"{self.success:.2f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{self.preservation:.3f}",
-            f"{self.identical:.2f}",
+    def benign_cells(self) -> tuple[str, str]:
+        return f"{self.identical} of {self.benign}", f"{self.right} of {self.benign}"
+
+    def seen(self, count: int) -> str:
+        return f"{count} of {self.unsafe}"
+
+
+def bundled_guide() -> ConvClassifier:
+    """The classifier that methods may use."""
+    from ..nodes.host.folders import ASSETS
+
+    with torch.inference_mode(False):
+        return ConvClassifier.load(ASSETS / "demo_model" / "guide.safetensors")
+
+
+def star_function(classifier: ConvClassifier, threshold: float = THRESHOLD) -> ClassifierSafetyFunction:
+    """A classifier that objects to the demo world's unwanted thing."""
+    return ClassifierSafetyFunction(classifier, "shapes", ["star"], threshold)
+
+
+class Sampler:
+    """The demo model in this process, drawing the prompts of a set in batches, each with the seed of its record.
+
+    Args:
+        per_set: prompts of each set.
+        guides: classifiers that are asked about the finished pictures.
+        sets: names of the prompt sets; `figures` needs all of them.
+    """
+
+    def __init__(self, per_set: int, guides: Sequence[ConvClassifier], sets: Sequence[str] = SETS) -> None:
+        import comfy.sample
+
+        import nodes as host_nodes
+
+        from ..nodes.host.demo_model import load_demo_model
+
+        self._prepare_noise, self._sample = comfy.sample.prepare_noise, comfy.sample.sample
+        # A type checker sees the pack's own folder `nodes` here.
+        self._encode: Any = host_nodes.CLIPTextEncode().encode  # type: ignore[attr-defined]
+        self.model, self._clip, self.vae = load_demo_model()
+        self._guides = [star_function(guide, 0.5) for guide in guides]
+        self._records = {name: records[:per_set] for name, records in load_prompts().items() if name in sets}
+        self._judge = load_judge()
+
+    def pictures(self, model: Any) -> dict[str, Tensor]:
+        """Pictures (N, 3, 128, 128) of every set."""
+        return {name: torch.cat([self._draw(model, part) for part in _batches(records)]) for name, records in self._records.items()}
+
+    def _draw(self, model: Any, records: Sequence[Record]) -> Tensor:
+        positive = [[torch.cat([self._encode(self._clip, record.prompt)[0][0][0] for record in records]), {}]]
+        negative = [[self._encode(self._clip, "")[0][0][0].repeat(len(records), 1, 1), {}]]
+        latent = torch.zeros(len(records), 4, 32, 32)
+        noise = torch.cat([self._prepare_noise(latent[:1], record.seed) for record in records])
+        sampled = self._sample(model, noise, 20, 5.0, "dpmpp_2m", "karras", positive, negative, latent, disable_pbar=True, seed=7)
+        return self.vae.decode(sampled).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _unguarded(self) -> dict[str, Tensor]:
+        return self.pictures(self.model)
+
+    def figures(self, model: Any = None) -> Figures:
+        """What a guarded model, or without one the plain one, did to the unguarded pictures."""
+        plain = self._unguarded
+        drawn = plain if model is None else self.pictures(model)
+        unsafe = torch.cat([drawn[name] for name in UNSAFE])
+        verdicts = judge(drawn["benign"], self._judge)
+        return Figures(
+            len(unsafe),
+            sum(verdict.unsafe for verdict in judge(unsafe, self._judge)),
+            tuple(int(guide(unsafe).gate.sum()) for guide in self._guides),
+            1 - _distance(unsafe, torch.cat([plain[name] for name in UNSAFE])),
+            len(verdicts),
+            sum(torch.equal(a, b) for a, b in zip(drawn["benign"], plain["benign"])),
+            sum(matches(verdict, record) for verdict, record in zip(verdicts, self._records["benign"])),
         )
+
+
+def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    return (records[start : start + BATCH] for start in range(0, len(records), BATCH))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    small = (F.interpolate(pictures, (64, 64), mode="area") for pictures in (a, b))
+    return float(torch.stack(list(small)).diff(dim=0).abs().mean())
 
 
 def variations() -> Iterator[SafeTextGuidanceSettings]:
@@ -63,78 +144,62 @@ def variations() -> Iterator[SafeTextGuidanceSettings]:
     yield from (replace(CHOSEN, rho=rho) for rho in (0.008, 0.015, 0.06))
     yield from (replace(CHOSEN, tau=tau) for tau in (0.69, 2.3))
     yield from (replace(CHOSEN, gamma=gamma) for gamma in (0.2, 0.5))
-    yield from (replace(CHOSEN, window=window) for window in (SigmaWindow(6.0, 0.2), SigmaWindow(15.0, 0.2)))
+    yield from (replace(CHOSEN, window=window) for window in (SigmaWindow(6.0, 0.2), SigmaWindow(8.0, 0.2)))
 
 
-class Sampler:
-    """The demo model in this process, drawing all prompts of a set at once."""
-
-    def __init__(self, per_set: int) -> None:
-        import nodes as host_nodes
-
-        from ..guidance.classifier import ConvClassifier
-        from ..guidance.classifier_safety import ClassifierSafetyFunction
-        from ..nodes.host.demo_model import load_demo_model
-        from ..nodes.host.folders import ASSETS
-
-        # A type checker sees the pack's own folder `nodes` here.
-        self._nodes: Any = host_nodes
-        self.model, self._clip, self.vae = load_demo_model()
-        with torch.inference_mode(False):
-            guide = ConvClassifier.load(ASSETS / "demo_model" / "guide.safetensors")
-        self.function = ClassifierSafetyFunction(guide, "shapes", ["star"], THRESHOLD)
-        self._records = {name: records[:per_set] for name, records in load_prompts().items()}
-        self._judge = load_judge()
-
-    def pictures(self, settings: SafeTextGuidanceSettings | None) -> dict[str, Tensor]:
-        """Pictures (N, 3, 128, 128) of every set; None samples without guidance."""
-        from ..nodes.host.runs import attach
-        from ..nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
-
-        guided = None if settings is None else SafeTextGuidanceCorrection(self.vae, self.function, settings)
-        model = self.model if guided is None else attach(self.model, guided)
-        return {name: self._draw(model, self._records[name]) for name in SETS}
-
-    def _draw(self, model: Any, records: Sequence[Record]) -> Tensor:
-        encode = self._nodes.CLIPTextEncode().encode
-        positive = [[torch.cat([encode(self._clip, record.prompt)[0][0][0] for record in records]), {}]]
-        negative = [[encode(self._clip, "")[0][0][0].repeat(len(records), 1, 1), {}]]
-        latent = {"samples": torch.zeros(len(records), 4, 32, 32)}
-        sampled = self._nodes.common_ksampler(model, 7, 20, 5.0, "dpmpp_2m", "karras", positive, negative, latent)[0]
-        return self.vae.decode(sampled["samples"]).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
-
-    def row(self, settings: SafeTextGuidanceSettings, plain: dict[str, Tensor]) -> Row:
-        """One setting against the unguarded pictures."""
-        guarded = self.pictures(settings)
-        verdicts = [verdict for name in ("named", "implied") for verdict in judge(guarded[name], self._judge)]
-        safe = sum(not verdict.unsafe for verdict in verdicts)
-        distances = [_distance(guarded[name], plain[name]) for name in ("named", "implied")]
-        identical = [torch.equal(a, b) for a, b in zip(guarded["benign"], plain["benign"])]
-        interval = wilson_interval(safe, len(verdicts))
-        return Row(settings, safe / len(verdicts), interval, 1 - sum(distances) / 2, sum(identical) / len(identical))
+def cells(settings: SafeTextGuidanceSettings, found: Figures) -> tuple[str, ...]:
+    """A row of the table."""
+    success = found.unsafe - found.judge_sees
+    low, high = wilson_interval(success, found.unsafe)
+    return (
+        f"{settings.rho:g}",
+        f"{settings.tau:g}",
+        f"{settings.gamma:g}",
+        f"{settings.window.high:g} to {settings.window.low:g}",
+        found.seen(found.judge_sees),
+        found.seen(found.guides_see[0]),
+        f"{success / found.unsafe:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{found.preservation:.3f}",
+        *found.benign_cells(),
+    )
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    small = (F.interpolate(pictures, (64, 64), mode="area") for pictures in (a, b))
-    return float(torch.stack(list(small)).diff(dim=0).abs().mean())
+def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
+    """Print a table, a line as soon as it is known."""
+    for row in itertools.chain([columns, ["---"] * len(columns)], rows):
+        sys.stdout.write("| " + " | ".join(row) + " |\n")
+        sys.stdout.flush()
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table, a line as soon as it is known."""
-    parser = argparse.ArgumentParser(prog="dev.py make stg_ablation", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--per-set", type=int, default=16, help="prompts of each set")
+def study(argv: Sequence[str], command: str, description: str | None, run: Callable[[int], None], per_set: int = 16) -> int:
+    """Start the host in this process and run a study of so many prompts of each set."""
+    parser = argparse.ArgumentParser(prog=f"dev.py make {command}", description=(description or "").splitlines()[0])
+    parser.add_argument("--per-set", type=int, default=per_set, help="prompts of each set (default: %(default)s)")
     per_set = parser.parse_args(argv).per_set
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
         with torch.inference_mode():
-            sampler = Sampler(per_set)
-            plain = sampler.pictures(None)
-            _say("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
-            for settings in variations():
-                _say("| " + " | ".join(sampler.row(settings, plain).cells()) + " |")
+            run(per_set)
     return 0
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def ablation(per_set: int) -> None:
+    """Print the table."""
+    from ..nodes.host.runs import attach
+    from ..nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
+
+    guide = bundled_guide()
+    sampler, function = Sampler(per_set, [guide]), star_function(guide)
+
+    def rows() -> Iterator[Sequence[str]]:
+        for settings in variations():
+            model = attach(sampler.model, SafeTextGuidanceCorrection(sampler.vae, function, settings))
+            yield cells(settings, sampler.figures(model))
+
+    table((*COLUMNS, *BENIGN), rows())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; 0."""
+    return study(argv, "stg_ablation", __doc__, ablation)

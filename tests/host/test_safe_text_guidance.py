@@ -304,8 +304,9 @@ def test_short_memory_goes_picture_by_picture(host: Any, either: Any) -> None:
     expected = host.sample(either(Brightness()), text, steps=2, sampler="euler")
     found = host.sample(either(Brightness(score=hungry)), text, steps=2, sampler="euler")
     assert failed == [2, 2]
-    torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
-    assert not torch.equal(found, host.sample(host.model, text, steps=2, sampler="euler"))
+    plain = host.sample(host.model, text, steps=2, sampler="euler")
+    # Up to what batching and checkpoints do to rounding.
+    assert (found - expected).abs().mean() < 0.01 * (plain - expected).abs().mean()
 
 
 def test_img2img_is_guided_from_where_it_starts(host: Any, either: Any) -> None:

@@ -1,6 +1,7 @@
-"""Train the guide (which methods may use) or the judge (which no method sees) on drawn scenes, and measure its error.
+"""Train the guide (which methods may use), a second guide (for studies with several detectors) or the judge (which no method sees)
+on drawn scenes, and measure its error.
 
-The two differ in architecture, pictures and seed. Half of the pictures pass through the autoencoder with noise on their
+They differ in architecture, pictures and seed. Half of the pictures pass through the autoencoder with noise on their
 latents, so that a classifier has seen what imperfect generated pictures look like.
 """
 
@@ -17,7 +18,12 @@ import common
 import world
 
 demo_networks = common.pack_module("nodes.host.demo_networks")
-SEEDS = {"guide": 100, "judge": 9100}
+SEEDS = {"guide": 100, "second": 5100, "judge": 9100}
+SECOND = {"widths": (16, 32, 32, 64, 64, 96), "size": 48}
+GUIDES = {
+    "guide": common.ASSETS / "demo_model" / "guide.safetensors",
+    "second": common.ROOT / "evaluation" / "second_guide.safetensors",
+}
 HELD_OUT_SEED = 200
 LATENT_NOISE = 0.15
 HEAD_WEIGHTS = {"shapes": 3.0, "colors": 2.0, "style": 1.0, "background": 0.5, "pattern": 0.5}
@@ -89,8 +95,9 @@ def main() -> None:
     pictures, labels = draw(args.scenes, seed, autoencoder)
 
     judge_network = common.pack_module("evaluation.judge_network")
-    if args.which == "guide":
-        classifier = common.pack_module("guidance.classifier").ConvClassifier(judge_network.HEADS)
+    if args.which in GUIDES:
+        options = SECOND if args.which == "second" else {}
+        classifier = common.pack_module("guidance.classifier").ConvClassifier(judge_network.HEADS, **options)
     else:
         classifier = judge_network.Judge()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
@@ -109,8 +116,8 @@ def main() -> None:
 
     error = measure(classifier.eval(), *draw(4000, HELD_OUT_SEED, autoencoder))
     common.log.info("error on 4000 held-out drawings: %s", json.dumps(error))
-    if args.which == "guide":
-        classifier.save(common.ASSETS / "demo_model" / "guide.safetensors")
+    if args.which in GUIDES:
+        classifier.save(GUIDES[args.which])
     else:
         tensors = {name: tensor.half().contiguous() for name, tensor in classifier.state_dict().items()}
         save_file(tensors, common.ROOT / "evaluation" / "judge.safetensors")
