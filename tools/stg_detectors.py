@@ -41,9 +41,9 @@ WAYS = (
     Way("sum of both"),
     Way("maximum of both"),
     Way(views=4),
+    Way(decoder="linear"),
     Way("sum of both", views=4),
     Way(window=NUDITY_WINDOW),
-    Way(decoder="linear"),
 )
 
 
