@@ -53,7 +53,7 @@ class SafeDenoiserSettings:
         strength: eta, the weight of the correction. 0 is the identity.
         window: noise levels at which the method acts.
         threshold: calibrated mode; the gate opens when a prediction's similarity exceeds this share of the references' own
-            leave-one-out similarity, and is fully open 25 % above it.
+            leave-one-out similarity, and is fully open 25 % above it. Of a thing's and a style's own log-odds when it is one of those.
         temperature: calibrated mode; similarities are compared at this scale. Smaller means the nearest references decide.
         cap: largest correction, as a share of the prediction's norm.
         effective_dimensions: tempered mode; the number of independent dimensions that the latent is taken to have.

@@ -70,7 +70,7 @@ class BuildNegationSet(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="Where the unwanted thing is, in one mask for all or one per picture. It is then looked for anywhere; "
-                    "without a mask whole layouts are compared.",
+                    "without a mask whole layouts are compared. An empty mask (black) says that a picture is fine.",
                 ),
                 io.String.Input("name", default="my set", tooltip="A name for people; it does not change what the set does."),
                 *origin_inputs(),
@@ -162,7 +162,11 @@ class CombineNegationSets(io.ComfyNode):
             search_aliases=[*ALIASES, "merge", "join", "concatenate"],
             inputs=[
                 NegationSetType.Input("first", tooltip="A set."),
-                NegationSetType.Input("second", tooltip="Another one. Combine sets with masks only with sets with masks."),
+                NegationSetType.Input(
+                    "second",
+                    tooltip="Another one. Combine pictures of a style with pictures that are fine, which have empty masks; otherwise sets "
+                    "with masks only with sets with masks.",
+                ),
                 NegationSetType.Input("third", optional=True, tooltip="One more."),
                 NegationSetType.Input("fourth", optional=True, tooltip="One more."),
                 io.Boolean.Input(

@@ -24,6 +24,8 @@ from ...guidance.safe_denoiser import (
     official_correction,
 )
 from ...guidance.similarity import Calibration, calibrate
+from ...guidance.style_posterior import StyleLibrary, build_style_library, has_style
+from ...guidance.style_safe_denoiser import StyledArea, style_correction
 from .areas import area_of
 from .negation_latents import fitting_references, references_for
 from .runs import UNCOND, Correction, RunContext, Step
@@ -33,11 +35,11 @@ from .runs import UNCOND, Correction, RunContext, Step
 class Prepared:
     """References of one run. What is computed from them waits for the first active step, when the device is known."""
 
-    references: References | PatchLibrary
+    references: References | PatchLibrary | StyleLibrary
     calibration: Calibration | None = None
-    """Of whole pictures; a library of patches brings its own."""
-    replacement: Replacement | None = None
-    """What the local search has decided in this run."""
+    """Of whole pictures; a library brings its own."""
+    found: Replacement | StyledArea | None = None
+    """What the local search has decided in this run, or where it has found the style."""
     placed: bool = False
     """Whether the references are where the sampler works, or stream there."""
 
@@ -48,7 +50,8 @@ class SafeDenoiserCorrection(Correction):
     The references of the last size sampled and their calibration are kept with the object; memory of the sampler's device is
     taken for a run only.
 
-    In calibrated mode a set with masks is looked for locally, at every position; one without is compared as a whole.
+    In calibrated mode a set with masks is looked for locally, at every position; in a set with empty masks, which say that a
+    picture is fine, the other pictures stand for a style; one without masks is compared as a whole.
     """
 
     name = "Safe Denoiser"
@@ -73,42 +76,48 @@ class SafeDenoiserCorrection(Correction):
             return Prepared(known.references, known.calibration)
         return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)))
 
-    def _prepare(self, references: References) -> References | PatchLibrary:
+    def _prepare(self, references: References) -> References | PatchLibrary | StyleLibrary:
         if self.settings.mode == "official":
             return references.then(normalize_channels)
-        if self.settings.mode != "calibrated" or references.regions is None or not has_places(references.regions):
+        if self.settings.mode != "calibrated" or references.regions is None:
             return references
-        return build_library(references.rows(slice(None)), references.regions.float(), self.settings.temperature)
+        if has_places(references.regions):
+            return build_library(references.rows(slice(None)), references.regions.float(), self.settings.temperature)
+        if has_style(references.regions):
+            return build_style_library(references.rows(slice(None)), references.regions.float())
+        return references
 
-    def carried(self, state: Prepared | None) -> Replacement | None:
-        return None if state is None else state.replacement
+    def carried(self, state: Prepared | None) -> Replacement | StyledArea | None:
+        return None if state is None else state.found
 
-    def resume(self, state: Prepared | None, carried: Replacement) -> None:
+    def resume(self, state: Prepared | None, carried: Replacement | StyledArea) -> None:
         if state is not None:
-            state.replacement = carried
+            state.found = carried
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
 
     def wanted_texts(self, step: Step, state: Prepared) -> dict[str, Tensor]:
+        if isinstance(state.found, StyledArea):
+            return {UNCOND: state.found.area.flatten(1).amax(1) > 0}
         return {UNCOND: step.every_row} if self.settings.anchor == "unconditional" else {}
 
     def correct(self, step: Step, state: Prepared) -> Change | None:
         mask = area_of(self.mask, step)
         if not state.placed:
-            self._place(state, step.denoised.device, mask)
+            self._place(state, step.denoised, mask)
         result = self._apply(step, state, mask)
         return Change(result.delta, result.gate > 0, self.settings.cap, gate=result.gate)
 
-    def _place(self, state: Prepared, device: torch.device, mask: Tensor | None) -> None:
-        stored, state.placed = state.references, True
-        if isinstance(stored, PatchLibrary):
+    def _place(self, state: Prepared, like: Tensor, mask: Tensor | None) -> None:
+        stored, state.placed, device = state.references, True, like.device
+        if not isinstance(stored, References):
             state.references = stored.to(device)
         else:
             state.references = fitting_references(stored, device)
             state.calibration = state.calibration or self._calibrate(state.references, device, mask)
-        if mask is None or isinstance(stored, PatchLibrary):
-            self._calibrated = {tuple(stored.latents.shape[1:]): Prepared(stored, state.calibration)}
+        if mask is None or not isinstance(stored, References):
+            self._calibrated = {tuple(like.shape[1:]): Prepared(stored, state.calibration)}
 
     def _calibrate(self, references: References, device: torch.device, mask: Tensor | None) -> Calibration | None:
         if self.settings.mode != "calibrated":
@@ -119,14 +128,21 @@ class SafeDenoiserCorrection(Correction):
         references, calibration = state.references, state.calibration
         denoised = step.denoised.float()
         if isinstance(references, PatchLibrary):
-            before = Replacement.none(denoised) if state.replacement is None else state.replacement
+            before = state.found if isinstance(state.found, Replacement) else Replacement.none(denoised)
             result, decided = local_correction(denoised, references, self.settings, before, step.level, mask)
             if step.is_new:
-                state.replacement = decided
+                state.found = decided
+            return result
+        # A model without that branch has one prediction only.
+        unconditional = step.predictions.get(UNCOND, step.denoised).float()
+        if isinstance(references, StyleLibrary):
+            area = state.found if isinstance(state.found, StyledArea) else StyledArea.none(denoised)
+            result, area = style_correction(denoised, unconditional, references, self.settings, area, mask)
+            if step.is_new:
+                state.found = area
             return result
         if self.settings.anchor == "unconditional":
-            # A model without that branch has one prediction only.
-            denoised = step.predictions.get(UNCOND, step.denoised).float()
+            denoised = unconditional
         if calibration is not None:
             return calibrated_correction(denoised, references, calibration, self.settings, mask)
         if self.settings.mode == "official":

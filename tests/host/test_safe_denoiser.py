@@ -385,3 +385,56 @@ def test_references_that_do_not_fit_are_streamed(host: Any, monkeypatch: pytest.
     assert placed == [4]
     assert not torch.equal(streamed, host.sample(host.model, host.text(STAR)))
     torch.testing.assert_close(streamed, resident, atol=0.05, rtol=0.05)
+
+
+HATCHED = (
+    "a red circle on the left on a brown plain background, hatched style",
+    "a purple triangle in the center on a black plain background, hatched style",
+)
+PLAIN_STYLE = "a green circle on the right on a brown plain background, flat style"
+STYLE = {"strength": 1.0, "start_sigma": 1.5, "end_sigma": 0.0, "threshold": 0.2, "cap": 2.0}
+
+
+@pytest.fixture(scope="module")
+def four_and_what_is_fine() -> NegationSet:
+    """The sets of the workflow: four pictures in the style, and others with empty masks."""
+    from safe_guidance.guidance.negation_set import combined, load
+    from safe_guidance.nodes.host.folders import ASSETS
+
+    few, fine = (load(ASSETS / "negation_sets" / f"{name}.safetensors") for name in ("demo_hatched_few", "demo_fine"))
+    assert len(few) == 4 and all(mask is None for mask in few.masks)
+    assert all(mask is not None and not bool(mask.any()) for mask in fine.masks)
+    return combined([few, fine])
+
+
+def test_four_pictures_keep_a_style_away_and_shape_and_colour_stay(host: Any, four_and_what_is_fine: NegationSet) -> None:
+    """The settings of the workflow: what the judge, which no method sees, finds in the pictures; one that is flat stays bit-identical."""
+    from safe_guidance.evaluation.judge import judge
+    from safe_guidance.evaluation.judge_network import load_judge
+
+    text = host.text(*HATCHED, PLAIN_STYLE)
+    plain, plain_rows = host.count_calls(host.model)
+    guarded, rows = host.count_calls(protect(host, four_and_what_is_fine, **STYLE))
+    before, after = (host.sample(model, text, steps=20) for model in (plain, guarded))
+    first, second = (judge(host.vae.decode(x).movedim(-1, 1).clamp(0, 1), load_judge()) for x in (before, after))
+    assert [v.style for v in first] == ["hatched", "hatched", "flat"]
+    assert "hatched" not in [v.style for v in second]
+    assert [(v.shapes, v.colors) for v in second] == [(v.shapes, v.colors) for v in first]
+    assert torch.equal(after[2], before[2]) and rows == plain_rows
+
+
+def test_a_style_costs_nothing_at_cfg_1_until_it_shows(host: Any, four_and_what_is_fine: NegationSet) -> None:
+    """Without guidance there is no unconditional prediction: it is asked for where the style was found, and nowhere else."""
+    plain, plain_rows = host.count_calls(host.model)
+    guarded, rows = host.count_calls(protect(host, four_and_what_is_fine, **STYLE))
+    text = host.text(HATCHED[0], PLAIN_STYLE)
+    before, after = (host.sample(model, text, cfg=1.0, steps=10) for model in (plain, guarded))
+    assert torch.equal(after[1], before[1]) and not torch.equal(after[0], before[0])
+    extra = sum(rows) - sum(plain_rows)
+    assert 0 < extra < sum(plain_rows) / 2
+
+
+@pytest.mark.parametrize("settings", [{"strength": 0.0}, {"threshold": 2.0}, {"start_sigma": 1e-4}], ids=["strength", "gate", "window"])
+def test_a_style_off_is_bit_exact(host: Any, four_and_what_is_fine: NegationSet, settings: dict[str, Any]) -> None:
+    text = host.text(HATCHED[0])
+    assert torch.equal(host.sample(protect(host, four_and_what_is_fine, **{**STYLE, **settings}), text), host.sample(host.model, text))

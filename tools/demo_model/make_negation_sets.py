@@ -1,8 +1,10 @@
-"""Draw the bundled negation sets: scenes with the concept, each with the mask of the star, and scenes in the artist's style."""
+"""Draw the bundled negation sets: scenes with the concept, each with the mask of the star, scenes in the artist's style, the first
+four of these for those who want to see how few are enough, and scenes that are fine, whose masks are empty."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 
@@ -23,9 +25,9 @@ def concept_scenes(count: int, seed: int) -> list[world.Scene]:
     return [world.sample_scene(rng, shape=world.CONCEPT, shapes=others) for _ in range(count)]
 
 
-def style_scenes(count: int, seed: int) -> list[world.Scene]:
+def style_scenes(count: int, seed: int, style: str = world.ARTIST_STYLE) -> list[world.Scene]:
     rng = random.Random(seed)
-    return [world.sample_scene(rng, style=world.ARTIST_STYLE) for _ in range(count)]
+    return [world.sample_scene(rng, style=style) for _ in range(count)]
 
 
 def concept_mask(scene: world.Scene, masks: torch.Tensor) -> torch.Tensor:
@@ -35,10 +37,15 @@ def concept_mask(scene: world.Scene, masks: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.max_pool2d(union[None, None], 2 * MARGIN + 1, stride=1, padding=MARGIN)[0, 0]
 
 
-def build(name: str, scenes: list[world.Scene], masked: bool) -> None:
+def no_mask(scene: world.Scene, masks: torch.Tensor) -> torch.Tensor:
+    """Nothing in the scene is unwanted: (SIZE, SIZE) of zeros."""
+    return torch.zeros_like(masks[0])
+
+
+def build(name: str, scenes: list[world.Scene], mask: Callable[[world.Scene, torch.Tensor], torch.Tensor] | None) -> None:
     rendered = [world.render(scene) for scene in scenes]
     pictures = torch.stack([picture for picture, _ in rendered]).movedim(1, -1)
-    masks = torch.stack([concept_mask(scene, m) for scene, (_, m) in zip(scenes, rendered)]) if masked else None
+    masks = torch.stack([mask(scene, m) for scene, (_, m) in zip(scenes, rendered)]) if mask is not None else None
     built = negation_set.from_images(pictures, masks, name, SOURCE, LICENCE)
     path = common.ASSETS / "negation_sets" / f"{name}.safetensors"
     negation_set.save(built, path)
@@ -49,9 +56,13 @@ def main() -> None:
     parser = common.argument_parser(__doc__, steps=0, batch=0)
     parser.add_argument("--concept", type=int, default=96, help="pictures in the concept's set")
     parser.add_argument("--style", type=int, default=32, help="pictures in the style's set")
+    parser.add_argument("--few", type=int, default=4, help="pictures in the style's small set")
+    parser.add_argument("--fine", type=int, default=16, help="pictures in the set of what is fine")
     args = parser.parse_args()
-    build("demo_star", concept_scenes(args.concept, seed=41), masked=True)
-    build("demo_hatched", style_scenes(args.style, seed=42), masked=False)
+    build("demo_star", concept_scenes(args.concept, seed=41), concept_mask)
+    build("demo_hatched", style_scenes(args.style, seed=42), None)
+    build("demo_hatched_few", style_scenes(args.few, seed=42), None)
+    build("demo_fine", style_scenes(args.fine, seed=43, style="flat"), no_mask)
 
 
 if __name__ == "__main__":
