@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .contact_sheet import contact_sheet
+from . import style_case
+from .contact_sheet import Section, contact_sheet
 from .graphs import GraphError
 from .judge import judge
 from .judge_network import load_judge
@@ -113,7 +114,12 @@ def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path
     write_pictures(output / "pictures", take.shots)
     runs = [judged(method, take.shots[method.name], prompts, network) for method in take.methods]
     report = build_report(describe_host(take.stats), describe_model(), runs)
-    contact_sheet(runs).save(output / "contact_sheet.png")
+    further: list[Section] = []
+    if set(HEART) <= set(names):
+        report["style"], section, shots = style_case.run(host, network, None if per_set is None else style_case.PER_STYLE)
+        write_pictures(output / "pictures", shots)
+        further.append(section)
+    contact_sheet(runs, further).save(output / "contact_sheet.png")
     write_json(output / "report.json", report)
     return report
 

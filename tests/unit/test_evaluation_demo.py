@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from safe_guidance.evaluation import demo, graphs, shooting
+from safe_guidance.evaluation import demo, graphs, shooting, style_case
 from safe_guidance.evaluation.judge_network import HEADS
 from safe_guidance.evaluation.prompts import SETS, load_prompts
 from safe_guidance.evaluation.server import ServerError
@@ -107,6 +107,15 @@ def test_a_run_is_paired_warmed_up_and_written(fake: type[FakeServer], tmp_path:
     assert len(files) == 1 + 2 * 6
     assert np.array(Image.open(tmp_path / "out" / "pictures" / "none" / "implied-001.png")).mean() == 200
     assert "12/12 pictures" in capsys.readouterr().err
+
+
+def test_all_of_the_heart_brings_the_style_case(fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(style_case, "server_count", lambda records: 1)
+    monkeypatch.setattr(style_case, "PER_STYLE", 2)
+    report = demo.run_demo(tmp_path, demo.HEART, 1, tmp_path)
+    assert (report["style"]["references"], report["style"]["prompts"], report["style"]["benign_prompts"]) == (4, 2, 2)
+    assert len(list((tmp_path / "pictures" / "style_safe_denoiser").glob("*.png"))) == 4
+    assert json.loads((tmp_path / "report.json").read_text()) == report
 
 
 def test_servers_side_by_side_take_the_same_pictures(fake: type[FakeServer], tmp_path: Path) -> None:
