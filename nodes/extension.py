@@ -22,6 +22,7 @@ from . import (
     twin_run,
 )
 from .host.folders import register_model_folders
+from .host.under_node import telling
 
 FAMILIES = (
     demo_model,
@@ -49,4 +50,4 @@ class SafeGuidanceExtension(ComfyExtension):
         register_model_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for family in FAMILIES for node in family.NODES]
+        return [telling(node) for family in FAMILIES for node in family.NODES]

@@ -97,7 +97,7 @@ Four pictures are enough to try. A set for real use has fifty or more. Compare w
 While the picture is sampled, a detector of nudity looks at what it is going to be; where it objects, the prompt's embedding moves so
 that the model paints something else.
 
-Needs the package *nudenet* in ComfyUI's Python: `pip install nudenet onnx onnx2torch`, or its ONNX file in *models/safety*.
+Needs the package *nudenet* in ComfyUI's Python: "pip install nudenet onnx onnx2torch", or its ONNX file in *models/safety*.
 
 **Try**
 
@@ -140,7 +140,7 @@ Costs one more model evaluation a step and concept.
 
 **Try**
 
-- `smile` under *add*, and nothing under *remove*
+- "smile" under *add*, and nothing under *remove*
 - more *scale* and a lower *threshold*: stronger, and more of the picture changes""",
         texts={"Prompt": "portrait of a man with glasses reading a newspaper in a cafe, photograph"},
         settings={"SafeGuidanceSemanticGuidance": {"remove": "glasses"}},

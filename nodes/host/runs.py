@@ -26,7 +26,7 @@ from ...guidance.trace import Trace
 from . import doctor
 from .parts import Leftovers
 from .traces import Recorder, TraceStore
-from .under_node import executing_node
+from .under_node import error_shown, executing_node
 
 KEY = "safe_guidance"
 TRACES = "safe_guidance_traces"
@@ -183,7 +183,12 @@ class Run:
         self._register_texts(guider)
         self._guider = guider
         self.recorder = Recorder([correction.name for correction in corrections])
-        self._states = [correction.begin(context) for correction in corrections]
+        self._states = [self._begun(correction, context) for correction in corrections]
+
+    @staticmethod
+    def _begun(correction: Correction, context: RunContext) -> Any:
+        with error_shown(correction.node):
+            return correction.begin(context)
 
     def _register_texts(self, guider: Any) -> None:
         # Conditionings that the guider holds are prepared by the host like its own: areas, timestep ranges, ControlNet.
@@ -272,7 +277,7 @@ class Run:
         predictions = self._predict_texts({i: step(branches) for i in active}, evaluation)
         changes = []
         for index in active:
-            with self.recorder.spending(index):
+            with self.recorder.spending(index), error_shown(self._corrections[index].node):
                 change = self._corrections[index].correct(step({**branches, **predictions[index]}), self._states[index])
             if change is not None:
                 self.recorder.changed(index, change, denoised)

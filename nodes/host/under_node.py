@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from comfy_api.latest import ui
+from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
+
+_failed: set[str | None] = set()
+"""Ids of nodes under which an error stands."""
 
 
 def executing_node() -> str | None:
@@ -27,3 +33,35 @@ def with_text(text: str, pictures: ui.PreviewImage | None = None) -> dict[str, A
     """What a node returns as `ui` to show a text, below pictures if it has any, and to leave both in the history."""
     show_text(text, executing_node())
     return {**(pictures.as_dict() if pictures else {}), **ui.PreviewText(text).as_dict()}
+
+
+@contextmanager
+def error_shown(node: str | None) -> Iterator[None]:
+    """Show an error's sentence under a node and raise it again: the interface itself says no more than that a node failed."""
+    try:
+        yield
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        show_text(str(error), node)
+        _failed.add(node)
+        raise
+
+
+def telling(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node class, whose execution shows its errors under it, and takes them away once it succeeds."""
+    execute = vars(node)["execute"].__func__
+    if not hasattr(execute, "__wrapped__"):
+
+        @functools.wraps(execute)
+        def told(cls: type[io.ComfyNode], *inputs: Any, **named: Any) -> io.NodeOutput:
+            executing = executing_node()
+            with error_shown(executing):
+                output: io.NodeOutput = execute(cls, *inputs, **named)
+            if executing in _failed:
+                _failed.discard(executing)
+                # A text of the node's own is there by now, if it has one.
+                if not output.ui:
+                    show_text("", executing)
+            return output
+
+        node.execute = classmethod(told)  # type: ignore[method-assign, assignment]
+    return node

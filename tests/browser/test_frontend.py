@@ -131,6 +131,20 @@ def test_a_setting_that_has_no_effect_is_told_under_the_node_in_a_sentence(windo
     assert in_sight(told, window.page.get_by_text("CFG is 1").locator("xpath=ancestor::div[contains(@class, 'overflow-y-auto')]"))
 
 
+def test_an_error_is_told_under_the_node_in_two_sentences_and_goes_when_it_is_mended(window: Frontend) -> None:
+    window.load_template("demo_semantic_guidance")
+    window.limit_steps(FEW_STEPS)
+    window.set_widget("SafeGuidanceSemanticGuidance", "remove", "")
+    with pytest.raises(FrontendError):
+        window.run()
+    told = window.page.get_by_text("Semantic Guidance has no concept. Write one under remove or add, or connect a Semantic Concept.")
+    assert told.is_visible()
+    window.set_widget("SafeGuidanceSemanticGuidance", "remove", "star")
+    window.run()
+    assert told.count() == 0 and window.page.get_by_text("Semantic Guidance acted").is_visible()
+    window.problems.clear()
+
+
 def in_sight(text: Locator, frame: Locator) -> bool:
     """Whether the frame in which a text can be scrolled shows all of it."""
     inner, outer = text.bounding_box(), frame.last.bounding_box()
