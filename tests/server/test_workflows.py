@@ -80,6 +80,20 @@ def test_without_strength_the_picture_is_the_plain_one(server: ComfyServer, obje
     assert np.array_equal(picture(server, off), picture(server, shipped("demo_plain", object_info)))
 
 
+def test_a_picture_after_another_is_another(server: ComfyServer, object_info: dict[str, Any]) -> None:
+    """The same prompt and seed twice: the same picture, unless Sparse Repellency knows of the first."""
+    apart = shipped("demo_spell_earlier", object_info)
+    together = graphs.set_inputs(apart, "SafeGuidanceSparseRepellency", radius=0.0)
+    (saved,) = graphs.find(apart, "SaveImage")
+    for prompt, same in ((together, True), (apart, False)):
+        outputs = server.run(prompt)["outputs"]
+        first, second = (shooting.decode(file) for file in server.images({"outputs": {saved: outputs[saved]}}))
+        assert np.array_equal(first, second) == same
+        if same:
+            before = first
+    assert np.array_equal(first, before), "the first picture knows of no other"
+
+
 @EVERY_FILE
 def test_a_workflow_file_is_whole_and_tidy(object_info: dict[str, Any], path: Path) -> None:
     workflow = json.loads(path.read_text(encoding="utf-8"))
