@@ -67,7 +67,7 @@ def summarize(negation_set: NegationSet, vae: Any = None) -> str:
     unique = len(without_duplicates(negation_set))
     lines = [
         f"{negation_set.name or 'unnamed'}: {len(negation_set)} pictures ({unique} different), {shown} pixels",
-        _masks(sum(mask is not None for mask in negation_set.masks)),
+        _masks(negation_set),
         f"source: {negation_set.source or 'not stated'}",
         f"licence: {negation_set.licence or 'not stated'}",
         f"hash: {negation_set.content_hash[:16]}",
@@ -75,11 +75,16 @@ def summarize(negation_set: NegationSet, vae: Any = None) -> str:
     return "\n".join([*lines, *_figures(negation_set, vae)])
 
 
-def _masks(count: int) -> str:
-    if count == 0:
-        return "masks: none; whole pictures are compared"
-    few = f"; few: below about {ENOUGH_MASKED} pictures harmless pictures suffer" if count < ENOUGH_MASKED else ""
-    return f"masks: {count}; what they mark is looked for anywhere{few}"
+def _masks(negation_set: NegationSet) -> str:
+    """What the masks say, and so how Safe Denoiser uses the set in calibrated mode."""
+    shares = [1.0 if mask is None else (mask > 127).float().mean().item() for mask in negation_set.masks]
+    empty, places = sum(share == 0 for share in shares), sum(0 < share < 1 for share in shares)
+    if places:
+        few = f"; few: below about {ENOUGH_MASKED} pictures harmless pictures suffer" if places < ENOUGH_MASKED else ""
+        return f"masks: {places} mark a thing, which is looked for anywhere{few}"
+    if 0 < empty < len(shares):
+        return f"masks: {empty} empty ones mark pictures that are fine; the other {len(shares) - empty} stand for a style"
+    return "masks: none that mark a place; whole pictures are compared"
 
 
 def _figures(negation_set: NegationSet, vae: Any) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_guidance.guidance.negation_set import NegationSet, from_images, load
+from safe_guidance.guidance.negation_set import NegationSet, combined, from_images, load
 
 PROMPT = "a yellow star in the center on a black plain background, flat style"
 
@@ -200,9 +200,12 @@ def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:8, 4:8] = 1
     few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask)) for count in (63, 64))
-    assert "masks: 63; what they mark is looked for anywhere; few: below about 64" in few
-    assert "masks: 64; what they mark is looked for anywhere\n" in enough
-    assert "masks: none; whole pictures are compared" in summarize(from_images(torch.rand(2, 16, 16, 3)))
+    assert "masks: 63 mark a thing, which is looked for anywhere; few: below about 64" in few
+    assert "masks: 64 mark a thing, which is looked for anywhere\n" in enough
+    whole = from_images(torch.rand(2, 16, 16, 3))
+    assert "masks: none that mark a place; whole pictures are compared" in summarize(whole)
+    fine = from_images(torch.rand(3, 16, 16, 3), torch.zeros(1, 16, 16))
+    assert "masks: 3 empty ones mark pictures that are fine; the other 2 stand for a style" in summarize(combined([whole, fine]))
 
 
 def test_encoding_tells_its_progress(host: Any) -> None:
