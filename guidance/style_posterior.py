@@ -42,7 +42,8 @@ ROUNDS = 3
 LEAST_LEAD = 0.3
 """How far a style stands above what is fine at the least: one that cannot be told apart must not open the gate to everything."""
 
-MOST_PICTURES = 64
+MOST_PICTURES, MOST_WINDOWS = 64, 4096
+"""Pictures of a kind, and windows of a picture, that describe it; spread evenly. A covariance needs no more."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,9 @@ def _weight(like: Tensor) -> Tensor:
 
 
 def _windows_of(latents: Tensor) -> Iterator[Tensor]:
-    # One picture at a time: all windows of a set together are many times its size.
-    return (windows(z[None])[0][0] for z in latents)
+    # One picture at a time: all windows of a set together are many times its size. An odd step meets every column of a picture.
+    step = -(-latents[0, 0].numel() // MOST_WINDOWS) | 1
+    return (windows(z[None])[0][0, ::step] for z in latents)
 
 
 def _some(latents: Tensor) -> Tensor:

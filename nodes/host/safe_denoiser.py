@@ -77,6 +77,10 @@ class SafeDenoiserCorrection(Correction):
         return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)))
 
     def _prepare(self, references: References) -> References | PatchLibrary | StyleLibrary:
+        if references.regions is not None and not bool(references.regions.any()):
+            raise ValueError(
+                "All pictures of the negation set have empty masks, which say that they are fine. Combine them with unwanted ones."
+            )
         if self.settings.mode == "official":
             return references.then(normalize_channels)
         if self.settings.mode != "calibrated" or references.regions is None:

@@ -438,3 +438,15 @@ def test_a_style_costs_nothing_at_cfg_1_until_it_shows(host: Any, four_and_what_
 def test_a_style_off_is_bit_exact(host: Any, four_and_what_is_fine: NegationSet, settings: dict[str, Any]) -> None:
     text = host.text(HATCHED[0])
     assert torch.equal(host.sample(protect(host, four_and_what_is_fine, **{**STYLE, **settings}), text), host.sample(host.model, text))
+
+
+def test_a_style_stays_found_in_the_next_part(host: Any, four_and_what_is_fine: NegationSet) -> None:
+    model = protect(host, four_and_what_is_fine, **STYLE)
+    whole, joined = (host.sample_in_parts(model, host.text(HATCHED[0]), bounds) for bounds in ((0, 12), (0, 9, 12)))
+    torch.testing.assert_close(joined, whole, atol=1e-3, rtol=1e-3)
+
+
+def test_a_set_of_nothing_but_fine_pictures_is_refused(host: Any) -> None:
+    model = protect(host, from_images(torch.rand(2, 64, 64, 3), torch.zeros(2, 64, 64)))
+    with pytest.raises(ValueError, match="Combine them with unwanted ones"):
+        host.sample(model, host.text(STAR))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from safe_guidance.guidance import style_posterior
 from safe_guidance.guidance.composition import Change, combine
 from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings
 from safe_guidance.guidance.style_posterior import (
@@ -204,3 +205,11 @@ def test_one_picture_of_each_kind_and_pictures_without_contrast_are_enough_not_t
         library = build_style_library(latents, REGIONS[[0, -1]])
         for x in (STYLED.to(latents.dtype), torch.zeros(1, 3, SIDE, SIDE, dtype=latents.dtype)):
             assert bool(torch.isfinite(correct(x, library=library)).all())
+
+
+def test_large_latents_are_described_by_some_of_their_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = log_odds(STYLED, LIBRARY).amax()
+    monkeypatch.setattr(style_posterior, "MOST_WINDOWS", SIDE * SIDE // 4)
+    some = build_style_library(LATENTS, REGIONS)
+    assert not torch.equal(some.safe, LIBRARY.safe)
+    assert (log_odds(STYLED, some).amax() - some.highest) > 0.5 * (whole - LIBRARY.highest)
