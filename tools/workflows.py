@@ -74,14 +74,17 @@ class Recipe:
 
 RECIPES = {
     "build_negation_set": Recipe(
-        note="""## Avoid a style by four pictures
+        note="""## Not like these four pictures
 
 1. The model paints four pictures in the style that you do **not** want.
 2. **Build Negation Set** collects them. Replace this group by *Load Image* if you have pictures of your own.
 3. **Preview Negation Set** shows what is in the set.
 4. **Safe Denoiser** keeps another picture away from them, with another prompt and seed.
 
-Four pictures are enough to try. A set for real use has fifty or more. Compare with *strength* 0, which is off.""",
+Four pictures are enough to try. A set for real use has fifty or more. Compare with *strength* 0, which is off.
+
+Whole pictures are compared here, by their layout and colours. To avoid a style whatever the picture shows, add pictures that are fine, as
+the workflow *demo safe denoiser style* does.""",
         texts={
             "Example prompt": "oil painting in the style of van Gogh, swirling brush strokes, starry night over a village",
             "Prompt": "a village at night under a starry sky, painting",
