@@ -248,6 +248,33 @@ def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: s
     torch.testing.assert_close(states[-1].value, momentum, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2s_ancestral"])
+def test_semantic_guidances_momentum_advances_once_per_noise_level(host: Any, sampler: str) -> None:
+    from safe_guidance.guidance.semantic_guidance import semantic_guidance
+    from safe_guidance.nodes.host import runs
+    from safe_guidance.nodes.host.semantic_guidance import SemanticGuidanceCorrection
+
+    chosen = SemanticGuidanceSettings((Concept(scale=2.0),), momentum_scale=0.3, momentum_decay=0.6)
+    seen: list[Any] = []
+    states: list[Any] = []
+
+    class Watched(SemanticGuidanceCorrection):
+        def correct(self, step: Any, state: Any) -> Any:
+            seen.append(step)
+            states.append(state)
+            return super().correct(step, state)
+
+    watched = Watched([host.text("star")], chosen)
+    host.sample(runs.attach(host.model, watched), host.text(STAR), steps=4, sampler=sampler)
+    momentum = torch.zeros_like(seen[0].x)
+    for step in seen:
+        if step.is_new:
+            concept, uncond = (step.predictions[name].float() for name in (next(iter(watched.texts)), runs.UNCOND))
+            momentum = semantic_guidance([concept], uncond, step.sigma, step.level, momentum, chosen)[1]
+    assert len(seen) > sum(step.is_new for step in seen)
+    torch.testing.assert_close(states[-1].value, momentum, atol=1e-5, rtol=1e-5)
+
+
 def test_a_run_starts_without_momentum(host: Any, text: Any) -> None:
     model = text.sld(host.model, host.text("star"), STRONG)
     first = host.sample(model, host.text(STAR))
