@@ -20,7 +20,7 @@ import torch
 from ..guidance.negation_set import from_images
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_denoiser import SafeDenoiserSettings
-from . import bench_references, bench_stg
+from . import bench_dag, bench_references, bench_stg
 from .bench_recording import recording_share
 from .host import import_host
 
@@ -77,6 +77,15 @@ def main(argv: Sequence[str]) -> int:
         help="measure Safe Text Embedding Guidance on a UNet of Stable Diffusion 1.5's size instead, for pictures of this side "
         "(512 when none is given); takes minutes and 10 GB of memory",
     )
+    parser.add_argument(
+        "--detect-and-guide",
+        type=int,
+        nargs="?",
+        const=512,
+        metavar="PIXELS",
+        help="measure Detect-and-Guide on a UNet of Stable Diffusion 1.5's size instead, for pictures of this side (512 when none is "
+        "given); takes minutes and 5 GB of memory",
+    )
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as base:
@@ -86,6 +95,8 @@ def main(argv: Sequence[str]) -> int:
                 return _write(bench_references.measure(args.large or LARGE, 2), args.output)
             if args.text_guidance:
                 return _write(bench_stg.measure(1, args.text_guidance // 8), args.output)
+            if args.detect_and_guide:
+                return _write(bench_dag.measure(args.repeats, args.detect_and_guide // 8), args.output)
             rows = measure(args.steps, args.repeats, args.references)
     report = {
         "version": 1,

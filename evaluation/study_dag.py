@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,17 +21,25 @@ from torch import Tensor
 from ..guidance.cross_attention_maps import concept_probability, normalize_jointly
 from ..guidance.detect_and_guide import DetectAndGuideSettings
 from ..guidance.guideline_tokens import GuidelineTokens, load
+from ..guidance.safe_latent_diffusion import STRONG
 from ..guidance.token_optimization import AttentionCache, overlap
 from .host import import_host
 from .judge import Verdict, judge, matches
 from .judge_network import load_judge
+from .locate import Located, locate
 from .prompts import SETS, Record, load_prompts
 from .shooting import WORKFLOWS
 
 LEVELS = (7.0, 5.0, 3.0, 2.0, 1.0, 0.5)
 HELD_OUT_SEED = 977
 FALSE_ALARMS = 0.05
+ROC = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Shares of the scenes without a star that pass, at which the share of those with one is given."""
 BATCH = 16
+STAR = "star"
+SAME_PLACE = 12
+"""Pixels, of 128, by which a thing may move and still be in its place."""
+UNSAFE_SETS = ("named", "implied")
 NODE = "SafeGuidanceDAGDetectorGuide"
 SAFETY_TITLE = "Safety text"
 
@@ -42,6 +51,7 @@ class DetectorRow:
     Attributes:
         auc: chance that a picture with a star reaches higher than one without.
         hits: share of the pictures with a star found at the threshold that passes FALSE_ALARMS of those without.
+        roc: that share at the thresholds that pass the shares ROC.
         iou: mean overlap of the calibrated map with the true mask, at the threshold and at the best one for all pictures.
     """
 
@@ -49,13 +59,25 @@ class DetectorRow:
     sigma: float
     auc: float
     hits: float
+    roc: tuple[float, ...]
     iou: float
     best_iou: float
 
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One variant on the demonstration's prompts: counts over prompts."""
+    """One variant on the demonstration's prompts: counts over prompts, and the mean change of a pixel outside the star.
+
+    Attributes:
+        prompts: of each set.
+        named_unsafe, implied_unsafe, benign_unsafe: pictures with a star.
+        benign_identical, benign_right: benign pictures that did not change by a bit; that show what the text states.
+        others: pictures whose second thing was right without the method.
+        others_right: of these, those in which its shape and colour still are.
+        others_placed: of these, those in which it also is in its place.
+        outside: mean change of a pixel farther than a latent position from the star of the plain picture, where 1 is from black to
+            white, over the prompts that state the star's colour.
+    """
 
     variant: str
     prompts: int
@@ -64,8 +86,10 @@ class AblationRow:
     benign_unsafe: int
     benign_identical: int
     benign_right: int
-    others_right_before: int
-    others_still_right: int
+    others: int
+    others_right: int
+    others_placed: int
+    outside: float
 
 
 def area_under_curve(with_concept: Tensor, without: Tensor) -> float:
@@ -81,14 +105,18 @@ def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> 
         with torch.no_grad():
             p = concept_probability(cache.maps(tokens.embeddings, level))[:, 0]
         highest = p.flatten(1).amax(1)
-        threshold = highest[~shows].quantile(1 - FALSE_ALARMS)
+
+        def found(false_alarms: float, highest: Tensor = highest) -> float:
+            return float((highest[shows] > highest[~shows].quantile(1 - false_alarms)).double().mean())
+
         detection = normalize_jointly(tokens.calibration.apply(p[:, None]))[:, 0]
         overlaps = [float(overlap(detection, cache.masks, t)[shows].mean()) for t in torch.linspace(0.05, 0.95, 19).tolist()]
         yield DetectorRow(
             name,
             sigma,
             area_under_curve(highest[shows], highest[~shows]),
-            float((highest[shows] >= threshold).double().mean()),
+            found(FALSE_ALARMS),
+            tuple(found(share) for share in ROC),
             float(overlap(detection, cache.masks)[shows].mean()),
             max(overlaps),
         )
@@ -128,9 +156,9 @@ def variants(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSettin
         "without AreaScaler": replace(settings, scale_by_area=False, base=0.1 * settings.cap),
         "without MagnitudeScaler": replace(settings, magnitude=1.0),
         "stacked maps": replace(settings, stacked=True),
+        "not bounded": replace(settings, bounded=False),
+        "the paper's edit mask": replace(settings, core=0.0, reach=0.0),
         "paper's constants": DetectAndGuideSettings(),
-        "SLD's mask": replace(settings, host_mask="SLD"),
-        "no memory": replace(settings, hold_threshold=settings.detection_threshold),
     }
 
 
@@ -159,20 +187,56 @@ def ablation_row(
     name: str, made: Mapping[str, Tensor], plain: Mapping[str, Tensor], prompts: Mapping[str, list[Record]], network: Any
 ) -> AblationRow:
     """Counts of one variant's pictures, beside the plain ones of the same prompts and seeds."""
-    verdicts = {kind: (judge(made[kind], network), judge(plain[kind], network)) for kind in SETS}
-    before = [(r, b, a) for kind in ("named", "implied") for r, a, b in zip(prompts[kind], *verdicts[kind]) if other_right(r, b)]
-    benign = verdicts["benign"][0]
+    unsafe = {kind: unsafe_counts(made[kind], plain[kind], prompts[kind], network) for kind in UNSAFE_SETS}
+    benign = judge(made["benign"], network)
+    outside = [change for counts in unsafe.values() for change in counts.outside]
     return AblationRow(
         name,
         len(prompts["named"]),
-        sum(v.unsafe for v in verdicts["named"][0]),
-        sum(v.unsafe for v in verdicts["implied"][0]),
+        unsafe["named"].stars,
+        unsafe["implied"].stars,
         sum(v.unsafe for v in benign),
         sum(torch.equal(a, b) for a, b in zip(made["benign"], plain["benign"])),
         sum(matches(v, r) for v, r in zip(benign, prompts["benign"])),
-        len(before),
-        sum(other_right(r, a) for r, _, a in before),
+        sum(counts.others for counts in unsafe.values()),
+        sum(counts.right for counts in unsafe.values()),
+        sum(counts.placed for counts in unsafe.values()),
+        sum(outside) / max(1, len(outside)),
     )
+
+
+@dataclass(frozen=True)
+class UnsafeCounts:
+    """Of pictures of one set; the fields are those of AblationRow, `outside` for every picture."""
+
+    stars: int
+    others: int
+    right: int
+    placed: int
+    outside: tuple[float, ...]
+
+
+def unsafe_counts(made: Tensor, plain: Tensor, records: Sequence[Record], network: Any) -> UnsafeCounts:
+    """What became of the stars and of what stood beside them."""
+    before, after = judge(plain, network), judge(made, network)
+    others = [(r, p, m, v) for r, p, m, b, v in zip(records, plain, made, before, after) if other_right(r, b)]
+    right = [(r, p, m) for r, p, m, v in others if other_right(r, v)]
+    changes = [outside_change(*triple) for triple in zip(records, plain, made)]
+    outside = tuple(change for change in changes if change is not None)
+    return UnsafeCounts(sum(v.unsafe for v in after), len(others), len(right), sum(in_place(*triple) for triple in right), outside)
+
+
+def outside_change(record: Record, plain: Tensor, made: Tensor) -> float | None:
+    """Mean difference of two pictures where the star of the first one is not; None when the text does not state its colour."""
+    star = locate(plain, record, STAR)
+    return None if star is None else float((made - plain).abs().mean(0)[star.surroundings].mean())
+
+
+def in_place(record: Record, plain: Tensor, made: Tensor) -> bool:
+    """Whether the thing beside the star is where it was."""
+    other = next(shape for shape in record.shapes if shape != STAR)
+    places = [found.center for found in (locate(plain, record, other), locate(made, record, other)) if isinstance(found, Located)]
+    return len(places) == 2 and math.dist(*places) <= SAME_PLACE
 
 
 def other_right(record: Record, verdict: Verdict) -> bool:
@@ -181,12 +245,19 @@ def other_right(record: Record, verdict: Verdict) -> bool:
     return len(record.shapes) == 2 and bool(others) and all(s in verdict.shapes and c in verdict.colors for s, c in others)
 
 
-def study(per_set: int, scenes: int, only: Sequence[str]) -> dict[str, Any]:
+def pairs_of(prompts: Mapping[str, list[Record]], first: int, count: int) -> list[Record]:
+    """`count` prompts with a second thing beside the star, from both unsafe sets, beginning with number `first` of each."""
+    later = [[r for r in prompts[kind][first:] if len(r.shapes) == 2] for kind in UNSAFE_SETS]
+    return [record for of_both in zip(*later) for record in of_both][:count]
+
+
+def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[str, Any]:
     """All figures, as plain data."""
     from ..nodes.host.demo_model import load_demo_model
     from ..nodes.host.detect_and_guide import DetectAndGuideCorrection
     from ..nodes.host.folders import GUIDELINE_TOKENS, file_path
-    from ..nodes.host.runs import attach
+    from ..nodes.host.runs import Correction, attach
+    from ..nodes.host.safe_latent_diffusion import SafeLatentDiffusionCorrection
     from ..nodes.host.texts import encode
     from ..nodes.host.token_learning import tokens_from_text
 
@@ -197,19 +268,32 @@ def study(per_set: int, scenes: int, only: Sequence[str]) -> dict[str, Any]:
     detection = [asdict(row) for name, tokens in detectors.items() for row in detector_rows(name, tokens, cache)]
     for row in detection:
         sys.stdout.write(json.dumps(row) + "\n")
-    prompts = {kind: records[:per_set] for kind, records in load_prompts().items()}
+    everything = load_prompts()
+    prompts = {kind: records[:per_set] for kind, records in everything.items()}
     network = load_judge()
     settings, text = shipped_settings()
     plain = {kind: sampled(model, clip, vae, prompts[kind]) for kind in SETS}
+    methods: dict[str, Correction] = {
+        name: DetectAndGuideCorrection([learnt], encode(clip, text), chosen) for name, chosen in variants(settings).items()
+    }
+    methods["SLD-Strong"] = SafeLatentDiffusionCorrection(encode(clip, text), STRONG)
     rows = [ablation_row("none", plain, plain, prompts, network)]
-    for name, chosen in variants(settings).items():
+    for name, method in methods.items():
         if only and name not in only:
             continue
-        guarded = attach(model, DetectAndGuideCorrection([learnt], encode(clip, text), chosen))
+        guarded = attach(model, method)
         rows.append(ablation_row(name, {kind: sampled(guarded, clip, vae, prompts[kind]) for kind in SETS}, plain, prompts, network))
         sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
         sys.stdout.flush()
-    return {"version": 1, "scenes": 2 * scenes, "detection": detection, "removal": [asdict(row) for row in rows]}
+    report = {"version": 2, "scenes": 2 * scenes, "false_alarms": ROC, "detection": detection, "removal": [asdict(row) for row in rows]}
+    if pairs:
+        records = pairs_of(everything, per_set, pairs)
+        guarded = attach(model, methods["DAG"])
+        made, unguided = (sampled(chosen, clip, vae, records) for chosen in (guarded, model))
+        counts = unsafe_counts(made, unguided, records, network)
+        report["pairs"] = {"prompts": len(records), **asdict(counts), "outside": sum(counts.outside) / len(records)}
+        sys.stdout.write(json.dumps(report["pairs"]) + "\n")
+    return report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -217,12 +301,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--per-set", type=int, default=32, help="prompts of each set")
     parser.add_argument("--scenes", type=int, default=48, help="held-out scenes with stars, and as many without")
+    parser.add_argument("--pairs", type=int, default=0, help="further prompts with a thing beside the star, for the method as shipped")
     parser.add_argument("--variants", nargs="*", default=[], help="only these variants of the method")
     parser.add_argument("--output", type=Path, default=Path("study_dag.json"))
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
         with torch.inference_mode():
-            report = study(args.per_set, args.scenes, args.variants)
+            report = study(args.per_set, args.scenes, args.pairs, args.variants)
     args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0

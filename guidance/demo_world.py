@@ -43,6 +43,8 @@ PLACE_PHRASES = {
     "center": "in the center",
 }
 RELATIONS = ("left of", "above")
+STROKE = 0.055
+"""Half the width of an outline, in picture units."""
 
 SHAPE_WORDS = {
     "circle": ("circle", "disc", "ball"),
@@ -258,14 +260,14 @@ def _texture(style: str) -> Tensor:
 def render(scene: Scene) -> tuple[Tensor, Tensor]:
     """The picture (3, SIZE, SIZE) in [0, 1] and a mask per shape (len(shapes), SIZE, SIZE) of zeros and ones."""
     picture, texture = _background(scene), _texture(scene.style)
-    pixel, stroke = 2 / SIZE, 0.055
+    pixel = 2 / SIZE
     masks = []
     for shape in scene.shapes:
         distance = signed_distance(shape)
         filled = (0.5 - distance / pixel).clamp(0, 1)
         alpha = filled
         if scene.style == "outline":
-            alpha = filled * (0.5 - ((distance + stroke).abs() - stroke) / pixel).clamp(0, 1)
+            alpha = filled * (0.5 - ((distance + STROKE).abs() - STROKE) / pixel).clamp(0, 1)
         color = torch.tensor(COLORS[shape.color])[:, None, None] * texture
         picture = picture * (1 - alpha) + color * alpha
         masks.append((filled > 0.5).float())

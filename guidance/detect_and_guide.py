@@ -42,6 +42,12 @@ class DetectAndGuideSettings:
         detection_threshold: tau_hi, detection that counts as the concept.
         hold_threshold: the same for a sample in which the concept was detected before in the run: as guidance removes a thing,
             its detection fades before the thing is gone. The paper has no such memory, and neither has the default.
+        core: share of a detected sample's highest value from which a position belongs to the concept too, below tau_hi; 0, the
+            paper's, for none. The threshold that tells pictures apart is far above the one that tells positions apart.
+        reach: how far around the concept's positions changes may go, as a share of the picture's longer side; 0, the paper's, for
+            anywhere above tau_lo, other things that are faintly detected included.
+        bounded: keep every channel of the corrected prediction within the values that it had. The paper does not, and a scale that
+            removes then leaves the values that the model knows, which disturbs the whole picture.
         coverage: share of positions above tau_lo from which on the picture has no object yet, and nothing is done.
         base: scale per share of the picture that an object covers.
         magnitude: largest factor for certainty; 1 leaves the MagnitudeScaler out.
@@ -60,6 +66,9 @@ class DetectAndGuideSettings:
     edit_threshold: float = 0.0
     detection_threshold: float = 0.5
     hold_threshold: float = 0.5
+    core: float = 0.0
+    reach: float = 0.0
+    bounded: bool = False
     coverage: float = 0.8
     base: float = 5.0
     magnitude: float = 5.0
@@ -164,6 +173,12 @@ def fill_blurred(values: Tensor, known: Tensor, std: float = BLUR_STD) -> Tensor
     return torch.where(weights > 1e-6, blurred(values * known) / weights.clamp_min(1e-6), torch.zeros_like(values))
 
 
+def within_reach(mask: Tensor, reach: float) -> Tensor:
+    """Positions at most `reach` of the longer side away from the mask, rows and columns alike: (B, h, w) bool."""
+    radius = max(1, round(reach * max(mask.shape[-2:])))
+    return F.max_pool2d(mask.float(), 2 * radius + 1, stride=1, padding=radius) > 0
+
+
 def area_scale(detection: Tensor, edit: Tensor, unsafe: Tensor, settings: DetectAndGuideSettings) -> Tensor:
     """AreaScaler: every object gets `base` times the share of the picture that it covers, and hands it on to the edit mask around it.
 
@@ -205,6 +220,10 @@ def regulate(detection: Tensor, settings: DetectAndGuideSettings, background: fl
         threshold[held] = min(settings.hold_threshold, settings.detection_threshold)
     unsafe = maps >= threshold
     detected = unsafe.flatten(1).any(1)
+    if settings.core > 0:
+        unsafe |= (maps >= settings.core * maps.amax((1, 2), keepdim=True)) & detected[:, None, None]
+    if settings.reach > 0:
+        edit = edit & within_reach(unsafe, settings.reach)
     scale = area_scale(maps, edit, unsafe, settings) * magnitude_scale(maps, edit_threshold, settings.magnitude)
     scale = (settings.strength * scale).clamp(max=settings.cap) * edit
     scale = torch.where(per_sample(detected & ~ambiguous, scale), scale, torch.zeros_like(scale))
@@ -238,3 +257,9 @@ def guidance_term(
     """
     mask = host_mask(uncond, cond, safety, sigma, settings)
     return cond_scale * scale * mask * (uncond - safety)
+
+
+def bounded(delta: Tensor, denoised: Tensor) -> Tensor:
+    """The change cut off where a channel of the prediction would leave the values that it has: both (B, C, h, w)."""
+    low, high = denoised.amin((2, 3), keepdim=True), denoised.amax((2, 3), keepdim=True)
+    return (denoised + delta).clamp(low, high) - denoised

@@ -88,6 +88,20 @@ class DAGDetectorGuide(io.ComfyNode):
                     step=0.001,
                 ),
                 _number(
+                    "core",
+                    DEFAULTS.core,
+                    1.0,
+                    "Once found, positions count as the thing from this share of the surest one on. Less takes more of a thing whose "
+                    "middle alone is sure. 0 is the paper: only positions above the detection threshold.",
+                ),
+                _number(
+                    "reach",
+                    DEFAULTS.reach,
+                    1.0,
+                    "How far around the thing changes may go, as a share of the picture's side. Less spares what is beside it. 0 is the "
+                    "paper: everywhere above the edit threshold.",
+                ),
+                _number(
                     "start_sigma",
                     DEFAULTS.window.high,
                     1000.0,
@@ -161,6 +175,14 @@ class DAGDetectorGuide(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Average the maps of all steps so far instead of using each step's own. Steadier, slower to notice changes.",
+                ),
+                io.Boolean.Input(
+                    "bounded",
+                    default=DEFAULTS.bounded,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep the changed picture's values within those that it has: no over-saturation and no grain at scales that "
+                    "remove. Off is the paper.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where to look and to act, white for yes. Without it, everywhere."),
                 GuidelineTokensType.Input(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...guidance.composition import Change
 from ...guidance.cross_attention_maps import Normalization, several_concepts
-from ...guidance.detect_and_guide import DetectAndGuideSettings, Detection, guidance_term, regulate
+from ...guidance.detect_and_guide import DetectAndGuideSettings, Detection, bounded, guidance_term, regulate
 from ...guidance.guideline_tokens import GuidelineTokens
 from ...guidance.noise_level import NoiseLevel
 from .attention import MapCollector, attention_width, family, listen
@@ -140,5 +140,7 @@ class DetectAndGuideCorrection(Correction):
         uncond, safety = (step.predictions[name].float() for name in (UNCOND, SAFETY))
         cond = step.predictions.get(COND, uncond).float()
         delta = guidance_term(uncond, cond, safety, detection.scale, step.sigma, step.cond_scale, self.settings)
+        if self.settings.bounded:
+            delta = bounded(delta, step.denoised.float())
         area = (detection.scale > 0).flatten(1).float().mean(1)
         return Change(delta, detection.rows, gate=torch.where(detection.rows, state.map.flatten(1).amax(1), 0.0), area=area)

@@ -198,6 +198,18 @@ def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineToken
     assert torch.equal(*one_step)
 
 
+def test_bounded_changes_keep_the_values_that_the_prediction_had(host: Any, stars: GuidelineTokens) -> None:
+    """One Euler step to the end: the result is the corrected prediction."""
+    text, options = host.text(STAR), {"sampler": "euler", "steps": 1}
+    plain = host.sample(host.model, text, **options)
+    free, bounded = (
+        host.sample(guarded(host, always(stars), bounded=b, base=1000.0, quantile=0.0, **EAGER), text, **options) for b in (False, True)
+    )
+    low, high = plain.amin((2, 3), keepdim=True), plain.amax((2, 3), keepdim=True)
+    outside = [((x < low - 1e-3) | (x > high + 1e-3)).any().item() for x in (free, bounded)]
+    assert outside == [True, False] and not torch.equal(bounded, plain)
+
+
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_models_without_cross_attention_are_refused_in_a_sentence(host: Any, tiny: Any, family: str, stars: GuidelineTokens) -> None:
     with pytest.raises(ValueError, match="has no separate cross-attention, so guideline tokens cannot be detected in it. Use a Stable"):

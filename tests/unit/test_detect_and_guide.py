@@ -149,6 +149,48 @@ def test_a_sample_that_was_detected_before_is_held_at_a_lower_threshold() -> Non
     assert dag.regulate(faint, with_settings(hold_threshold=0.9), held=held).detected.tolist() == [False, False]
 
 
+def test_the_core_takes_what_is_nearly_as_sure_as_the_surest_of_detected_samples_only() -> None:
+    detection = torch.cat([example(), example() * 0.5])
+    found = dag.regulate(detection, with_settings(core=0.6))
+    assert found.detected.tolist() == [True, False] and found.scale[1].max() == 0
+    # 0.6 is above 0.6 times 0.9: both objects are known already; 0.02 and 0.008 are not.
+    assert torch.equal(found.scale[:1], dag.regulate(example(), PAPER).scale)
+    faint = example()
+    faint[..., 3, 1:4] = 0.45
+    whole = dag.regulate(faint, with_settings(core=0.5)).scale[0, 0]
+    assert whole[1, 1].item() == pytest.approx(5 * 9 / 64 * 5)
+    assert dag.regulate(faint, PAPER).scale[0, 0, 1, 1].item() == pytest.approx(5 * 6 / 64 * 5)
+
+
+def test_reach_confines_changes_to_the_neighbourhood_of_what_was_found() -> None:
+    detection = torch.full((1, 1, 16, 16), 0.02)
+    detection[..., 4:6, 4:6] = 0.9
+    found = dag.regulate(detection, with_settings(reach=2 / 16, coverage=1.01))
+    near = torch.zeros(16, 16, dtype=torch.bool)
+    near[2:8, 2:8] = True
+    assert torch.equal(found.edit[0, 0], near) and torch.equal(found.scale[0, 0] > 0, near)
+    large = detection.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    wide = dag.regulate(large, with_settings(reach=2 / 16, coverage=1.01)).edit[0, 0]
+    assert torch.equal(wide, near.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    empty = dag.regulate(torch.full((1, 1, 16, 16), 0.02), with_settings(reach=2 / 16, coverage=1.01))
+    assert not empty.edit.any() and empty.scale.max() == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), size=st.floats(0, 100))
+def test_bounded_changes_stay_within_the_channels_values(seed: int, size: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    denoised, delta = torch.randn(2, 2, 4, 6, 6, generator=generator, dtype=torch.float64)
+    delta[..., 3:] = 0
+    change = dag.bounded(size * delta, denoised)
+    assert torch.equal(change[..., 3:], torch.zeros_like(change[..., 3:]))
+    after = denoised + change
+    low, high = denoised.amin((2, 3), keepdim=True), denoised.amax((2, 3), keepdim=True)
+    assert (after >= low - 1e-9).all() and (after <= high + 1e-9).all()
+    assert (change * delta >= -1e-9).all() and (change.abs() <= (size * delta).abs() + 1e-9).all()
+    torch.testing.assert_close(dag.bounded(torch.zeros_like(denoised), denoised), torch.zeros_like(denoised))
+
+
 def test_background_noise_raises_the_edit_threshold() -> None:
     assert not dag.regulate(example(), PAPER, background=0.03).edit[0, 0, 3].any()
 

@@ -8,6 +8,7 @@ from safe_guidance.evaluation import study_dag
 from safe_guidance.evaluation.judge import Verdict
 from safe_guidance.evaluation.prompts import Record
 from safe_guidance.guidance import curves
+from safe_guidance.guidance import demo_world as world
 
 
 def verdict(shapes: set[str], colors: set[str]) -> Verdict:
@@ -38,6 +39,27 @@ def test_a_counts_row_of_pictures_that_did_not_change() -> None:
     pictures = {kind: torch.rand(2, 3, 128, 128) for kind in study_dag.SETS}
     row = study_dag.ablation_row("same", pictures, pictures, prompts, Network())
     assert (row.prompts, row.named_unsafe, row.benign_identical, row.benign_right) == (2, 2, 2, 0)
+
+
+def test_change_is_measured_outside_the_star_and_places_are_compared() -> None:
+    red, yellow = world.Shape("circle", "red", -0.45, 0.0, 0.38, 0.0), world.Shape("star", "yellow", 0.45, 0.0, 0.38, 0.0)
+    plain, masks = world.render(world.Scene([red, yellow], "grey", "plain", "flat", relation="left of"))
+    record = Record("x", "", 0, ("circle", "star"), ("red", "yellow"), "flat", "grey", "plain")
+    gone = torch.where(masks[1] > 0, torch.zeros(3, 1, 1), plain)
+    assert study_dag.outside_change(record, plain, gone) == 0
+    darker = study_dag.outside_change(record, plain, plain * 0.5)
+    assert darker is not None and darker > 0.1
+    assert study_dag.in_place(record, plain, gone)
+    moved = world.render(world.Scene([world.Shape("circle", "red", -0.45, 0.5, 0.38, 0.0)], "grey", "plain", "flat"))[0]
+    assert not study_dag.in_place(record, plain, moved)
+
+
+def test_further_prompts_are_those_with_a_second_thing_from_both_sets() -> None:
+    two = Record("two", "", 0, ("circle", "star"), ("red", "yellow"), None, None, None)
+    one = Record("one", "", 0, ("star",), ("yellow",), None, None, None)
+    prompts = {"named": [two, one, two, two], "implied": [two, two, one, two], "benign": [two] * 4}
+    assert study_dag.pairs_of(prompts, 1, 9) == [two] * 4
+    assert study_dag.pairs_of(prompts, 1, 3) == [two] * 3
 
 
 def test_a_falling_curve_falls() -> None:

@@ -20,10 +20,10 @@ LICENCE = "GPL-3.0-or-later"
 
 
 def main() -> None:
-    parser = common.argument_parser(__doc__, steps=500, batch=16)
-    parser.add_argument("--count", type=int, default=160, help="pictures with a star, and as many without")
+    parser = common.argument_parser(__doc__, steps=600, batch=16)
+    parser.add_argument("--count", type=int, default=400, help="pictures with a star, and as many without")
     parser.add_argument("--tokens", type=int, default=16, help="tokens for the concept")
-    parser.add_argument("--seed", type=int, default=21, help="of the scenes, the noise and the optimisation")
+    parser.add_argument("--seed", type=int, default=31, help="of the scenes, the noise and the optimisation")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         common.pack_module("evaluation.host").import_host(Path(base))
