@@ -74,7 +74,14 @@ def window(frontend: Frontend) -> Iterator[Frontend]:
     frontend.close_dialogs()
     frontend.problems.clear()
     yield frontend
-    assert frontend.problems == []
+    assert [problem for problem in frontend.problems if not is_about_a_missing_model(problem)] == []
+
+
+def is_about_a_missing_model(problem: str) -> bool:
+    """The interface asks for a missing file's size, some time after it opened the workflow, and the server forbids that."""
+    workflows = (graphs.load_workflow(path) for path in WORKFLOWS)
+    urls = {model["url"] for workflow in workflows for node in workflow["nodes"] for model in node["properties"].get("models", [])}
+    return any(url in problem for url in urls)
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +177,6 @@ def test_a_checkpoints_workflow_offers_the_missing_file_and_is_otherwise_whole(
     window.page.get_by_text(f"{model['name']} is missing").wait_for()
     assert [name.partition(" ")[2] for name in window.red_nodes()] == ["Load Checkpoint"]
     assert window.to_prompt() == graphs.to_prompt(workflow, object_info)
-    # The interface wants to know the file's size, and the server forbids its pages to ask other servers.
-    window.problems[:] = [problem for problem in window.problems if model["url"] not in problem]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
