@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import style_case
+from . import memorisation_case, style_case
 from .contact_sheet import Section, contact_sheet
 from .graphs import GraphError
 from .judge import judge
@@ -119,6 +119,9 @@ def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path
         report["style"], section, shots = style_case.run(host, network, None if per_set is None else style_case.PER_STYLE)
         write_pictures(output / "pictures", shots)
         further.append(section)
+        report["memorisation"], section, shots = memorisation_case.run(host, network)
+        write_pictures(output / "pictures", shots)
+        further.append(section)
     contact_sheet(runs, further).save(output / "contact_sheet.png")
     write_json(output / "report.json", report)
     return report
@@ -161,5 +164,6 @@ def main(argv: Sequence[str]) -> int:
     except (ServerError, GraphError, TimeoutError, OSError) as error:
         sys.stderr.write(f"\n{error}\n")
         return 1
-    sys.stdout.write(f"{table(report)}\n\n{arguments.output / 'contact_sheet.png'}\n{arguments.output / 'report.json'}\n")
+    tables = [table(report), *([memorisation_case.table(report["memorisation"])] if "memorisation" in report else [])]
+    sys.stdout.write("\n\n".join(tables) + f"\n\n{arguments.output / 'contact_sheet.png'}\n{arguments.output / 'report.json'}\n")
     return 0

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,8 @@ MOST_SERVERS = 4
 """Servers that take pictures side by side, one core each: the demo model is too small to use several."""
 OWN_NODES = "SafeGuidance"
 SAMPLER_SETTINGS = ("sampler_name", "scheduler", "steps", "cfg", "denoise")
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Inputs to set in a workflow, by the title or class of their nodes."""
 WARM_UP = Record("warm-up", "a red circle", 0, ("circle",), ("red",), None, None, None)
 
 
@@ -95,15 +97,17 @@ class Progress:
         self._stream.flush()
 
 
-def load_method(name: str, workflow: str, object_info: ObjectInfo) -> Method:
-    """A method's workflow, converted and with the probe in it.
+def load_method(name: str, workflow: str, object_info: ObjectInfo, settings: Settings | None = None) -> Method:
+    """A method's workflow, converted and with the probe in it, and with other settings than the file's where some are given.
 
     The probe sits right behind the model's loader, so that its wrappers enclose all that the method does while sampling.
 
     Raises:
-        GraphError: when the workflow does not have exactly one sampler and one node that saves pictures.
+        GraphError: when the workflow does not have exactly one sampler and one node that saves pictures, or lacks what is to be set.
     """
     prompt = to_prompt(load_workflow(WORKFLOWS / workflow), object_info)
+    for node, values in (settings or {}).items():
+        prompt = set_inputs(prompt, node, **values)
     sampler = _only(prompt, "latent_image", workflow)
     saved = _only(prompt, "filename_prefix", workflow)
     prompt, probe = insert_between(prompt, origin(prompt, sampler, "model"), "EvaluationProbe", "model")
@@ -148,8 +152,12 @@ def server_count(records: int, cores: int | None = None) -> int:
     return max(1, min(cores or os.cpu_count() or 1, MOST_SERVERS, records))
 
 
-def shoot_all(host: Path, workflows: Mapping[str, str], records: Sequence[Record], servers: int) -> Take:
+def shoot_all(
+    host: Path, workflows: Mapping[str, str], records: Sequence[Record], servers: int, settings: Mapping[str, Settings] | None = None
+) -> Take:
     """Every record with every method; all methods of a record one after the other on one server, so that their times are pairs.
+
+    `settings` of a method replace those of its workflow.
 
     Raises:
         ServerError: when a server does not start or a prompt fails.
@@ -157,7 +165,9 @@ def shoot_all(host: Path, workflows: Mapping[str, str], records: Sequence[Record
     """
     progress, stop = Progress(len(records) * len(workflows), sys.stderr), threading.Event()
     with ThreadPoolExecutor(servers) as pool:
-        shares = [pool.submit(_shoot_share, host, workflows, records[i::servers], servers, progress, stop) for i in range(servers)]
+        shares = [
+            pool.submit(_shoot_share, host, workflows, records[i::servers], servers, settings or {}, progress, stop) for i in range(servers)
+        ]
         try:
             wait(shares, return_when=FIRST_EXCEPTION)
         finally:
@@ -170,13 +180,19 @@ def shoot_all(host: Path, workflows: Mapping[str, str], records: Sequence[Record
 
 
 def _shoot_share(
-    host: Path, workflows: Mapping[str, str], records: Sequence[Record], servers: int, progress: Progress, stop: threading.Event
+    host: Path,
+    workflows: Mapping[str, str],
+    records: Sequence[Record],
+    servers: int,
+    settings: Mapping[str, Settings],
+    progress: Progress,
+    stop: threading.Event,
 ) -> Take:
     threads = max(1, (os.cpu_count() or 1) // servers) if servers > 1 else None
     shots: dict[str, list[Shot]] = {name: [] for name in workflows}
     with ComfyServer(host=host, packs=[PROBE_PACK], options=KEEP_RESULTS, threads=threads) as server:
         object_info, stats = server.get_json("/object_info"), server.get_json("/system_stats")
-        methods = [load_method(name, workflow, object_info) for name, workflow in workflows.items()]
+        methods = [load_method(name, workflow, object_info, settings.get(name)) for name, workflow in workflows.items()]
         for record in (WARM_UP, *records):
             for method in methods:
                 if stop.is_set():

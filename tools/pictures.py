@@ -55,10 +55,16 @@ def text_of(prompt: Prompt, key: str) -> str | None:
 
 
 def without_method(prompt: Prompt, plain: Prompt) -> Prompt | None:
-    """The plain workflow with this workflow's prompt and sampler settings; None when it has not exactly one sampler."""
+    """The plain workflow with this workflow's prompt and sampler settings, or this one with its LoRA alone if it has one.
+
+    None when it has not exactly one sampler.
+    """
     found = samplers(prompt)
     if len(found) != 1:
         return None
+    loras = [key for key, node in prompt.items() if node["class_type"] == "LoraLoaderModelOnly"]
+    if loras:
+        return {**prompt, found[0]: {**prompt[found[0]], "inputs": {**prompt[found[0]]["inputs"], "model": [loras[0], 0]}}}
     positive = prompt[found[0]]["inputs"]["positive"][0]
     text = text_of(prompt, positive)
     if text is None:

@@ -1,161 +1,175 @@
-"""Memorised pictures: a copy of the demo model is over-trained on a few pictures until it repeats them, and Safe Denoiser is given
-those pictures. How near are new pictures to the nearest of them, with and without?
+"""Memorised pictures: how near to its training pictures does an over-trained LoRA draw, with and without methods and settings?
 
-The training takes about a minute on two cores. The judge guides nothing; it says whether a picture still shows what the text asks for.
+The LoRA is the bundled one (tools/demo_model/train_memorised_lora.py). Seeds and benign prompts are not those of the demonstration. The
+judge guides nothing; it says whether a picture still shows the shape and colour that the text asks for. Minutes on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..evaluation import memorisation_case as case
 from ..evaluation.host import import_host
 from ..evaluation.judge import judge, matches
 from ..evaluation.judge_network import load_judge
-from ..evaluation.prompts import Record
-from ..guidance.negation_set import from_images
+from ..evaluation.prompts import Record, load_prompts
+from ..guidance.negation_set import load
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_denoiser import SafeDenoiserSettings
+from ..guidance.spell import SpellSettings
 
-RECORDS = tuple(
-    Record(f"memorised-{color}-{shape}", f"a {color} {shape}", 0, (shape,), (color,), None, None, None)
-    for color, shape in (("red", "circle"), ("blue", "heart"), ("green", "cross"), ("yellow", "square"))
-)
-"""Texts that leave most of the picture open: place, background, pattern and style."""
-SEEDS_EACH = 4
-COPY_DISTANCE = 0.05
-"""Root mean square distance of picture values, in [0, 1], below which two pictures of the demo world look the same."""
+SEEDS = range(4)
+"""Places in a batch, whose noises differ."""
+NOISE_SEED = 777
+BENIGN = slice(40, 48)
+SHOWN = ("without the LoRA", "LoRA alone", "Safe Denoiser", "SPELL")
+"""What the plot compares."""
 
-SETTINGS = SafeDenoiserSettings(strength=1.0, window=SigmaWindow(low=0.3), threshold=0.5, temperature=0.02, cap=1.0)
+SAFE_DENOISER = SafeDenoiserSettings(strength=3.0, window=SigmaWindow(low=0.15), threshold=0.7, cap=2.0)
+SPELL = SpellSettings(radius=0.3)
+"""The settings of the two workflows."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Distance to the nearest training picture over all samples, how many are near-copies, and how many show what was asked."""
+    """Distances and similarities to the nearest training picture, near-copies, and pictures that show what was asked; of other
+    prompts, those that are right and those that are as the LoRA alone draws them."""
 
-    model: str
-    median_distance: float
-    least_distance: float
-    near_copies: float
-    right: float
+    name: str
+    distances: tuple[float, ...]
+    similarities: tuple[float, ...]
+    near_copies: int
+    same_kind: int
+    benign: int
+    benign_right: int
+    benign_identical: int
 
 
 class Workshop:
-    """The demo model, a copy that over-trains, and the pictures it trains on."""
+    """The demo model, with and without the LoRA, and the pictures that it repeats."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, cfg: float) -> None:
+        import comfy.sd
+        import comfy.utils
+
         import nodes as host_nodes
 
         from ..nodes.host.demo_model import load_demo_model
 
         # A type checker sees the pack's own folder `nodes` here.
         self._nodes: Any = host_nodes
-        self.model, self._clip, self.vae = load_demo_model()
-        self._judge = load_judge()
-        with torch.inference_mode():
-            latents = self._sample(self.model, RECORDS, seed)
-            self.pictures = self._decode(latents)
-            self._latents = self.model.model.process_latent_in(latents)
-
-    def overtrained(self, steps: int) -> Any:
-        """A copy of the model whose UNet was trained on the pictures and their prompts only."""
-        network, sampling = self.model.model.diffusion_model, self.model.get_model_object("model_sampling")
-        with torch.inference_mode(False), torch.enable_grad():
-            learned = copy.deepcopy(network)
-            for name, value in network.state_dict().items():
-                _set(learned, name, nn.Parameter(value.clone()))
-            latents, texts = self._latents.clone(), torch.cat([self._text(record.prompt) for record in RECORDS]).clone()
-            sigmas = sampling.sigmas.clone()
-            optimizer = torch.optim.Adam(learned.parameters(), lr=3e-4)
-            generator = torch.Generator().manual_seed(0)
-            for _ in range(steps):
-                which = torch.randint(len(latents), (8,), generator=generator)
-                t = torch.randint(len(sigmas), (8,), generator=generator)
-                noise, sigma = torch.randn(latents[which].shape, generator=generator), sigmas[t].view(-1, 1, 1, 1)
-                noised = (latents[which] + sigma * noise) / (sigma**2 + 1).sqrt()
-                loss = F.mse_loss(learned(noised, t.float(), context=texts[which]), noise)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        patched = self.model.clone()
-        patched.add_object_patch("diffusion_model", learned.requires_grad_(False))
-        return patched
+        self._cfg, self._judge = cfg, load_judge()
+        self.model, self._clip, self._vae = load_demo_model()
+        self.memorised = comfy.sd.load_lora_for_models(self.model, None, comfy.utils.load_torch_file(str(case.LORA)), 1.0, 0.0)[0]
+        self._set, self._pictures = load(case.TRAINING_SET), case.training_pictures()
+        self._benign = load_prompts()["benign"][BENIGN]
+        self._alone = self._draw(self.memorised, self._benign)
 
     def row(self, name: str, model: Any) -> Row:
-        """Several seeds of every prompt, none of them the training pictures' own."""
-        records = [record for record in RECORDS for _ in range(SEEDS_EACH)]
-        with torch.inference_mode():
-            drawn = self._decode(self._sample(model, records, 4321))
-        distances = (drawn[:, None] - self.pictures[None]).square().mean((2, 3, 4)).sqrt().amin(1)
-        right = sum(matches(verdict, record) for verdict, record in zip(judge(drawn, self._judge), records)) / len(records)
-        copies = float((distances < COPY_DISTANCE).float().mean())
-        return Row(name, float(distances.median()), float(distances.amin()), copies, right)
+        """The figures of a model."""
+        records = case.memorised_records(SEEDS)
+        drawn, benign = self._draw(model, records), self._draw(model, self._benign)
+        pictures = [picture.numpy() for picture in _bytes(drawn)]
+        distances = tuple(case.nearest_distance(picture, self._pictures) for picture in pictures)
+        similarities = tuple(case.nearest_similarity(picture, self._pictures) for picture in pictures)
+        identical = sum(torch.equal(a, b) for a, b in zip(_bytes(benign), _bytes(self._alone)))
+        copies = sum(case.is_near_copy(*pair) for pair in zip(distances, similarities))
+        right = [self._right(drawn, records), len(benign), self._right(benign, self._benign)]
+        return Row(name, distances, similarities, copies, *right, identical)
 
-    def protected(self, model: Any) -> Any:
-        """The model kept away from the training pictures."""
+    def safe_denoiser(self, **changes: Any) -> Any:
+        """The LoRA's model with Safe Denoiser, its settings changed."""
         from ..nodes.host.runs import attach
         from ..nodes.host.safe_denoiser import SafeDenoiserCorrection
 
-        return attach(model, SafeDenoiserCorrection(from_images(self.pictures.movedim(1, -1)), self.vae, SETTINGS))
+        return attach(self.memorised, SafeDenoiserCorrection(self._set, self._vae, replace(SAFE_DENOISER, **changes)))
+
+    def spell(self, **changes: Any) -> Any:
+        """The LoRA's model with SPELL, its settings changed."""
+        from ..nodes.host.runs import attach
+        from ..nodes.host.spell import SpellCorrection
+
+        return attach(self.memorised, SpellCorrection(self._set, self._vae, replace(SPELL, **changes)))
+
+    def _right(self, drawn: Tensor, records: Sequence[Record]) -> int:
+        return sum(matches(verdict, record) for verdict, record in zip(judge(drawn, self._judge), records))
 
     def _text(self, prompt: str) -> Tensor:
         return self._nodes.CLIPTextEncode().encode(self._clip, prompt)[0][0][0]  # type: ignore[no-any-return]
 
-    def _sample(self, model: Any, records: Sequence[Record], seed: int) -> Tensor:
+    def _draw(self, model: Any, records: Sequence[Record]) -> Tensor:
         positive = [[torch.cat([self._text(record.prompt) for record in records]), {}]]
         negative = [[self._text("").repeat(len(records), 1, 1), {}]]
         latent = {"samples": torch.zeros(len(records), 4, 32, 32)}
-        sampled = self._nodes.common_ksampler(model, seed, 20, 2.0, "dpmpp_2m", "karras", positive, negative, latent)[0]
-        return sampled["samples"]  # type: ignore[no-any-return]
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
+        sampled = self._nodes.common_ksampler(model, NOISE_SEED, 20, self._cfg, "dpmpp_2m", "karras", positive, negative, latent)[0]
+        return self._vae.decode(sampled["samples"]).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
 
 
-def _set(module: nn.Module, name: str, value: nn.Parameter) -> None:
-    *path, last = name.split(".")
-    for part in path:
-        module = getattr(module, part)
-    setattr(module, last, value)
+def _bytes(pictures: Tensor) -> Tensor:
+    return (pictures.movedim(1, -1) * 255).byte()
 
 
-def measure(steps: int) -> list[Row]:
-    """The model before training, after it, and after it with Safe Denoiser. The host must be imported."""
-    workshop = Workshop(99)
-    overtrained = workshop.overtrained(steps)
-    return [
-        workshop.row("before over-training", workshop.model),
-        workshop.row("over-trained", overtrained),
-        workshop.row("over-trained, with Safe Denoiser", workshop.protected(overtrained)),
-    ]
+def measure(cfg: float) -> list[Row]:
+    """All rows. The host must be imported."""
+    with torch.inference_mode():
+        workshop = Workshop(cfg)
+        models = {SHOWN[0]: workshop.model, SHOWN[1]: workshop.memorised, SHOWN[2]: workshop.safe_denoiser()}
+        models |= {f"strength {value:g}": workshop.safe_denoiser(strength=value) for value in (1.0, 2.0, 5.0)}
+        models |= {f"down to sigma {low:g}": workshop.safe_denoiser(window=SigmaWindow(low=low)) for low in (4.67, 1.0)}
+        models |= {mode: workshop.safe_denoiser(mode=mode) for mode in ("exact", "tempered")}
+        models[SHOWN[3]] = workshop.spell()
+        models |= {f"radius {value:g}": workshop.spell(radius=value) for value in (0.2, 0.4, 0.6)}
+        return [_told(workshop.row(name, model)) for name, model in models.items()]
+
+
+def _told(row: Row) -> Row:
+    count, spread = len(row.distances), case.distribution(row.distances)
+    sys.stdout.write(
+        f"| {row.name} | {spread['mean']:.3f} | {spread['least']:.3f} | {spread['median']:.3f} | {spread['greatest']:.3f} | "
+        f"{max(row.similarities):.2f} | {row.near_copies} of {count} | {row.same_kind} of {count} | {row.benign_right} of {row.benign} | "
+        f"{row.benign_identical} of {row.benign} |\n"
+    )
+    sys.stdout.flush()
+    return row
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """The distances of the main rows, sorted, and the limit of near-copies."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, style in zip(SHOWN, ("--", "o-", "s-", "^-")):
+        distances = sorted(next(row for row in rows if row.name == name).distances)
+        axes.plot([100 * (i + 1) / len(distances) for i in range(len(distances))], distances, style, label=name, markersize=4)
+    axes.axhline(case.NEAR_COPY, color="0.6", linewidth=1)
+    axes.text(100, case.NEAR_COPY, "near-copies below", ha="right", va="bottom", color="0.4", fontsize=8)
+    axes.set(xlabel="pictures, %", ylabel="distance to nearest training picture", ylim=(0, None))
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the figures and write them as JSON."""
+    """Print the figures as rows of a table, and write them as JSON and as a plot."""
     parser = argparse.ArgumentParser(prog="dev.py make safe_denoiser_memorisation", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150, help="training steps of 8 pictures")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_memorisation.json")
+    parser.add_argument("--cfg", type=float, default=5.0)
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_memorisation.png and .json")
     args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
-        rows = measure(args.steps)
-    for row in rows:
-        sys.stdout.write(
-            f"{row.model:34} median {row.median_distance:.3f}  least {row.least_distance:.3f}  "
-            f"near-copies {100 * row.near_copies:.0f} %  right {100 * row.right:.0f} %\n"
-        )
-    args.output.mkdir(parents=True, exist_ok=True)
-    report = {"version": 1, "steps": args.steps, "copy_distance": COPY_DISTANCE, "rows": [asdict(row) for row in rows]}
+        rows = measure(args.cfg)
+    plot(rows, args.output / "safe_denoiser_memorisation.png")
+    report = {"version": 2, "near_copy": [case.NEAR_COPY, case.COPY_SIMILARITY], "rows": [asdict(row) for row in rows]}
     (args.output / "safe_denoiser_memorisation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0

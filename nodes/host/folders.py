@@ -14,6 +14,8 @@ from ...guidance.negation_set import NegationSet, load, save
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 NEGATION_SETS, GUIDELINE_TOKENS, SAFETY = "negation_sets", "guideline_tokens", "safety"
+LORAS = "loras"
+"""The host's own folder of LoRAs; the demo model's is offered behind the user's."""
 NOUNS = {NEGATION_SETS: "negation set", GUIDELINE_TOKENS: "file of guideline tokens"}
 """The pack's kinds of files: their folder under `models` and `assets`, and what to call one."""
 BUNDLED_SUFFIX = " (bundled)"
@@ -32,6 +34,7 @@ def register_model_folders() -> None:
         default = str(Path(folder_paths.models_dir) / folder)
         paths, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
         folder_paths.folder_names_and_paths[folder] = (list(dict.fromkeys([default, *paths])), extensions)
+    folder_paths.add_model_folder_path(LORAS, str(ASSETS / LORAS))
 
 
 def file_names(kind: str) -> list[str]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from safe_guidance.evaluation import memorisation_case as case
 from safe_guidance.evaluation.judge_network import COLORS, SHAPES, load_judge
 from safe_guidance.guidance.classifier import ConvClassifier
 
@@ -60,7 +62,7 @@ def test_guide_and_judge_agree_but_are_different_networks(painted: torch.Tensor)
 
 
 def test_all_weights_together_are_small() -> None:
-    assert sum(path.stat().st_size for path in (ASSETS / "demo_model").iterdir()) <= 16e6
+    assert sum(path.stat().st_size for folder in ("demo_model", "loras") for path in (ASSETS / folder).iterdir()) <= 16e6
 
 
 def test_autoencoder_reconstructs(host: Any, painted: torch.Tensor) -> None:
@@ -92,6 +94,26 @@ def test_lora(host: Any) -> None:
     assert len(patched.patches) == 1
     assert not torch.equal(host.sample(patched, text), baseline)
     assert torch.equal(host.sample(host.model, text), baseline)
+
+
+def test_the_bundled_lora_repeats_its_training_pictures(host: Any) -> None:
+    import folder_paths
+
+    assert case.LORA.name in folder_paths.get_filename_list("loras")
+    # Where the host puts new LoRAs stays the user's folder.
+    assert Path(folder_paths.get_folder_paths("loras")[0]) != case.LORA.parent
+    memorised = host.nodes.LoraLoaderModelOnly().load_lora_model_only(host.model, case.LORA.name, 1.0)[0]
+    pairs = [name for name in load_file(case.LORA) if name.endswith("lora_up.weight")]
+    assert len(memorised.patches) == len(pairs)
+    references = case.training_pictures()
+    text = host.text(*(case.caption(*subject) for subject in case.SUBJECTS))
+
+    def copies(model: Any) -> int:
+        drawn = [picture.numpy() for picture in (host.vae.decode(host.sample(model, text, steps=20)).clamp(0, 1) * 255).byte()]
+        pairs = [(case.nearest_distance(picture, references), case.nearest_similarity(picture, references)) for picture in drawn]
+        return sum(case.is_near_copy(*pair) for pair in pairs)
+
+    assert copies(host.model) == 0 and copies(memorised) >= 3
 
 
 def test_previews(host: Any, painted: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_guidance.evaluation import demo, graphs, shooting
+from safe_guidance.evaluation import demo, graphs, memorisation_case, shooting
 from safe_guidance.evaluation.prompts import load_prompts
 from safe_guidance.evaluation.report import Picture
 from safe_guidance.evaluation.server import ComfyServer
@@ -134,6 +134,29 @@ def test_guidance_that_is_off_or_has_nothing_to_do_gives_the_plain_picture(
 ) -> None:
     off = graphs.set_inputs(shipped(name, object_info), node, **setting)
     assert np.array_equal(picture(server, off), picture(server, shipped("demo_plain", object_info)))
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "off"),
+    [
+        ("demo_safe_denoiser_memorisation", "SafeGuidanceSafeDenoiser", {"strength": 0.0}),
+        ("demo_spell_memorisation", "SafeGuidanceSparseRepellency", {"radius": 0.0}),
+    ],
+)
+def test_a_memorised_picture_comes_back_only_when_the_method_is_off(
+    server: ComfyServer, object_info: dict[str, Any], name: str, node: str, off: dict[str, float]
+) -> None:
+    references = memorisation_case.training_pictures()
+
+    def is_copy(prompt: graphs.Prompt) -> bool:
+        found = picture(server, prompt)
+        measures = (memorisation_case.nearest_distance, memorisation_case.nearest_similarity)
+        return memorisation_case.is_near_copy(*(measure(found, references) for measure in measures))
+
+    assert not is_copy(shipped(name, object_info))
+    without = graphs.set_inputs(shipped(name, object_info), node, **off)
+    assert is_copy(without)
+    assert not is_copy(graphs.set_inputs(without, "LoraLoaderModelOnly", strength_model=0.0))
 
 
 @pytest.mark.parametrize("name", demo.METHODS)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from safe_guidance.evaluation import demo, graphs, shooting, style_case
+from safe_guidance.evaluation import demo, graphs, memorisation_case, shooting, style_case
 from safe_guidance.evaluation.judge_network import HEADS
 from safe_guidance.evaluation.prompts import SETS, load_prompts
 from safe_guidance.evaluation.server import ServerError
@@ -110,12 +110,32 @@ def test_a_run_is_paired_warmed_up_and_written(fake: type[FakeServer], tmp_path:
 
 
 def test_all_of_the_heart_brings_the_style_case(fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(style_case, "server_count", lambda records: 1)
+    for case in (style_case, memorisation_case):
+        monkeypatch.setattr(case, "server_count", lambda records: 1)
     monkeypatch.setattr(style_case, "PER_STYLE", 2)
     report = demo.run_demo(tmp_path, demo.HEART, 1, tmp_path)
     assert (report["style"]["references"], report["style"]["prompts"], report["style"]["benign_prompts"]) == (4, 2, 2)
     assert len(list((tmp_path / "pictures" / "style_safe_denoiser").glob("*.png"))) == 4
+    assert "memorisation" in report
     assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_the_case_of_memorised_pictures_runs_one_workflow_with_and_without(
+    fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(memorisation_case, "server_count", lambda records: 1)
+    entry, section, shots = memorisation_case.run(tmp_path, Brightness())
+    assert [run["method"] for run in entry["runs"]] == list(memorisation_case.WORKFLOWS) and len(section.rows) == 1 + len(shots)
+    nodes = {run["method"]: run["settings"]["nodes"] for run in entry["runs"]}
+    strengths = [nodes[name]["SafeGuidanceSafeDenoiser"]["strength"] for name in (memorisation_case.CONTROL, memorisation_case.BEFORE)]
+    assert strengths == [0, 0] and nodes["safe_denoiser"]["SafeGuidanceSafeDenoiser"]["strength"] > 0
+    assert all(node["SafeGuidanceLoadNegationSet"]["name"] == "demo_memorised (bundled)" for node in nodes.values())
+    loras = [prompt[graphs.find(prompt, "LoraLoaderModelOnly")[0]]["inputs"] for prompt in fake.prompts]
+    assert {lora["lora_name"] for lora in loras} == {memorisation_case.LORA.name}
+    # The control and the three runs with the LoRA take turns.
+    assert [lora["strength_model"] for lora in loras[:8]] == [0.0, 1.0, 1.0, 1.0] * 2
+    assert all(len(of_run) == 16 + memorisation_case.BENIGN for of_run in shots.values())
+    assert memorisation_case.table(json.loads(json.dumps(entry))).splitlines()[1].startswith("without_lora ")
 
 
 def test_servers_side_by_side_take_the_same_pictures(fake: type[FakeServer], tmp_path: Path) -> None:
