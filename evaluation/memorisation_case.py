@@ -46,7 +46,7 @@ WORKFLOWS = {
     "safe_denoiser": "demo_safe_denoiser_memorisation.json",
     "spell": "demo_spell_memorisation.json",
 }
-TITLES = {CONTROL: "model without the LoRA", BEFORE: "LoRA alone"}
+TITLES = {CONTROL: "without the LoRA", BEFORE: "LoRA alone"}
 _OFF: Settings = {"SafeGuidanceSafeDenoiser": {"strength": 0.0}}
 SETTINGS: dict[str, Settings] = {CONTROL: {**_OFF, "LoraLoaderModelOnly": {"strength_model": 0.0}}, BEFORE: _OFF}
 """What the first two runs change in the workflow."""
@@ -164,7 +164,7 @@ def section(runs: Sequence[tuple[dict[str, Any], Sequence[Sample]]], references:
     columns = len(SEEDS) * len(SUBJECTS)
     groups = [(f"another seed: {seed}", captions) for seed in SEEDS]
     trained = [Cell(references[column % len(SUBJECTS)]) for column in range(len(SUBJECTS))]
-    rows = [Row("training pictures", ["what the LoRA was over-trained on"], trained)]
+    rows = [Row("training pictures", ["what the LoRA learnt"], trained)]
     for entry, samples in runs:
         cells = [Cell(sample.picture, found["near_copy"]) for sample, found in zip(samples[:columns], entry["by_picture"])]
         figures = [
