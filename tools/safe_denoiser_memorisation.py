@@ -35,8 +35,8 @@ BENIGN = slice(40, 48)
 SHOWN = ("without the LoRA", "LoRA alone", "Safe Denoiser", "SPELL")
 """What the plot compares."""
 
-SAFE_DENOISER = SafeDenoiserSettings(strength=3.0, window=SigmaWindow(low=0.15), threshold=0.7, cap=2.0)
-SPELL = SpellSettings(radius=0.3)
+SAFE_DENOISER = SafeDenoiserSettings(strength=4.0, window=SigmaWindow(low=0.5), threshold=1.0, temperature=0.02, cap=2.0)
+SPELL = SpellSettings(radius=0.6)
 """The settings of the two workflows."""
 
 
@@ -124,11 +124,11 @@ def measure(cfg: float) -> list[Row]:
     with torch.inference_mode():
         workshop = Workshop(cfg)
         models = {SHOWN[0]: workshop.model, SHOWN[1]: workshop.memorised, SHOWN[2]: workshop.safe_denoiser()}
-        models |= {f"strength {value:g}": workshop.safe_denoiser(strength=value) for value in (1.0, 2.0, 5.0)}
-        models |= {f"down to sigma {low:g}": workshop.safe_denoiser(window=SigmaWindow(low=low)) for low in (4.67, 1.0)}
+        models |= {f"strength {value:g}": workshop.safe_denoiser(strength=value) for value in (1.0, 2.0)}
+        models |= {f"down to sigma {low:g}": workshop.safe_denoiser(window=SigmaWindow(low=low)) for low in (2.0, 1.0)}
         models |= {mode: workshop.safe_denoiser(mode=mode) for mode in ("exact", "tempered")}
         models[SHOWN[3]] = workshop.spell()
-        models |= {f"radius {value:g}": workshop.spell(radius=value) for value in (0.2, 0.4, 0.6)}
+        models |= {f"radius {value:g}": workshop.spell(radius=value) for value in (0.3, 0.45)}
         return [_told(workshop.row(name, model)) for name, model in models.items()]
 
 
