@@ -159,7 +159,7 @@ def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float
     import comfy.model_management
 
     from ..nodes.host import negation_latents
-    from ..nodes.host.runs import Step
+    from ..nodes.host.correction import Step
     from ..nodes.host.safe_denoiser import Prepared, SafeDenoiserCorrection
 
     settings = SafeDenoiserSettings(window=SigmaWindow(), threshold=0.0)

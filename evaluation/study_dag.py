@@ -253,10 +253,11 @@ def pairs_of(prompts: Mapping[str, list[Record]], first: int, count: int) -> lis
 
 def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[str, Any]:
     """All figures, as plain data."""
+    from ..nodes.host.correction import Correction
     from ..nodes.host.demo_model import load_demo_model
     from ..nodes.host.detect_and_guide import DetectAndGuideCorrection
     from ..nodes.host.folders import GUIDELINE_TOKENS, file_path
-    from ..nodes.host.runs import Correction, attach
+    from ..nodes.host.runs import attach
     from ..nodes.host.safe_latent_diffusion import SafeLatentDiffusionCorrection
     from ..nodes.host.texts import encode
     from ..nodes.host.token_learning import tokens_from_text

@@ -6,7 +6,7 @@ import comfy.utils
 import torch.nn.functional as F
 from torch import Tensor
 
-from .runs import Step
+from .correction import Step
 
 
 def area_of(mask: Tensor | None, step: Step) -> Tensor | None:

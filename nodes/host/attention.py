@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ...guidance.cross_attention_maps import FACTORS, Queries, average_over_layers, split_heads, token_probabilities
 from ...guidance.guideline_tokens import GuidelineTokens
-from .runs import COND, KEY, Run, Step
+from .correction import COND, KEY, Step
+from .runs import Run
 
 log = logging.getLogger(__name__)
 BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}

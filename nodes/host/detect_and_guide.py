@@ -18,7 +18,8 @@ from ...guidance.detect_and_guide import DetectAndGuideSettings, Detection, boun
 from ...guidance.guideline_tokens import GuidelineTokens
 from ...guidance.noise_level import NoiseLevel
 from .attention import MapCollector, attention_width, family, listen
-from .runs import COND, UNCOND, Correction, Run, RunContext, Step
+from .correction import COND, UNCOND, Correction, RunContext, Step
+from .runs import Run
 
 log = logging.getLogger(__name__)
 SAFETY = "safety"

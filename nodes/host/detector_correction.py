@@ -10,9 +10,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...guidance.safety_function import SafetyFunction
+from .correction import KEY, Correction, RunContext, Step
 from .decoders import Decoder, DecoderName, assess, auxiliary_patcher, make_decoder, prediction_gradient
 from .gradients import reserve_memory
-from .runs import KEY, Correction, RunContext, Step
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from .correction import COND, KEY, Evaluation
 from .islands import differentiable, ordinary
-from .runs import COND, KEY, Evaluation
 
 CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
 """Keys of the host's wrappers that answer from a cache or compile: neither may happen in a gradient pass."""

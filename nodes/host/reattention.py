@@ -15,7 +15,8 @@ from torch import Tensor
 from ...guidance.composition import Change
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.safree import reattention
-from .runs import COND, KEY, Correction, Run, RunContext, Step
+from .correction import COND, KEY, Correction, RunContext, Step
+from .runs import Run
 
 ORIGINAL = "unfiltered"
 Block = tuple[str, int]

@@ -12,10 +12,10 @@ from ...guidance.composition import Change, per_sample
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.safe_data_guidance import SafeDataGuidanceSettings, data_guidance, latent_gradient_from_prediction
 from ...guidance.safety_function import SafetyFunction
+from .correction import Evaluation, RunContext, Step
 from .decoders import DecoderName
 from .detector_correction import DetectorCorrection, Sight, kept_latent, largest_entry, require_pictures
 from .gradients import in_parts, latent_gradient
-from .runs import Evaluation, RunContext, Step
 
 
 @dataclass

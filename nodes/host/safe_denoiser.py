@@ -27,8 +27,8 @@ from ...guidance.similarity import Calibration, calibrate
 from ...guidance.style_posterior import StyleLibrary, build_style_library, has_style
 from ...guidance.style_safe_denoiser import StyledArea, style_correction
 from .areas import area_of
+from .correction import UNCOND, Correction, RunContext, Step
 from .negation_latents import fitting_references, references_for
-from .runs import UNCOND, Correction, RunContext, Step
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...guidance.composition import Change
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.safe_latent_diffusion import SafeLatentDiffusionSettings, denoised_change, safety_guidance
-from .runs import COND, UNCOND, Correction, RunContext, Step
+from .correction import COND, UNCOND, Correction, RunContext, Step
 
 SAFETY = "safety"
 

@@ -12,10 +12,10 @@ from ...guidance.composition import per_sample
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.safe_text_guidance import SafeTextGuidanceSettings, acts_at, guided_embedding
 from ...guidance.safety_function import SafetyFunction
+from .correction import Evaluation, RunContext, Step
 from .decoders import DecoderName
 from .detector_correction import DetectorCorrection, Sight, kept_latent, largest_entry, require_pictures
 from .gradients import embeddings, in_parts, set_embeddings, text_gradients
-from .runs import Evaluation, RunContext, Step
 
 
 @dataclass

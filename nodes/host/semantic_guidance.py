@@ -10,7 +10,7 @@ from torch import Tensor
 from ...guidance.composition import Change
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.semantic_guidance import SemanticGuidanceSettings, denoised_change, semantic_guidance
-from .runs import UNCOND, Correction, RunContext, Step
+from .correction import UNCOND, Correction, RunContext, Step
 from .safe_latent_diffusion import Momentum
 
 

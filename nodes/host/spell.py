@@ -14,8 +14,8 @@ from ...guidance.noise_level import NoiseLevel
 from ...guidance.references import References
 from ...guidance.spell import SpellSettings, repellency, unit_pixels
 from .areas import area_of
+from .correction import Correction, RunContext, Step
 from .negation_latents import check_pictures, earlier_references, fitting_references, references_for
-from .runs import Correction, RunContext, Step
 
 
 @dataclass

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...guidance.token_optimization import AttentionCache
 from .attention import LayerCall, attention_layer, listen, reads
-from .runs import Correction, Run, RunContext, Step, attach
+from .correction import Correction, RunContext, Step
+from .runs import Run, attach
 
 BATCH = 8
 

@@ -242,7 +242,7 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
 def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
     from types import SimpleNamespace
 
-    from safe_guidance.nodes.host.runs import KEY
+    from safe_guidance.nodes.host.correction import KEY
 
     (correction,) = guarded(host, stars).model_options[KEY]
     with pytest.raises(ValueError, match="looks at single pictures"):

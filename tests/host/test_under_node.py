@@ -56,7 +56,8 @@ def test_an_error_stands_under_its_node_until_it_is_mended(shown: dict[str, str]
 def test_an_error_while_sampling_stands_under_the_node_that_it_comes_from(host: Any, shown: dict[str, str]) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
-    from safe_guidance.nodes.host.runs import Correction, RunContext, attach
+    from safe_guidance.nodes.host.correction import Correction, RunContext
+    from safe_guidance.nodes.host.runs import attach
 
     class Refusing(Correction):
         name = "Refusing"
