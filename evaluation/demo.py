@@ -11,19 +11,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from . import memorisation_case, style_case
 from .contact_sheet import Section, contact_sheet
 from .graphs import GraphError
-from .judge import judge
 from .judge_network import load_judge
 from .prompts import DEMO_PROMPTS, SETS, Record, load_prompts
-from .report import MethodRun, Sample, build_report, table, write_json
+from .report import MethodRun, build_report, table, write_json
 from .server import HOST_VARIABLE, ServerError
-from .shooting import Method, Shot, server_count, shoot_all
+from .shooting import Method, Shot, judged_samples, server_count, shoot_all
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "none"
@@ -59,9 +56,7 @@ PER_SET = 32
 
 def judged(method: Method, shots: Sequence[Shot], prompts: dict[str, list[Record]], network: nn.Module) -> MethodRun:
     """A method's run with the judge's verdicts, by prompt set."""
-    pictures = torch.from_numpy(np.stack([shot.picture for shot in shots])).permute(0, 3, 1, 2) / 255
-    verdicts = judge(pictures, network)
-    samples = (Sample(shot.record, shot.picture, shot.seconds, shot.calls, v) for shot, v in zip(shots, verdicts))
+    samples = iter(judged_samples(shots, network))
     by_set = {name: [next(samples) for _ in prompts[name]] for name in SETS}
     return MethodRun(method.name, method.workflow, method.settings(), by_set)
 

@@ -15,16 +15,15 @@ from statistics import fmean, quantiles
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from ..guidance.negation_set import load
 from .contact_sheet import Cell, Row, Section
-from .judge import judge, matches
+from .judge import matches
 from .prompts import Record, load_prompts
 from .report import Picture, Sample, mean_abs_change
-from .shooting import Method, Settings, Shot, server_count, shoot_all
+from .shooting import Method, Settings, Shot, judged_samples, server_count, shoot_all
 from .statistics import median_ratio, wilson_interval
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -119,12 +118,6 @@ def training_pictures() -> list[Picture]:
     return [np.asarray(picture.numpy(), dtype=np.uint8) for picture in load(TRAINING_SET).pictures]
 
 
-def samples_of(shots: Sequence[Shot], network: nn.Module) -> list[Sample]:
-    """Shots with the judge's verdicts."""
-    pictures = torch.from_numpy(np.stack([shot.picture for shot in shots])).permute(0, 3, 1, 2) / 255
-    return [Sample(shot.record, shot.picture, shot.seconds, shot.calls, seen) for shot, seen in zip(shots, judge(pictures, network))]
-
-
 def run_entry(method: Method, samples: Sequence[Sample], before: Sequence[Sample], references: Sequence[Picture]) -> dict[str, Any]:
     """The figures of one run, beside the samples of the LoRA without a method: memorised captions first, then benign prompts."""
     count = len(samples) - BENIGN
@@ -198,7 +191,7 @@ def run(host: Path, network: nn.Module) -> tuple[dict[str, Any], Section, dict[s
     """
     records, references = [*memorised_records(), *benign_records()], training_pictures()
     take = shoot_all(host, WORKFLOWS, records, server_count(len(records)), SETTINGS)
-    samples = {name: samples_of(shots, network) for name, shots in take.shots.items()}
+    samples = {name: judged_samples(shots, network) for name, shots in take.shots.items()}
     runs = [run_entry(method, samples[method.name], samples[BEFORE], references) for method in take.methods]
     entry = {
         "lora_sha256": hashlib.sha256(LORA.read_bytes()).hexdigest(),

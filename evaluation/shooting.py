@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
 from .graphs import GraphError, ObjectInfo, Prompt, add_node, insert_between, is_link, load_workflow, origin, set_inputs, to_prompt
+from .judge import judge
 from .prompts import Record
-from .report import Picture
+from .report import Picture, Sample
 from .server import ComfyServer, has_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,6 +146,12 @@ class Take:
     methods: list[Method]
     shots: dict[str, list[Shot]]
     stats: dict[str, Any]
+
+
+def judged_samples(shots: Sequence[Shot], network: nn.Module) -> list[Sample]:
+    """Shots with the judge's verdicts."""
+    pictures = torch.from_numpy(np.stack([shot.picture for shot in shots])).permute(0, 3, 1, 2) / 255
+    return [Sample(shot.record, shot.picture, shot.seconds, shot.calls, seen) for shot, seen in zip(shots, judge(pictures, network))]
 
 
 def server_count(records: int, cores: int | None = None) -> int:

@@ -8,15 +8,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ..guidance.negation_set import load
 from .contact_sheet import Cell, Row, Section
-from .judge import judge
+from .judge import matches
 from .prompts import load_prompts
 from .report import Sample, mean_abs_change
-from .shooting import Method, Shot, server_count, shoot_all
+from .shooting import Method, Shot, judged_samples, server_count, shoot_all
 from .statistics import median_ratio, wilson_interval
 
 PLAIN, METHOD = "none", "safe_denoiser"
@@ -47,8 +46,7 @@ def run(host: Path, network: nn.Module, per_style: int | None = PER_STYLE) -> tu
 
 def by_style(shots: Sequence[Shot], network: nn.Module) -> Samples:
     """The judge's verdicts, by the style that the prompt asks for."""
-    verdicts = judge(torch.from_numpy(np.stack([shot.picture for shot in shots])).permute(0, 3, 1, 2) / 255, network)
-    samples = [Sample(s.record, s.picture, s.seconds, s.calls, verdict) for s, verdict in zip(shots, verdicts)]
+    samples = judged_samples(shots, network)
     return {style: [s for s in samples if s.record.style == style] for style in (UNWANTED, BENIGN)}
 
 
@@ -109,7 +107,7 @@ def section(samples: dict[str, Samples]) -> Section:
 
 def _row(name: str, samples: dict[str, Samples]) -> Row:
     asked, spared = samples[name][UNWANTED], samples[name][BENIGN]
-    right = sum(shape_is_right(s) and color_is_right(s) for s in asked)
+    right = sum(matches(s.verdict, s.record) for s in asked)
     figures = [f"{UNWANTED}: shown in {sum(map(shows_style, asked))} of {len(asked)}", f"shape and colour right in {right}"]
     if name != PLAIN:
         same = sum(np.array_equal(a.picture, b.picture) for a, b in zip(spared, samples[PLAIN][BENIGN]))

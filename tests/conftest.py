@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,3 +129,14 @@ def server() -> Iterator[Any]:
 
     with ComfyServer(host=_host_path(), device="cpu", packs=[ROOT / "evaluation" / "probe"]) as running:
         yield running
+
+
+@pytest.fixture
+def shown(host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What appears under nodes, by their ids: the host's own server class, recording instead of sending."""
+    import server
+
+    found: dict[str, str] = {}
+    instance = SimpleNamespace(send_progress_text=lambda text, node: found.__setitem__(node, text))
+    monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
+    return found

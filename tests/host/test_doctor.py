@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,17 +18,6 @@ STAR = "a yellow star in the center on a black plain background, flat style"
 def _as_the_server_runs_prompts() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-@pytest.fixture
-def shown(host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What appears under nodes, by their ids: the host's own server class, recording instead of sending."""
-    import server
-
-    found: dict[str, str] = {}
-    instance = SimpleNamespace(send_progress_text=lambda text, node: found.__setitem__(node, text))
-    monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
-    return found
 
 
 def attached(model: Any, correction: Any, node: str) -> Any:

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-
-
-@pytest.fixture
-def shown(host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    import server
-
-    found: dict[str, str] = {}
-    instance = SimpleNamespace(send_progress_text=lambda text, node: found.__setitem__(node, text))
-    monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
-    return found
 
 
 def test_a_report_is_shown_and_kept(shown: dict[str, str]) -> None:
