@@ -64,6 +64,7 @@ class Trace:
         forwards: predictions that the guider evaluated itself, counted per sample.
         records: those of every call in order.
         notes: sentences about settings that had no effect.
+        rehearsal: predictions of a run before, from the same noise, in which methods only watched; counted per sample.
     """
 
     methods: tuple[str, ...]
@@ -71,6 +72,7 @@ class Trace:
     forwards: int
     records: tuple[Record, ...]
     notes: tuple[str, ...] = ()
+    rehearsal: int = 0
 
     def of(self, method: str) -> list[Record]:
         """The records of one method."""
@@ -104,7 +106,7 @@ class Trace:
                 raise ValueError
             records = tuple(_record(values) for values in content["records"])
             rest = {name: tuple(content[name]) for name in ("methods", "sigmas", "notes")}
-            return cls(forwards=int(content["forwards"]), records=records, **rest)
+            return cls(forwards=int(content["forwards"]), records=records, rehearsal=int(content["rehearsal"]), **rest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"This is not a safety trace of version {VERSION}. Record it again.") from error
 
@@ -140,7 +142,8 @@ def sentence(summary: Summary, calls: int) -> str:
 
 def in_words(trace: Trace) -> str:
     """A line for each method, then the notes."""
-    return "\n".join([*(sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods), *trace.notes])
+    rehearsed = [f"The run was rehearsed with {trace.rehearsal} predictions, to see what there is to keep."] if trace.rehearsal else []
+    return "\n".join([*(sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods), *rehearsed, *trace.notes])
 
 
 def table(trace: Trace) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...guidance.cross_attention_maps import FACTORS, Queries, average_over_layers, split_heads, token_probabilities
 from ...guidance.guideline_tokens import GuidelineTokens
 from .correction import COND, KEY, Step
-from .runs import Run
+from .scheduler import Run
 
 log = logging.getLogger(__name__)
 BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}

@@ -90,6 +90,9 @@ class Correction:
     def patch(self, model: ModelPatcher) -> None:
         """Put further hooks on the clone of the model that this correction is attached to."""
 
+    rehearses: bool = False
+    """Whether every run is sampled once before, in which this correction only watches, to keep what it does not act on."""
+
     def begin(self, context: RunContext) -> Any:
         """Make what the run needs (state, prepared tensors). May load other models; the sampled one is not loaded yet."""
         return None
@@ -100,6 +103,16 @@ class Correction:
 
     def resume(self, state: Any, carried: Any) -> None:
         """Go on with what the part before has `carried`, not None. Called right after `begin`."""
+
+    def watch(self, step: Step, state: Any) -> None:
+        """See one step of the rehearsal. Called in it instead of `steer`, `wanted_texts` and `correct`; needs `rehearses`."""
+
+    def region(self, state: Any) -> Tensor | None:
+        """Where the correction will act in the run, (B, 1, h, w) bool, once the rehearsal is over; None for nowhere at all.
+
+        The run goes on with the same state.
+        """
+        return None
 
     def is_active(self, level: NoiseLevel) -> bool:
         """Whether the method may act at a noise level. When it may not, nothing below is called and no forward runs for it."""

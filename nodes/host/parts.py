@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,22 @@ KEPT = 8
 """Unfinished pictures that a model remembers."""
 
 
+@dataclass(frozen=True)
+class Rehearsed:
+    """Where the rehearsal of a part stopped: its latents, and (B, 1, h, w) bool, where the part itself may differ from them."""
+
+    samples: Tensor
+    region: Tensor
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a part leaves: what each correction carries, and its rehearsal, which goes on as well."""
+
+    carried: tuple[Any, ...]
+    rehearsed: Rehearsed | None
+
+
 class Leftovers:
     """What the corrections of a MODEL had come to in runs that stopped before the noise was gone.
 
@@ -23,18 +40,18 @@ class Leftovers:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+        self._kept: OrderedDict[str, Leftover] = OrderedDict()
 
-    def keep(self, samples: Tensor, sigmas: Tensor, carried: Sequence[Any]) -> None:
-        """Remember what each correction carries, unless the run ended without noise or none carries anything."""
-        if not float(sigmas[-1]) or all(value is None for value in carried):
+    def keep(self, samples: Tensor, sigmas: Tensor, carried: Sequence[Any], rehearsed: Rehearsed | None) -> None:
+        """Remember what a run leaves, unless it ended without noise or leaves nothing."""
+        if not float(sigmas[-1]) or (rehearsed is None and all(value is None for value in carried)):
             return
-        self._kept[_key(samples, sigmas[-1])] = tuple(carried)
+        self._kept[_key(samples, sigmas[-1])] = Leftover(tuple(carried), rehearsed)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
-    def find(self, noise: Tensor, latent: Tensor, sigmas: Tensor) -> tuple[Any, ...] | None:
-        """What each correction carried out of the run that this one goes on from, or None."""
+    def find(self, noise: Tensor, latent: Tensor, sigmas: Tensor) -> Leftover | None:
+        """What the run that this one goes on from has left, or None."""
         if not self._kept or bool(torch.count_nonzero(noise)):
             return None
         return self._kept.get(_key(latent, sigmas[0]))

@@ -16,7 +16,7 @@ from ...guidance.composition import Change
 from ...guidance.noise_level import NoiseLevel
 from ...guidance.safree import reattention
 from .correction import COND, KEY, Correction, RunContext, Step
-from .runs import Run
+from .scheduler import Run
 
 ORIGINAL = "unfiltered"
 Block = tuple[str, int]

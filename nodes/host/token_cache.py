@@ -16,7 +16,8 @@ from torch import Tensor
 from ...guidance.token_optimization import AttentionCache
 from .attention import LayerCall, attention_layer, listen, reads
 from .correction import Correction, RunContext, Step
-from .runs import Run, attach
+from .runs import attach
+from .scheduler import Run
 
 BATCH = 8
 

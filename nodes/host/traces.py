@@ -40,6 +40,8 @@ class Recorder:
     notes: list[str] = field(default_factory=list)
     forwards: int = 0
     """Predictions evaluated so far for anyone, counted per sample."""
+    rehearsal: int = 0
+    """Predictions of the rehearsal before this run."""
 
     def __post_init__(self) -> None:
         self._sigmas: list[float] = []
@@ -79,7 +81,7 @@ class Recorder:
         methods = numbered(self.names)
         records = tuple(self._record(entry, methods[entry.method]) for entry in self._entries)
         own = self.forwards - sum(entry.forwards for entry in self._entries)
-        return Trace(methods, tuple(self._sigmas), own, records, tuple(dict.fromkeys(self.notes)))
+        return Trace(methods, tuple(self._sigmas), own, records, tuple(dict.fromkeys(self.notes)), self.rehearsal)
 
     def _record(self, entry: _Entry, method: str) -> Record:
         values = [[0.0] * self._batch] * 4 if entry.values is None else entry.values.tolist()

@@ -6,7 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...guidance.noise_level import SigmaWindow
-from .runs import noise_level
+from .scheduler import noise_level
 
 
 def percent_window(model: ModelPatcher, start: float, end: float) -> SigmaWindow:

@@ -191,9 +191,9 @@ def test_the_trace_counts_every_prediction_of_all_methods(host: Any, attach: Att
 
 def test_recording_changes_no_bit_and_asks_for_no_prediction(host: Any, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     from safe_guidance.guidance.trace import Trace
-    from safe_guidance.nodes.host import runs
+    from safe_guidance.nodes.host import scheduler
 
-    class Deaf(runs.Recorder):
+    class Deaf(scheduler.Recorder):
         """Hears nothing and knows nothing."""
 
         def call(self, *_: Any) -> None:
@@ -211,7 +211,7 @@ def test_recording_changes_no_bit_and_asks_for_no_prediction(host: Any, attach: 
     counted, rows = host.count_calls(attach(host.model, *METHODS))
     recorded, calls = sample(host, counted, STAR, HEART, steps=2), list(rows)
     rows.clear()
-    monkeypatch.setattr(runs, "Recorder", Deaf)
+    monkeypatch.setattr(scheduler, "Recorder", Deaf)
     assert torch.equal(sample(host, counted, STAR, HEART, steps=2), recorded) and rows == calls
 
 

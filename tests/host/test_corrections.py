@@ -203,7 +203,7 @@ def test_the_next_part_of_a_picture_gets_what_the_last_one_left(host: Any, runs:
     assert counts.last == 4
     store = model.model_options[runs.module.LEFTOVERS]
     for seed in range(12):
-        store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), [seed])
+        store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), [seed], None)
     assert len(store._kept) == 8
 
 
@@ -319,26 +319,28 @@ def test_several_latents_at_once_are_refused(host: Any, runs: Any) -> None:
 def test_noise_levels_of_all_kinds_of_models(host: Any, runs: Any) -> None:
     import comfy.model_sampling
 
+    from safe_guidance.nodes.host.scheduler import noise_level
+
     class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass
 
     class Velocity(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
         pass
 
-    level = runs.module.noise_level(host.model.get_model_object("model_sampling"), torch.tensor([4.67, 4.67]))
+    level = noise_level(host.model.get_model_object("model_sampling"), torch.tensor([4.67, 4.67]))
     assert (level.signal, level.sigma) == (1.0, pytest.approx(4.67))
-    level = runs.module.noise_level(Velocity(), torch.tensor([2.5]))
+    level = noise_level(Velocity(), torch.tensor([2.5]))
     assert (level.signal, level.sigma) == (1.0, pytest.approx(2.5))
-    level = runs.module.noise_level(Flow(), torch.tensor([0.78]))
+    level = noise_level(Flow(), torch.tensor([0.78]))
     assert (level.signal, level.noise) == (pytest.approx(0.22), pytest.approx(0.78))
-    assert runs.module.noise_level(Flow(), torch.tensor([1.0])).sigma == math.inf
+    assert noise_level(Flow(), torch.tensor([1.0])).sigma == math.inf
 
 
 def test_branches_of_the_guider_make_its_prediction(host: Any, runs: Any) -> None:
     probe = runs.Push()
     host.sample(runs.attach(host.model, probe), host.text(STAR), cfg=3.0, steps=3)
     for step in probe.seen:
-        cond, uncond = step.predictions[runs.module.COND], step.predictions[runs.module.UNCOND]
+        cond, uncond = step.predictions["positive"], step.predictions["negative"]
         assert step.cond_scale == 3.0
         torch.testing.assert_close(uncond + 3.0 * (cond - uncond), step.denoised, atol=LAYOUT, rtol=0)
 

@@ -77,7 +77,7 @@ def test_every_family(host: Any, tiny: Any, negation_set: NegationSet, family: s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_mean_the_same_noise_in_every_family(host: Any, tiny: Any, family: str) -> None:
     """The default window acts at the steps whose noise-to-signal ratio is at least 4.67, whatever the model calls its sigmas."""
-    from safe_guidance.nodes.host.runs import noise_level
+    from safe_guidance.nodes.host.scheduler import noise_level
     from safe_guidance.nodes.host.windows import percent_window
 
     model = tiny.tiny_model(family)

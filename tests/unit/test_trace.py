@@ -23,6 +23,7 @@ TRACE = Trace(
     16,
     (record("Safe Denoiser", 0, 0.0), record("SLD", 1, 0.0, 2), record("SLD", 2, 0.2, 2), record("SLD", 3, 0.1, 2)),
     ("DAG is off.",),
+    8,
 )
 
 
@@ -43,7 +44,18 @@ def test_the_way_through_json() -> None:
     assert Trace.from_dict(json.loads(TRACE.to_json())) == TRACE
 
 
-@pytest.mark.parametrize("content", [None, [], {}, {"version": 2}, {"version": 1}, {**TRACE.to_dict(), "records": [{"method": "SLD"}]}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        {},
+        {"version": 2},
+        {"version": 1},
+        {**TRACE.to_dict(), "records": [{"method": "SLD"}]},
+        {**TRACE.to_dict(), "rehearsal": "x"},
+    ],
+)
 def test_something_else_is_refused(content: object) -> None:
     with pytest.raises(ValueError, match="not a safety trace"):
         Trace.from_dict(content)
@@ -51,7 +63,8 @@ def test_something_else_is_refused(content: object) -> None:
 
 def test_the_table_has_a_line_per_record_and_the_notes() -> None:
     lines = table(TRACE).splitlines()
-    assert len(lines) == 3 + 1 + 2 + 4 and "DAG is off." in lines
+    assert len(lines) == 3 + 2 + 2 + 4 and "DAG is off." in lines
+    assert "The run was rehearsed with 8 predictions, to see what there is to keep." in lines
     assert "20.00%" in lines[-2]
 
 
