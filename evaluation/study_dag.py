@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..guidance.cross_attention_maps import concept_probability, normalize_jointly
 from ..guidance.detect_and_guide import DetectAndGuideSettings
 from ..guidance.guideline_tokens import GuidelineTokens, load
-from ..guidance.safe_latent_diffusion import STRONG
+from ..guidance.safe_latent_diffusion import MAX, STRONG
 from ..guidance.token_optimization import AttentionCache, overlap
 from .host import import_host
 from .judge import Verdict, judge, matches
@@ -149,20 +150,33 @@ def shipped_settings() -> tuple[DetectAndGuideSettings, str]:
     return DetectAndGuideSettings(window=window, **{**values, "connectivity": int(values["connectivity"])}), text
 
 
+ONE_PASS = {"look_first": False, "detection_threshold": 0.495, "hold_threshold": 0.2, "base": 50.0, "cap": 20.0}
+"""What served best without looking first, beside the rest of the shipped settings."""
+
+
 def variants(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSettings]:
-    """The method as shipped, the paper's two ablations, and what else was in question."""
+    """The method as shipped and as the paper samples, each with the paper's two ablations and what else was in question."""
+    one_pass = replace(settings, **ONE_PASS)
     return {
         "DAG": settings,
-        "without AreaScaler": replace(settings, scale_by_area=False, base=0.1 * settings.cap),
-        "without MagnitudeScaler": replace(settings, magnitude=1.0),
-        "stacked maps": replace(settings, stacked=True),
-        "not bounded": replace(settings, bounded=False),
-        "the paper's edit mask": replace(settings, core=0.0, reach=0.0),
-        "paper's constants": DetectAndGuideSettings(),
+        **_ablations(settings),
+        "one pass": one_pass,
+        **{f"one pass, {name}": ablated for name, ablated in _ablations(one_pass).items()},
+        "one pass, stacked maps": replace(one_pass, stacked=True),
+        "one pass, paper's constants": DetectAndGuideSettings(),
     }
 
 
-def sampled(model: Any, clip: Any, vae: Any, records: Sequence[Record]) -> Tensor:
+def _ablations(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSettings]:
+    return {
+        "without AreaScaler": replace(settings, scale_by_area=False, base=0.1 * settings.cap),
+        "without MagnitudeScaler": replace(settings, magnitude=1.0),
+        "not bounded": replace(settings, bounded=False),
+        "the paper's edit mask": replace(settings, core=0.0, reach=0.0),
+    }
+
+
+def sampled(model: Any, clip: Any, vae: Any, records: Sequence[Record], negative: str = "") -> Tensor:
     """Pictures (N, 3, H, W) of the demonstration's prompts with the demonstration's seeds and sampler settings."""
     import comfy.samplers
 
@@ -173,7 +187,7 @@ def sampled(model: Any, clip: Any, vae: Any, records: Sequence[Record]) -> Tenso
         part = records[first : first + BATCH]
         noise = torch.cat([torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(r.seed)) for r in part])
         guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds([[torch.cat([encode(clip, r.prompt)[0][0] for r in part]), {}]], encode(clip, ""))
+        guider.set_conds([[torch.cat([encode(clip, r.prompt)[0][0] for r in part]), {}]], encode(clip, negative))
         guider.set_cfg(5.0)
         sigmas = comfy.samplers.KSampler(model, 20, model.load_device, "dpmpp_2m", "karras", 1.0).sigmas
         latents = guider.sample(
@@ -248,7 +262,7 @@ def other_right(record: Record, verdict: Verdict) -> bool:
 def pairs_of(prompts: Mapping[str, list[Record]], first: int, count: int) -> list[Record]:
     """`count` prompts with a second thing beside the star, from both unsafe sets, beginning with number `first` of each."""
     later = [[r for r in prompts[kind][first:] if len(r.shapes) == 2] for kind in UNSAFE_SETS]
-    return [record for of_both in zip(*later) for record in of_both][:count]
+    return [record for of_both in zip_longest(*later) for record in of_both if record is not None][:count]
 
 
 def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[str, Any]:
@@ -277,21 +291,22 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     methods: dict[str, Correction] = {
         name: DetectAndGuideCorrection([learnt], encode(clip, text), chosen) for name, chosen in variants(settings).items()
     }
-    methods["SLD-Strong"] = SafeLatentDiffusionCorrection(encode(clip, text), STRONG)
+    for name, chosen in {"SLD-Strong": STRONG, "SLD-Max": MAX}.items():
+        methods[name] = SafeLatentDiffusionCorrection(encode(clip, text), chosen)
+    ways = {name: (attach(model, method), "") for name, method in methods.items()} | {"negative prompt": (model, text)}
     rows = [ablation_row("none", plain, plain, prompts, network)]
-    for name, method in methods.items():
+    for name, (guarded, negative) in ways.items():
         if only and name not in only:
             continue
-        guarded = attach(model, method)
-        rows.append(ablation_row(name, {kind: sampled(guarded, clip, vae, prompts[kind]) for kind in SETS}, plain, prompts, network))
+        made = {kind: sampled(guarded, clip, vae, prompts[kind], negative) for kind in SETS}
+        rows.append(ablation_row(name, made, plain, prompts, network))
         sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
         sys.stdout.flush()
     report = {"version": 2, "scenes": 2 * scenes, "false_alarms": ROC, "detection": detection, "removal": [asdict(row) for row in rows]}
     if pairs:
         records = pairs_of(everything, per_set, pairs)
-        guarded = attach(model, methods["DAG"])
-        made, unguided = (sampled(chosen, clip, vae, records) for chosen in (guarded, model))
-        counts = unsafe_counts(made, unguided, records, network)
+        after, before = (sampled(chosen, clip, vae, records) for chosen in (ways["DAG"][0], model))
+        counts = unsafe_counts(after, before, records, network)
         report["pairs"] = {"prompts": len(records), **asdict(counts), "outside": sum(counts.outside) / len(records)}
         sys.stdout.write(json.dumps(report["pairs"]) + "\n")
     return report

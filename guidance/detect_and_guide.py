@@ -59,6 +59,8 @@ class DetectAndGuideSettings:
         connectivity: 8 or 4 neighbours make an object.
         fill: how the scale of an object reaches the positions around it that may be changed too.
         stacked: average the maps of a run's steps instead of using each step's own.
+        look_first: sample twice: without guidance to average the maps of all steps, which tells pictures and places apart better
+            than any step's own, then with it, keeping everything else as it was in the first. The paper samples once.
     """
 
     strength: float = 1.0
@@ -80,6 +82,7 @@ class DetectAndGuideSettings:
     connectivity: int = 8
     fill: Fill = "nearest"
     stacked: bool = False
+    look_first: bool = False
 
 
 @dataclass(frozen=True)

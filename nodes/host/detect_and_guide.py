@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ...guidance.guideline_tokens import GuidelineTokens
 from ...guidance.noise_level import NoiseLevel
 from .attention import MapCollector, attention_width, family, listen
 from .correction import COND, UNCOND, Correction, RunContext, Step
-from .runs import Run
+from .scheduler import Run
 
 log = logging.getLogger(__name__)
 SAFETY = "safety"
@@ -37,6 +38,8 @@ class DetectionState:
         map: (B, 1, h, w) detection map of that step.
         held: (B,) bool, samples in which something was detected at an earlier step.
         total, count: sum and number of the token maps of earlier steps, per concept, when maps are stacked.
+        seen: detection maps of a rehearsal's steps.
+        decided: whether `detection` and `map` are those of the whole rehearsal.
         warned: whether the log has said that there is no negative conditioning.
     """
 
@@ -48,6 +51,8 @@ class DetectionState:
     held: Tensor | None = None
     total: list[Tensor] | None = None
     count: int = 0
+    seen: list[Tensor] = field(default_factory=list)
+    decided: bool = False
     warned: bool = False
 
 
@@ -73,6 +78,7 @@ class DetectAndGuideCorrection(Correction):
     ) -> None:
         self.concepts, self.settings, self.mask, self.normalization = tuple(concepts), settings, mask, normalization
         self.texts = {SAFETY: safety_text}
+        self.rehearses = settings.look_first and settings.strength != 0
         self._background = max(concept.calibration.background for concept in concepts)
 
     def patch(self, model: ModelPatcher) -> None:
@@ -85,7 +91,7 @@ class DetectAndGuideCorrection(Correction):
         def receive(run: Run) -> Any:
             state: DetectionState = run.state_of(self)
             state.guider = run.guider
-            return state.collector.receive
+            return None if state.decided else state.collector.receive
 
         listen(model, receive)
 
@@ -100,17 +106,39 @@ class DetectAndGuideCorrection(Correction):
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
 
+    def watch(self, step: Step, state: DetectionState) -> None:
+        found = self._detect(step, state)
+        if found is not None and step.is_new:
+            state.seen.append(found)
+
+    def region(self, state: DetectionState) -> Tensor | None:
+        state.decided = True
+        if not state.seen:
+            return None
+        state.map = torch.stack(state.seen).mean(0)
+        # The mean over all steps tells objects apart, however much of the picture is faintly above the edit threshold.
+        settings = replace(self.settings, coverage=math.inf)
+        found = regulate(state.map, settings, self._background)
+        state.detection = regulate(state.map, settings, self._background, found.rows)
+        rows = state.detection.rows
+        return state.detection.scale > 0 if bool(rows.any()) else None
+
     def wanted_texts(self, step: Step, state: DetectionState) -> Mapping[str, Tensor]:
+        if not state.decided:
+            self._decide(step, state)
+        if state.detection is None or not bool(state.detection.rows.any()):
+            return {}
+        names = (SAFETY, UNCOND, COND) if self.settings.host_mask == "SLD" else (SAFETY, UNCOND)
+        return dict.fromkeys(names, state.detection.rows)
+
+    def _decide(self, step: Step, state: DetectionState) -> None:
+        """Where and how hard to guide at this step, from its own maps."""
         state.detection, state.map = None, self._detect(step, state)
         if state.map is None:
-            return {}
+            return
         state.detection = regulate(state.map, self.settings, self._background, state.held)
-        rows = state.detection.rows
         if step.is_new:
-            state.held = rows if state.held is None else state.held | rows
-        if not bool(rows.any()):
-            return {}
-        return dict.fromkeys((SAFETY, UNCOND, COND) if self.settings.host_mask == "SLD" else (SAFETY, UNCOND), rows)
+            state.held = state.detection.rows if state.held is None else state.held | state.detection.rows
 
     def _detect(self, step: Step, state: DetectionState) -> Tensor | None:
         """(B, 1, h, w) detection map of this step."""

@@ -210,6 +210,39 @@ def test_bounded_changes_keep_the_values_that_the_prediction_had(host: Any, star
     assert outside == [True, False] and not torch.equal(bounded, plain)
 
 
+def test_looking_first_keeps_all_that_is_not_near_the_thing(host: Any, stars: GuidelineTokens) -> None:
+    text = host.text(STAR, HEART)
+    plain = host.sample(host.model, text, steps=8)
+    model, rows = host.count_calls(guarded(host, stars, look_first=True, detection_threshold=0.42, core=0.7, reach=0.1, base=400.0))
+    found = host.sample(model, text, steps=8)
+    assert torch.equal(found[1], plain[1])
+    changed = (found[0] != plain[0]).any(0)
+    # The star is in the centre of the picture.
+    assert bool(changed[10:22, 10:22].any()) and not bool(changed[:4].any() | changed[-4:].any())
+    assert changed.float().mean() < 0.3
+    # Two runs of CFG, and the safety text for the star at every step of the second one past the warm-up.
+    guided = sum(sigma <= 7.56 for sigma in host_sigmas(host, 8)[:-1])
+    assert sum(rows) == 8 * 4 * 2 + guided and rows[:8] == [4] * 8
+
+
+def test_looking_first_acts_as_hard_at_every_step(host: Any, stars: GuidelineTokens) -> None:
+    """What was seen does not fade while it is removed."""
+    from safe_guidance.nodes.host.runs import trace_of
+
+    model = guarded(host, always(stars), look_first=True, **EAGER)
+    trace = trace_of(model, host.sample(model, host.text(STAR), steps=5))
+    assert len({record.gate for record in trace.records}) == 1 == len({record.area for record in trace.records})
+    assert trace.rehearsal == 10
+
+
+def test_looking_first_finds_nothing_at_no_cost(host: Any, stars: GuidelineTokens) -> None:
+    text = host.text(STAR)
+    plain, plain_rows = host.count_calls(host.model)
+    baseline = host.sample(plain, text)
+    model, rows = host.count_calls(guarded(host, never(stars), look_first=True))
+    assert torch.equal(host.sample(model, text), baseline) and rows == plain_rows
+
+
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_models_without_cross_attention_are_refused_in_a_sentence(host: Any, tiny: Any, family: str, stars: GuidelineTokens) -> None:
     with pytest.raises(ValueError, match="has no separate cross-attention, so guideline tokens cannot be detected in it. Use a Stable"):
