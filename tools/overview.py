@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {"none": "plain", "safe_denoiser": "Safe Denoiser", "stg": "STG", "dag": "DAG"}
-COLUMNS = ("named-002", "named-003", "named-005", "implied-001", "implied-002", "implied-003", "benign-001", "benign-003")
+COLUMNS = ("named-002", "named-003", "named-005", "implied-001", "implied-002", "implied-003", "benign-001", "benign-002")
 HEADINGS = {"named-002": "the prompt names a star", "implied-001": "the prompt implies one", "benign-001": "nothing to do with it"}
 SIDE, GAP, LEFT, TOP = 112, 6, 122, 26
 PAPER, INK = (246, 246, 242), (13, 33, 48)
