@@ -227,7 +227,7 @@ def test_a_guider_without_a_negative_is_left_alone(host: Any, text: Any) -> None
 def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: str) -> None:
     """The momentum after a run equals a recount over the steps that were new."""
     from safe_guidance.guidance.safe_latent_diffusion import safety_guidance
-    from safe_guidance.nodes.host import runs, safe_latent_diffusion
+    from safe_guidance.nodes.host import correction, runs, safe_latent_diffusion
 
     seen: list[Any] = []
     states: list[Any] = []
@@ -242,7 +242,7 @@ def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: s
     momentum = torch.zeros_like(seen[0].x)
     for step in seen:
         if step.is_new:
-            branches = (step.predictions[name] for name in (runs.COND, runs.UNCOND, safe_latent_diffusion.SAFETY))
+            branches = (step.predictions[name] for name in (correction.COND, correction.UNCOND, safe_latent_diffusion.SAFETY))
             momentum = safety_guidance(*branches, step.sigma, momentum, STRONG)[1]
     assert len(seen) > sum(step.is_new for step in seen)
     torch.testing.assert_close(states[-1].value, momentum, atol=1e-5, rtol=1e-5)
@@ -251,7 +251,7 @@ def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: s
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2s_ancestral"])
 def test_semantic_guidances_momentum_advances_once_per_noise_level(host: Any, sampler: str) -> None:
     from safe_guidance.guidance.semantic_guidance import semantic_guidance
-    from safe_guidance.nodes.host import runs
+    from safe_guidance.nodes.host import correction, runs
     from safe_guidance.nodes.host.semantic_guidance import SemanticGuidanceCorrection
 
     chosen = SemanticGuidanceSettings((Concept(scale=2.0),), momentum_scale=0.3, momentum_decay=0.6)
@@ -269,7 +269,7 @@ def test_semantic_guidances_momentum_advances_once_per_noise_level(host: Any, sa
     momentum = torch.zeros_like(seen[0].x)
     for step in seen:
         if step.is_new:
-            concept, uncond = (step.predictions[name].float() for name in (next(iter(watched.texts)), runs.UNCOND))
+            concept, uncond = (step.predictions[name].float() for name in (next(iter(watched.texts)), correction.UNCOND))
             momentum = semantic_guidance([concept], uncond, step.sigma, step.level, momentum, chosen)[1]
     assert len(seen) > sum(step.is_new for step in seen)
     torch.testing.assert_close(states[-1].value, momentum, atol=1e-5, rtol=1e-5)
