@@ -32,6 +32,10 @@ def _number(
     )
 
 
+def _switch(name: str, default: bool, tooltip: str) -> io.Boolean.Input:
+    return io.Boolean.Input(name, default=default, optional=True, advanced=True, tooltip=tooltip)
+
+
 class DAGDetectorGuide(io.ComfyNode):
     """MODEL in, MODEL out."""
 
@@ -169,27 +173,21 @@ class DAGDetectorGuide(io.ComfyNode):
                     tooltip="joint: a picture without the concept stays below the threshold. per map: the paper's words taken literally; "
                     "every picture then counts as detected.",
                 ),
-                io.Boolean.Input(
+                _switch(
                     "stacked",
-                    default=DEFAULTS.stacked,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Average the maps of all steps so far instead of using each step's own. Steadier, slower to notice changes.",
+                    DEFAULTS.stacked,
+                    "Average the maps of all steps so far instead of using each step's own. Steadier, slower to notice changes.",
                 ),
-                io.Boolean.Input(
+                _switch(
                     "bounded",
-                    default=DEFAULTS.bounded,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Keep the changed picture's values within those that it has: no over-saturation and no grain at scales that "
+                    DEFAULTS.bounded,
+                    "Keep the changed picture's values within those that it has: no over-saturation and no grain at scales that "
                     "remove. Off is the paper.",
                 ),
-                io.Boolean.Input(
+                _switch(
                     "look_first",
-                    default=DEFAULTS.look_first,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Sample the picture without the guidance first, see where the thing comes out, then sample it again: finds "
+                    DEFAULTS.look_first,
+                    "Sample the picture without the guidance first, see where the thing comes out, then sample it again: finds "
                     "more surely, and everything around it stays as it was. Doubles the time of pictures in which something is found. "
                     "Off is the paper.",
                 ),

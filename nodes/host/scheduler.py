@@ -41,6 +41,9 @@ class Run:
     def __init__(self, corrections: Sequence[Correction], context: RunContext, guider: Any, rehearsal: Rehearsal | None = None) -> None:
         self._corrections = corrections
         self._rehearsal = rehearsal
+        # In a rehearsal those that asked for it only watch.
+        is_rehearsal = rehearsal is not None and not rehearsal.is_over
+        self._watchers = [i for i, correction in enumerate(corrections) if is_rehearsal and correction.rehearses]
         self._context = context
         self._clock = SigmaClock()
         self._text_keys: dict[tuple[int, str], str] = {}
@@ -122,13 +125,6 @@ class Run:
         states = {i: self._states[i] for i in self._watchers}
         regions = [self._corrections[i].region(state) for i, state in states.items()]
         return states, [region for region in regions if region is not None]
-
-    @property
-    def _watchers(self) -> list[int]:
-        """Indices of the corrections that only watch in this run."""
-        if self._rehearsal is None or self._rehearsal.is_over:
-            return []
-        return [i for i, correction in enumerate(self._corrections) if correction.rehearses]
 
     def predict(self, guiders: Callable[[], Tensor], evaluation: Evaluation) -> Tensor:
         """The prediction with the changes of all corrections that are active at this noise level."""
