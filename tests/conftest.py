@@ -112,6 +112,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
     return Host()
 
 
+@pytest.fixture
+def as_the_server_runs_prompts() -> Iterator[None]:
+    """In inference mode; modules of tests ask for it with `pytest.mark.usefixtures`."""
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(host: Host) -> ModuleType:
     """`tests/tiny_models.py`: small models of every family, made of the host's own classes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,15 +12,11 @@ import torch.nn.functional as F
 
 from safe_guidance.guidance.guideline_tokens import GuidelineTokens
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"
 DEMO_LAYERS = ("input.3.0", "input.5.0", "middle.0.0", "output.0.0", "output.1.0", "output.2.0", "output.3.0")
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def random_tokens(width: int, seed: int = 0, rows: int = 3, **options: Any) -> GuidelineTokens:

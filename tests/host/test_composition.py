@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,17 +24,13 @@ from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
 from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 from safe_guidance.guidance.spell import SpellSettings
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"
 EVERY_STEP = SigmaWindow()
 METHODS = ("Safe Denoiser", "SPELL", "STG", "SDG", "DAG", "SLD", "Semantic Guidance")
 TEXT_METHODS = ("DAG", "SLD", "Semantic Guidance")
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 class Brightness(SafetyFunction):

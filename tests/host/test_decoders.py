@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,14 +15,10 @@ from safe_guidance.guidance.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
 from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 class Brightness(SafetyFunction):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from safetensors.torch import load_file
 from safe_guidance.evaluation import memorisation_case as case
 from safe_guidance.evaluation.judge_network import COLORS, SHAPES, load_judge
 from safe_guidance.guidance.classifier import ConvClassifier
+
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 NAMED = (
@@ -26,12 +27,6 @@ BENIGN = {
     "a green circle above a purple square on a black plain background, hatched style": ({"circle", "square"}, {"green", "purple"}),
     "a blue triangle on the right on a brown striped background, dotted style": ({"triangle"}, {"blue"}),
 }
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +10,10 @@ import torch
 
 from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

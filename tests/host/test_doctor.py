@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,13 +10,9 @@ import torch
 from safe_guidance.guidance.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_latent_diffusion import MAX, WEAK, SafeLatentDiffusionSettings
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def attached(model: Any, correction: Any, node: str) -> Any:

@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 SIZE = 8
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

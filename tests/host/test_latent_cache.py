@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +14,7 @@ import torch
 from safe_guidance.guidance.layouts import Layout
 from safe_guidance.guidance.negation_set import from_images
 
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
 @pytest.fixture

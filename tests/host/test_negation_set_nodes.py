@@ -13,13 +13,9 @@ from PIL import Image
 
 from safe_guidance.guidance.negation_set import NegationSet, combined, from_images, load
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 PROMPT = "a yellow star in the center on a black plain background, flat style"
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

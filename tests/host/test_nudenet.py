@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from safe_guidance.guidance import nudenet
+
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 skimage_data = pytest.importorskip("skimage.data")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -26,12 +27,6 @@ def detectors(host: Any) -> Any:
     from safe_guidance.nodes.host.safety_models import nudenet_network
 
     return nudenet_network(None), NudeDetector()
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def photograph(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

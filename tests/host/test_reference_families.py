@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +11,10 @@ import torch
 
 from safe_guidance.guidance.negation_set import NegationSet, from_images
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 FAMILIES = ["sd1", "sd2", "sdxl", "sd3", "flux"]
 SIZE = 64
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

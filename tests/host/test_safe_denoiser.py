@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,18 +10,14 @@ import torch
 
 from safe_guidance.guidance.negation_set import NegationSet, from_images
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
 OTHERS = (
     "a red heart on the left on a grey striped background, dotted style",
     "a white cross at the bottom on a teal checkered background, outline style",
     "a green circle on the right on a brown plain background, hatched style",
 )
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def protect(host: Any, negation_set: NegationSet, vae: Any = None, **settings: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,16 +16,12 @@ from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
 from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"
 CROSS = "a white cross at the bottom on a teal checkered background, outline style"
 EVERY_STEP = SigmaWindow()
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 class Brightness(SafetyFunction):

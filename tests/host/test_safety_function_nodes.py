@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
 STAR = "a yellow star in the center on a black plain background, flat style"
 CIRCLE = "a red circle on the left on a brown plain background, flat style"
-
-
-@pytest.fixture(autouse=True)
-def _as_the_server_runs_prompts() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture
