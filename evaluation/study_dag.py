@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance.attention_cache import AttentionCache
 from ..guidance.cross_attention_maps import concept_probability, normalize_jointly
 from ..guidance.detect_and_guide import DetectAndGuideSettings
 from ..guidance.guideline_tokens import GuidelineTokens, load
 from ..guidance.safe_latent_diffusion import MAX, STRONG
-from ..guidance.token_optimization import AttentionCache, overlap
+from ..guidance.token_optimization import overlap
 from .host import import_host
 from .judge import Verdict, judge, matches
 from .judge_network import load_judge
@@ -126,14 +127,12 @@ def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> 
 def held_out_cache(model: Any, clip: Any, vae: Any, layers: Sequence[int | str], count: int) -> AttentionCache:
     """`count` scenes with stars and as many without, none of which any tokens learnt from."""
     from ..nodes.demo_annotated_set import DemoAnnotatedSet
-    from ..nodes.host.texts import encode
-    from ..nodes.host.token_cache import look_at
+    from ..nodes.guideline_tokens import captions_of, example
+    from ..nodes.host.token_learning import look_at_pictures
 
     images, masks, safe, captions = DemoAnnotatedSet.execute(count=count, seed=HELD_OUT_SEED).args
-    texts = torch.cat([encode(clip, caption)[0][0] for caption in captions.split("\n")])
-    latents = vae.encode(torch.cat([images, safe]))
-    masks = torch.cat([masks, torch.zeros_like(masks)])
-    return look_at(model, latents, masks, [[texts, {}]], LEVELS, layers, HELD_OUT_SEED)
+    lines = captions_of(captions, 2 * count)
+    return look_at_pictures(model, clip, vae, example(images, masks, safe), lines, LEVELS, layers, HELD_OUT_SEED)
 
 
 def shipped_settings() -> tuple[DetectAndGuideSettings, str]:

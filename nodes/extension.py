@@ -17,6 +17,7 @@ from . import (
     safety_functions,
     safety_trace,
     safree,
+    sample_and_record,
     semantic_guidance,
     spell,
     twin_run,
@@ -38,6 +39,7 @@ FAMILIES = (
     guideline_tokens,
     detect_and_guide,
     demo_annotated_set,
+    sample_and_record,
     safety_trace,
     twin_run,
 )

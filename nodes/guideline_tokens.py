@@ -10,17 +10,15 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..guidance import guideline_tokens as files
+from ..guidance.attention_cache import AttentionCache
 from ..guidance.curves import curve
 from ..guidance.guideline_tokens import GuidelineTokens
 from ..guidance.token_optimization import OptimizationSettings
 from .host.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
-from .host.token_learning import Example, learn, tokens_from_text
+from .host.token_learning import Example, learn, look_at_pictures, tokens_from_text
 from .host.under_node import with_text
-from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels
-from .types import GuidelineTokensType
-
-SCALES = {"1/2": (2,), "1/2 and 1/4": (2, 4), "1/4": (4,), "1 and 1/2": (1, 2)}
-MOST_PICTURES = 512
+from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, MOST_PICTURES, SCALES, attention_inputs, noise_levels
+from .types import GuidelineTokensType, RecordedAttentionType
 
 
 class LoadGuidelineTokens(io.ComfyNode):
@@ -159,6 +157,12 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     tooltip="What the pictures show, a line for each: first the pictures with the concept, then those without. "
                     "Best the prompts that made them. Missing lines count as empty.",
                 ),
+                RecordedAttentionType.Input(
+                    "attention",
+                    optional=True,
+                    tooltip="What the model's attention asked while it made these pictures, from Sample and Record Attention. Captions, "
+                    "sigmas and scales are then those of that node. Without it, the pictures are shown to the model under noise.",
+                ),
                 io.Int.Input(
                     "tokens",
                     default=1,
@@ -196,21 +200,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     advanced=True,
                     tooltip="0 is the recipe's own: 200 for paper, 0.1 for contrast. More learns faster and may overshoot.",
                 ),
-                io.String.Input(
-                    "sigmas",
-                    default="7, 5, 3, 2, 1",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Noise levels to learn at, those at which the method will act. More levels take longer to read.",
-                ),
-                io.Combo.Input(
-                    "scales",
-                    options=list(SCALES),
-                    default="1/2 and 1/4",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Size of the attention maps to read, as shares of the latent's. The paper reads 1/2 and 1/4.",
-                ),
+                *attention_inputs(),
                 io.Int.Input(
                     "batch",
                     default=8,
@@ -252,6 +242,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         seed: int,
         safe_images: torch.Tensor | None = None,
         captions: str = "",
+        attention: AttentionCache | None = None,
         iterations: int = 0,
         learning_rate: float = 0.0,
         sigmas: str = "7, 5, 3, 2, 1",
@@ -260,14 +251,16 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         levels: int = 5,
     ) -> io.NodeOutput:
         settings = OptimizationSettings(recipe, iterations or None, learning_rate or None, levels, batch, seed)  # type: ignore[arg-type]
-        learnt = learn(
-            model, clip, vae, example(images, masks, safe_images, captions), words, noise_levels(sigmas), SCALES[scales], tokens, settings
-        )
+        pictures = example(images, masks, safe_images)
+        if attention is None:
+            lines = captions_of(captions, len(pictures.pictures))
+            attention = look_at_pictures(model, clip, vae, pictures, lines, noise_levels(sigmas), SCALES[scales], seed)
+        learnt = learn(model, clip, pictures, attention, words, tokens, settings)
         overlap = learnt.tokens.iou if learnt.tokens.iou is not None else 0.0
         return io.NodeOutput(learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=with_text(learnt.report))
 
 
-def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor | None, captions: str) -> Example:
+def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor | None) -> Example:
     """The pictures of both kinds as one batch.
 
     Raises:
@@ -286,9 +279,13 @@ def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor
         masks = torch.cat([masks, masks.new_zeros(len(safe_images), *masks.shape[1:])])
     if len(pictures) > MOST_PICTURES:
         raise ValueError(f"There are {len(pictures)} pictures. Use at most {MOST_PICTURES}: a few dozen are enough.")
-    lines = captions.strip("\n").split("\n") if captions.strip() else []
-    padded = [line.strip() for line in lines][: len(pictures)]
-    return Example(pictures, masks, tuple([*padded, *[""] * (len(pictures) - len(padded))]))
+    return Example(pictures, masks)
+
+
+def captions_of(text: str, count: int) -> tuple[str, ...]:
+    """A line for each of `count` pictures, empty where there are too few."""
+    lines = [line.strip() for line in text.strip("\n").split("\n")] if text.strip() else []
+    return (*lines[:count], *[""] * (count - len(lines)))
 
 
 NODES: list[type[io.ComfyNode]] = [LoadGuidelineTokens, SaveGuidelineTokens, GuidelineTokensFromText, OptimizeGuidelineTokens]

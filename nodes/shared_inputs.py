@@ -31,6 +31,9 @@ AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "fl
 
 
 DAG_CATEGORY = "safe guidance/detect and guide"
+MOST_PICTURES = 512
+"""To learn guideline tokens from."""
+SCALES = {"1/2": (2,), "1/2 and 1/4": (2, 4), "1/4": (4,), "1 and 1/2": (1, 2)}
 DAG_ALIASES = ["dag", "detect and guide", "guideline", "concept detector", "attention map", "nsfw", "concept erasing"]
 
 
@@ -118,6 +121,27 @@ def sampler_inputs(of_seed: str) -> list[io.Input]:
         ),
         io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
         io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How the noise is taken off over the steps."),
+    ]
+
+
+def attention_inputs() -> list[io.Input]:
+    """At which noise levels, and in which of its attention layers, a model is watched."""
+    return [
+        io.String.Input(
+            "sigmas",
+            default="7, 5, 3, 2, 1",
+            optional=True,
+            advanced=True,
+            tooltip="Noise levels to learn at, those at which the method will act. More levels take longer to read, and more memory.",
+        ),
+        io.Combo.Input(
+            "scales",
+            options=list(SCALES),
+            default="1/2 and 1/4",
+            optional=True,
+            advanced=True,
+            tooltip="Size of the attention maps to read, as shares of the latent's. The paper reads 1/2 and 1/4.",
+        ),
     ]
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 
 def encode(clip: Any, text: str) -> list[Any]:
@@ -15,3 +19,18 @@ def encode(clip: Any, text: str) -> list[Any]:
         raise ValueError("There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader.")
     encoded: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return encoded
+
+
+def encode_each(clip: Any, texts: Sequence[str]) -> list[Any]:
+    """One conditioning with a row for each text, which is what a batch of pictures with texts of their own needs.
+
+    Embeddings of different lengths are repeated to a common one, as the host does before it evaluates texts together:
+    attention over the repeated ones is the same.
+    """
+    encoded = [encode(clip, text)[0] for text in texts]
+    length = math.lcm(*(embedding.shape[1] for embedding, _ in encoded))
+    rows = torch.cat([embedding.repeat(1, length // embedding.shape[1], 1) for embedding, _ in encoded])
+    options = dict(encoded[0][1])
+    if options.get("pooled_output") is not None:
+        options["pooled_output"] = torch.cat([of_text["pooled_output"] for _, of_text in encoded])
+    return [[rows, options]]

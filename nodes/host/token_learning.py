@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -13,11 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 
+from ...guidance.attention_cache import AttentionCache
 from ...guidance.cross_attention_maps import normalize_jointly
 from ...guidance.curves import overlay
 from ...guidance.guideline_tokens import GuidelineTokens, from_text
 from ...guidance.token_optimization import (
-    AttentionCache,
     OptimizationSettings,
     calibrate,
     detections,
@@ -26,7 +26,7 @@ from ...guidance.token_optimization import (
     spread_start,
 )
 from .attention import attention_width, family
-from .texts import encode
+from .texts import encode, encode_each
 from .token_cache import look_at
 
 PREVIEW_EVERY = 20
@@ -43,12 +43,10 @@ class Example:
     Attributes:
         pictures: (N, H, W, 3) in [0, 1].
         masks: (N, H, W) in [0, 1], white where the concept is, black for pictures without it.
-        captions: what the pictures show, one for each; empty texts where that is not known.
     """
 
     pictures: Tensor
     masks: Tensor
-    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,38 +83,49 @@ def _word_pieces(clip: Any, words: str) -> int:
     return end - 1
 
 
-def learn(
+def look_at_pictures(
     model: ModelPatcher,
     clip: Any,
     vae: Any,
     example: Example,
-    words: str,
+    captions: Sequence[str],
     sigmas: Sequence[float],
-    factors: Sequence[int],
-    count: int,
-    settings: OptimizationSettings,
-) -> Learnt:
-    """Cache the model's attention for the pictures, optimise `count` concept tokens, calibrate and measure them.
+    layers: Sequence[int],
+    seed: int,
+) -> AttentionCache:
+    """What the model's attention asks of given pictures under noise at chosen levels, under a caption for each.
 
     Raises:
-        ValueError: the model has no cross-attention, or no picture has a mask.
+        ValueError: the model has no cross-attention, or none of the layers.
+    """
+    attention_width(model)
+    return look_at(model, vae.encode(example.pictures), example.masks, encode_each(clip, captions), sigmas, layers, seed)
+
+
+def learn(
+    model: ModelPatcher, clip: Any, example: Example, cache: AttentionCache, words: str, count: int, settings: OptimizationSettings
+) -> Learnt:
+    """Optimise `count` concept tokens on what the model's attention asked of the example's pictures, calibrate and measure them.
+
+    Raises:
+        ValueError: the model has no cross-attention, or another one than the cache is of; the cache is of another number of
+            pictures; or no picture has a mask.
     """
     width = attention_width(model)
     start = tokens_from_text(clip, words, count > 1, family(model))
     start.check_fits(family(model), width)
-    latents = vae.encode(example.pictures)
-    conditioning = [[torch.cat([encode(clip, caption)[0][0] for caption in example.captions]), encode(clip, "")[0][1]]]
-    cache = look_at(model, latents, example.masks, conditioning, sigmas, factors, settings.seed)
+    if len(cache) != len(example.pictures):
+        raise ValueError(f"Attention was recorded for {len(cache)} pictures, but {len(example.pictures)} are connected. Connect the same.")
+    if cache.key_weights[0].shape[1] != width:
+        raise ValueError("Attention was recorded with a model of another family. Connect the MODEL that made the pictures.")
     # Nodes run under inference mode, whose tensors cannot be differentiated through.
     with torch.inference_mode(False), torch.enable_grad():
-        return _learnt(_normal(cache), start, count, settings, example.pictures.clone())
+        return _learnt(_normal(cache.with_masks(example.masks)), start, count, settings, example.pictures.clone())
 
 
 def _normal(cache: AttentionCache) -> AttentionCache:
     queries = tuple(tuple(q.clone() for q in level) for level in cache.queries)
-    return AttentionCache(
-        cache.layers, tuple(w.clone() for w in cache.key_weights), queries, cache.sizes, cache.sigmas, cache.masks.clone()
-    )
+    return replace(cache, key_weights=tuple(w.clone() for w in cache.key_weights), queries=queries, masks=cache.masks.clone())
 
 
 def _learnt(cache: AttentionCache, start: GuidelineTokens, count: int, settings: OptimizationSettings, pictures: Tensor) -> Learnt:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from safe_guidance.guidance.guideline_tokens import GuidelineTokens
-from safe_guidance.guidance.token_optimization import OptimizationSettings
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -114,6 +114,163 @@ def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
     assert cache.maps(tokens.embeddings, 0).shape == (1, 2, 32, 32)
 
 
+STARS = ("a yellow star in the center on a black plain background", "a red star on the left on a black plain background, flat style")
+CIRCLE = "a green circle on the right on a white plain background"
+
+
+def recorded(host: Any, **inputs: Any) -> Any:
+    from safe_guidance.nodes.sample_and_record import SampleAndRecordAttention
+
+    given = {"prompts": "\n".join(STARS), "safe_prompts": f"\n{CIRCLE}\n\n", "seed": 7, "steps": 4, "cfg": 3.0}
+    fixed = {"sampler_name": "dpmpp_2m", "scheduler": "karras", "sigmas": "5, 4.8, 0.8", "scales": "1/2"}
+    latent = {"samples": torch.zeros(2, 4, 32, 32)}
+    sockets = {"model": host.model, "clip": host.clip, "vae": host.vae, "negative": host.text(""), "latent_image": latent}
+    return SampleAndRecordAttention.execute(**{**sockets, **given, **fixed, **inputs}).args
+
+
+def test_recorded_pictures_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> None:
+    from safe_guidance.nodes.host.sampling import sample
+
+    images, safe, attention = recorded(host, seeds="11, 3")
+    assert images.shape == (2, 128, 128, 3) and safe.shape == (1, 128, 128, 3) and len(attention) == 3
+    for picture, prompt, seed in zip([*images, *safe], [*STARS, CIRCLE], (11, 3, 4)):
+        empty = {"samples": torch.zeros(1, 4, 32, 32)}
+        latent = sample(host.model, seed, 4, 3.0, "dpmpp_2m", "karras", host.text(prompt), host.text(""), empty, 1.0)
+        assert torch.equal(picture, host.vae.decode(latent["samples"])[0])
+    assert recorded(host, safe_prompts="")[1].shape == (0, 128, 128, 3)
+
+
+def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: Any) -> None:
+    """Against a hook on the raw layer in an ordinary run, of whose two branches the host puts the prompt's somewhere in the batch."""
+    import comfy.samplers
+
+    from safe_guidance.nodes.host.attention import attention_layer
+
+    attention = recorded(host)[2]
+    schedule = comfy.samplers.KSampler(host.model, 4, host.model.load_device, "dpmpp_2m", "karras", 1.0).sigmas.tolist()
+    steps = [schedule.index(pytest.approx(sigma)) for sigma in attention.sigmas]
+    assert len(attention.sigmas) == 2 and attention.sigmas[0] > attention.sigmas[1] and not bool(attention.masks.any())
+    raw: list[torch.Tensor] = []
+    layer = attention_layer(host.model.model.diffusion_model, "output.3.0")
+    handle = layer.to_q.register_forward_hook(lambda module, inputs, output: raw.append(output.clone()))
+    try:
+        recorded(host, prompts=STARS[1], safe_prompts="", seed=8)
+    finally:
+        handle.remove()
+    index = attention.layers.index("output.3.0")
+    # The recorder's own projection, in the correction after the forward, is heard by the hook too: of one row, not of two.
+    forwards = [output for output in raw if len(output) == 2]
+    assert len(forwards) == 4
+    for level, step in enumerate(steps):
+        asked = attention.queries[level][index][1].transpose(0, 1).flatten(1).float()
+        off = [(row.float() - asked).abs().max().item() for row in forwards[step]]
+        assert min(off) < 1e-2 * asked.abs().max().item() < max(off)
+
+
+def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
+    images, safe, attention = recorded(host)
+    masks = torch.zeros(2, 128, 128)
+    masks[:, 40:80, 40:80] = 1
+    given = {"images": images, "masks": masks, "safe_images": safe, "attention": attention, "captions": "not used"}
+    tokens, _, _, report = optimised(host, **given)
+    assert tokens.sigmas == attention.sigmas and tokens.layers == attention.layers and "3 pictures learnt from" in report
+    again = optimised(host, **{**given, "attention": recorded(host)[2]})[0]
+    assert torch.equal(again.embeddings, tokens.embeddings)
+    assert not torch.equal(optimised(host, **{**given, "attention": recorded(host, seed=8)[2]})[0].embeddings, tokens.embeddings)
+    with pytest.raises(ValueError, match="recorded for 3 pictures, but 2 are connected"):
+        optimised(host, **{**given, "safe_images": None})
+    narrow = replace(attention, key_weights=tuple(w[:, :48] for w in attention.key_weights))
+    with pytest.raises(ValueError, match="recorded with a model of another family"):
+        optimised(host, **{**given, "attention": narrow})
+
+
+def test_recording_shows_progress_over_all_pictures_and_can_be_interrupted(host: Any) -> None:
+    import comfy.model_management as management
+    import comfy.utils
+
+    seen: list[tuple[int, int]] = []
+
+    def stop_after_the_first_picture(value: int, total: int, preview: Any, node_id: Any = None) -> None:
+        seen.append((value, total))
+        if value > 4:
+            management.interrupt_current_processing(True)
+        management.throw_exception_if_processing_interrupted()
+
+    comfy.utils.set_progress_bar_global_hook(stop_after_the_first_picture)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            recorded(host)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+        management.interrupt_current_processing(False)
+    values = [value for value, total in seen if total == 12]
+    # The host leaves out updates that follow each other too fast.
+    assert len(values) == len(seen) and values == sorted(set(values)) and 4 < values[-1] < 12
+
+
+def test_every_sampler_is_recorded_or_says_that_it_cannot_be(host: Any) -> None:
+    from safe_guidance.nodes.host.sampling import SAMPLERS
+
+    refused = set()
+    for sampler_name in SAMPLERS:
+        try:
+            attention = recorded(host, prompts=STARS[0], safe_prompts="", sampler_name=sampler_name)[2]
+            assert len(attention.queries) == len(attention.sigmas) == 2
+        except ValueError as error:
+            assert "chooses its own noise levels" in str(error)
+            refused.add(sampler_name)
+    assert refused <= {"dpm_adaptive", "dpm_fast"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prompts": " \n"}, "There is no prompt"),
+        ({"prompts": "star\n" * 513}, "There are 514 prompts"),
+        ({"seeds": "1, two"}, "is not a list of seeds"),
+        ({"seeds": "-1"}, "is not a list of seeds"),
+        ({"sigmas": "0"}, "is not a list of noise levels"),
+        ({"scales": "1 and 1/2", "latent_image": {"samples": torch.zeros(1, 4, 32, 32)}, "clip": None}, "There is no CLIP"),
+    ],
+    ids=["no prompt", "too many", "words for numbers", "negative", "no noise", "no text encoder"],
+)
+def test_recordings_that_cannot_be_made_are_explained(host: Any, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        recorded(host, **change)
+
+
+def test_seeds_count_on_from_the_last_given_one() -> None:
+    from safe_guidance.nodes.sample_and_record import seeds_of
+
+    assert seeds_of("", 5, 3) == [5, 6, 7] and seeds_of("9; 2", 5, 4) == [9, 2, 3, 4] and seeds_of("1, 2, 3", 5, 2) == [1, 2]
+    assert seeds_of("", 2**64 - 1, 2) == [2**64 - 1, 0]
+
+
+def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(host: Any) -> None:
+    """What the model predicts for each row of a batch is what it predicts for that row's own text alone."""
+    from safe_guidance.nodes.host.texts import encode_each
+
+    long = " ".join([STARS[0]] * 9)
+    texts = [STARS[0], long]
+    assert host.text(STARS[0])[0][0].shape[1] < host.text(long)[0][0].shape[1]
+    x = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(4))
+    together = _predicted(host, x, encode_each(host.clip, texts))
+    alone = torch.cat([_predicted(host, x[i : i + 1], host.text(text)) for i, text in enumerate(texts)])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    assert (together[0] - _predicted(host, x[:1], host.text(long))[0]).abs().max() > 1e-3
+    assert isinstance(optimised(host, captions="\n".join([long, STARS[0]]))[0], GuidelineTokens)
+
+
+def _predicted(host: Any, x: torch.Tensor, conditioning: Any) -> torch.Tensor:
+    """The denoised prediction at sigma 2, from one step down to nothing."""
+    import comfy.sample
+
+    zeros = torch.zeros_like(x)
+    return comfy.sample.sample_custom(
+        host.model, x, 1.0, _once(), torch.tensor([2.0, 0.0]), conditioning, conditioning, zeros, disable_pbar=True
+    )
+
+
 def _once() -> Any:
     import comfy.samplers
 
@@ -184,8 +341,10 @@ def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
 
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
-    from safe_guidance.nodes.host.token_learning import Example, learn
+    from safe_guidance.nodes.host.token_learning import Example, look_at_pictures
 
     with pytest.raises(ValueError, match="no separate cross-attention"):
-        example = Example(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64), ("",))
-        learn(tiny.tiny_model("flux"), host.clip, host.vae, example, "star", (1.0,), (2,), 1, OptimizationSettings())
+        example = Example(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
+        look_at_pictures(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
+    with pytest.raises(ValueError, match="no separate cross-attention"):
+        recorded(host, model=tiny.tiny_model("flux"))

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from safe_guidance.guidance import guideline_tokens as files
 from safe_guidance.guidance import token_optimization as learn
+from safe_guidance.guidance.attention_cache import AttentionCache
 from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
 
 WIDTH, HEADS, DIM = 12, 2, 6
@@ -37,7 +38,7 @@ def tokens(**changes: object) -> GuidelineTokens:
     )
 
 
-def cache(pictures: int = 6, planted: bool = True, safe: int = 2, size: int = 8) -> learn.AttentionCache:
+def cache(pictures: int = 6, planted: bool = True, safe: int = 2, size: int = 8) -> AttentionCache:
     """Noise in which, inside a square, one direction of the queries is strong: pictures, the last `safe` of them without."""
     generator = torch.Generator().manual_seed(3)
     masks = torch.zeros(pictures, size, size, dtype=torch.bool)
@@ -52,7 +53,7 @@ def cache(pictures: int = 6, planted: bool = True, safe: int = 2, size: int = 8)
         queries = 0.3 * torch.randn(pictures, HEADS, size * size, DIM, generator=generator)
         sign = torch.where(masks.flatten(1), 3.0, -3.0)[:, None, :, None]
         levels.append((queries + sign * aimed[None, :, None] / aimed.norm() if planted else queries,))
-    return learn.AttentionCache(("output.3.0",), (weight,), tuple(levels), ((size, size),), (5.0, 1.0), masks)
+    return AttentionCache(("output.3.0",), (weight,), tuple(levels), ((size, size),), (5.0, 1.0), masks)
 
 
 def start(seed: int = 1) -> torch.Tensor:

@@ -39,10 +39,9 @@ def learn(count: int, tokens: int, iterations: int, batch: int, seed: int) -> No
     drawn = common.pack_module("nodes.demo_annotated_set").DemoAnnotatedSet.execute(count=count, seed=seed).args
     images, masks, safe, captions = drawn
     model, clip, vae = common.pack_module("nodes.host.demo_model").load_demo_model()
-    example = learning.Example(
-        torch.cat([images, safe]), torch.cat([masks, torch.zeros(len(safe), *masks.shape[1:])]), tuple(captions.split("\n"))
-    )
-    learnt = learning.learn(model, clip, vae, example, "star", SIGMAS, (2,), tokens, settings)
+    example = learning.Example(torch.cat([images, safe]), torch.cat([masks, torch.zeros(len(safe), *masks.shape[1:])]))
+    cache = learning.look_at_pictures(model, clip, vae, example, captions.split("\n"), SIGMAS, (2,), seed)
+    learnt = learning.learn(model, clip, example, cache, "star", tokens, settings)
     common.log.info("%s", learnt.report)
     path = common.ASSETS / "guideline_tokens" / "demo_star.safetensors"
     files.save(replace(learnt.tokens, name="demo_star", source=SOURCE, licence=LICENCE), path)
