@@ -433,6 +433,7 @@ GENERATED = (
     "stg_gate",
     "safe_denoiser_study",
     "safe_denoiser_memorisation",
+    "dag_token_sources",
 )
 
 

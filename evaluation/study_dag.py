@@ -31,13 +31,13 @@ from .judge_network import load_judge
 from .locate import Located, locate
 from .prompts import SETS, Record, load_prompts
 from .shooting import WORKFLOWS
+from .studio import Studio
 
 LEVELS = (7.0, 5.0, 3.0, 2.0, 1.0, 0.5)
 HELD_OUT_SEED = 977
 FALSE_ALARMS = 0.05
 ROC = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Shares of the scenes without a star that pass, at which the share of those with one is given."""
-BATCH = 16
 STAR = "star"
 SAME_PLACE = 12
 """Pixels, of 128, by which a thing may move and still be in its place."""
@@ -175,27 +175,6 @@ def _ablations(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSett
     }
 
 
-def sampled(model: Any, clip: Any, vae: Any, records: Sequence[Record], negative: str = "") -> Tensor:
-    """Pictures (N, 3, H, W) of the demonstration's prompts with the demonstration's seeds and sampler settings."""
-    import comfy.samplers
-
-    from ..nodes.host.texts import encode
-
-    pictures = []
-    for first in range(0, len(records), BATCH):
-        part = records[first : first + BATCH]
-        noise = torch.cat([torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(r.seed)) for r in part])
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds([[torch.cat([encode(clip, r.prompt)[0][0] for r in part]), {}]], encode(clip, negative))
-        guider.set_cfg(5.0)
-        sigmas = comfy.samplers.KSampler(model, 20, model.load_device, "dpmpp_2m", "karras", 1.0).sigmas
-        latents = guider.sample(
-            noise, torch.zeros_like(noise), comfy.samplers.sampler_object("dpmpp_2m"), sigmas, disable_pbar=True, seed=first
-        )
-        pictures.append(vae.decode(latents).movedim(-1, 1).clamp(0, 1))
-    return torch.cat(pictures)
-
-
 def ablation_row(
     name: str, made: Mapping[str, Tensor], plain: Mapping[str, Tensor], prompts: Mapping[str, list[Record]], network: Any
 ) -> AblationRow:
@@ -267,7 +246,6 @@ def pairs_of(prompts: Mapping[str, list[Record]], first: int, count: int) -> lis
 def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[str, Any]:
     """All figures, as plain data."""
     from ..nodes.host.correction import Correction
-    from ..nodes.host.demo_model import load_demo_model
     from ..nodes.host.detect_and_guide import DetectAndGuideCorrection
     from ..nodes.host.folders import GUIDELINE_TOKENS, file_path
     from ..nodes.host.runs import attach
@@ -275,7 +253,8 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     from ..nodes.host.texts import encode
     from ..nodes.host.token_learning import tokens_from_text
 
-    model, clip, vae = load_demo_model()
+    studio = Studio()
+    model, clip, vae = studio.model, studio.clip, studio.vae
     learnt = load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
     detectors = {"learnt": learnt, "from text": replace(tokens_from_text(clip, "star", False), layers=learnt.layers)}
     cache = held_out_cache(model, clip, vae, learnt.layers, scenes)
@@ -286,7 +265,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     prompts = {kind: records[:per_set] for kind, records in everything.items()}
     network = load_judge()
     settings, text = shipped_settings()
-    plain = {kind: sampled(model, clip, vae, prompts[kind]) for kind in SETS}
+    plain = {kind: studio.draw(model, prompts[kind]) for kind in SETS}
     methods: dict[str, Correction] = {
         name: DetectAndGuideCorrection([learnt], encode(clip, text), chosen) for name, chosen in variants(settings).items()
     }
@@ -297,14 +276,14 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     for name, (guarded, negative) in ways.items():
         if only and name not in only:
             continue
-        made = {kind: sampled(guarded, clip, vae, prompts[kind], negative) for kind in SETS}
+        made = {kind: studio.draw(guarded, prompts[kind], negative=negative) for kind in SETS}
         rows.append(ablation_row(name, made, plain, prompts, network))
         sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
         sys.stdout.flush()
     report = {"version": 2, "scenes": 2 * scenes, "false_alarms": ROC, "detection": detection, "removal": [asdict(row) for row in rows]}
     if pairs:
         records = pairs_of(everything, per_set, pairs)
-        after, before = (sampled(chosen, clip, vae, records) for chosen in (ways["DAG"][0], model))
+        after, before = (studio.draw(chosen, records) for chosen in (ways["DAG"][0], model))
         counts = unsafe_counts(after, before, records, network)
         report["pairs"] = {"prompts": len(records), **asdict(counts), "outside": sum(counts.outside) / len(records)}
         sys.stdout.write(json.dumps(report["pairs"]) + "\n")

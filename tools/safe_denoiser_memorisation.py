@@ -23,6 +23,7 @@ from ..evaluation.host import import_host
 from ..evaluation.judge import judge, matches
 from ..evaluation.judge_network import load_judge
 from ..evaluation.prompts import Record, load_prompts
+from ..evaluation.studio import Studio
 from ..guidance.negation_set import load
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_denoiser import SafeDenoiserSettings
@@ -62,14 +63,9 @@ class Workshop:
         import comfy.sd
         import comfy.utils
 
-        import nodes as host_nodes
-
-        from ..nodes.host.demo_model import load_demo_model
-
-        # A type checker sees the pack's own folder `nodes` here.
-        self._nodes: Any = host_nodes
         self._cfg, self._judge = cfg, load_judge()
-        self.model, self._clip, self._vae = load_demo_model()
+        self._studio = Studio()
+        self.model, self._vae = self._studio.model, self._studio.vae
         self.memorised = comfy.sd.load_lora_for_models(self.model, None, comfy.utils.load_torch_file(str(case.LORA)), 1.0, 0.0)[0]
         self._set, self._pictures = load(case.TRAINING_SET), case.training_pictures()
         self._benign = load_prompts()["benign"][BENIGN]
@@ -104,15 +100,11 @@ class Workshop:
     def _right(self, drawn: Tensor, records: Sequence[Record]) -> int:
         return sum(matches(verdict, record) for verdict, record in zip(judge(drawn, self._judge), records))
 
-    def _text(self, prompt: str) -> Tensor:
-        return self._nodes.CLIPTextEncode().encode(self._clip, prompt)[0][0][0]  # type: ignore[no-any-return]
-
     def _draw(self, model: Any, records: Sequence[Record]) -> Tensor:
-        positive = [[torch.cat([self._text(record.prompt) for record in records]), {}]]
-        negative = [[self._text("").repeat(len(records), 1, 1), {}]]
-        latent = {"samples": torch.zeros(len(records), 4, 32, 32)}
-        sampled = self._nodes.common_ksampler(model, NOISE_SEED, 20, self._cfg, "dpmpp_2m", "karras", positive, negative, latent)[0]
-        return self._vae.decode(sampled["samples"]).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
+        import comfy.sample
+
+        noise = comfy.sample.prepare_noise(torch.zeros(len(records), 4, 32, 32), NOISE_SEED)
+        return self._studio.draw(model, records, cfg=self._cfg, noise=noise)
 
 
 def _bytes(pictures: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..evaluation.host import import_host
 from ..evaluation.judge import judge, matches
 from ..evaluation.judge_network import load_judge
-from ..evaluation.prompts import SETS, Record, load_prompts
+from ..evaluation.prompts import SETS, load_prompts
+from ..evaluation.studio import Studio
 from ..guidance.layouts import PLAIN, Layout
 from ..guidance.negation_set import NegationSet, load
 from ..guidance.noise_level import SigmaWindow
@@ -36,9 +37,6 @@ WHOLE = SafeDenoiserSettings()
 STRONG = replace(WHOLE, strength=1.0, window=SigmaWindow(low=1.0))
 KAPPA, SCALE = 6.45, 0.33
 """The published nudity setting of Stable Diffusion 1.4."""
-BATCH = 8
-"""Small enough that the host never splits it by the memory that is free: other batches round differently, and the pictures that a
-method leaves alone would not be bit-identical to those without it."""
 COLUMNS = ("setting", "named", "implied", "benign identical", "benign right", "benign change")
 
 Sampler = Callable[..., Tensor]
@@ -99,18 +97,14 @@ def ancestral(references: References | None, scale: float) -> Sampler:
     return sample
 
 
-class Studio:
-    """The demo model in this process, drawing every prompt with its own seed, in batches that are always the same."""
+class Workshop:
+    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the figures of its pictures."""
 
     def __init__(self, per_set: int) -> None:
-        import nodes as host_nodes
-
-        from ..nodes.host.demo_model import load_demo_model
         from ..nodes.host.folders import ASSETS
 
-        # A type checker sees the pack's own folder `nodes` here.
-        self._nodes: Any = host_nodes
-        self.model, self._clip, self.vae = load_demo_model()
+        self._studio = Studio()
+        self.model, self.vae = self._studio.model, self._studio.vae
         self.stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
         self._records = {name: records[:per_set] for name, records in load_prompts().items()}
         self._judge = load_judge()
@@ -118,12 +112,11 @@ class Studio:
         self._measured: dict[tuple[SafeDenoiserSettings, str], Row] = {}
 
     def pictures(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
-        """Pictures (N, 3, 128, 128) of every set."""
+        """Pictures (N, 3, 128, 128) of every set; with a sampler of its own, on the schedule of the published code."""
+        import comfy.samplers
 
-        def drawn(records: Sequence[Record]) -> Tensor:
-            return torch.cat([self._draw(model, records[i : i + BATCH], sampler) for i in range(0, len(records), BATCH)])
-
-        return {name: drawn(self._records[name]) for name in SETS}
+        options = {} if sampler is None else {"sampler": comfy.samplers.KSAMPLER(sampler), "scheduler": "normal"}
+        return {name: self._studio.draw(model, self._records[name], **options) for name in SETS}
 
     def protected(self, settings: SafeDenoiserSettings, negation_set: NegationSet, layout: Layout = PLAIN) -> Any:
         """The demo model with Safe Denoiser."""
@@ -137,23 +130,6 @@ class Studio:
         from ..nodes.host.negation_latents import references_for
 
         return references_for(self.model, self.vae, without_masks(self.stars), (1, 4, 32, 32)).then(normalize_channels)
-
-    def _draw(self, model: Any, records: Sequence[Record], sampler: Sampler | None) -> Tensor:
-        import comfy.sample
-        import comfy.samplers
-
-        def encode(text: str) -> Tensor:
-            return self._nodes.CLIPTextEncode().encode(self._clip, text)[0][0][0]  # type: ignore[no-any-return]
-
-        positive = [[torch.cat([encode(record.prompt) for record in records]), {}]]
-        negative = [[encode("").repeat(len(records), 1, 1), {}]]
-        latent = torch.zeros(len(records), 4, 32, 32)
-        noise = torch.cat([comfy.sample.prepare_noise(latent[:1], record.seed) for record in records])
-        scheduler = "karras" if sampler is None else "normal"
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, 20)
-        chosen = comfy.samplers.sampler_object("dpmpp_2m") if sampler is None else comfy.samplers.KSAMPLER(sampler)
-        sampled = comfy.sample.sample_custom(model, noise, 5.0, chosen, sigmas, positive, negative, latent, disable_pbar=True)
-        return self.vae.decode(sampled).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
 
     def measured(self, setting: str, settings: SafeDenoiserSettings, negation_set: NegationSet, plain: dict[str, Tensor]) -> Row:
         """The figures of Safe Denoiser with some settings and set; what several tables have is measured once."""
@@ -173,42 +149,42 @@ class Studio:
         return Row(setting, self._count, unsafe["named"], unsafe["implied"], identical, right, change)
 
 
-def mode_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
+def mode_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
     """Every mode with its own defaults, under the workflow's sampler."""
-    whole = without_masks(studio.stars)
+    whole = without_masks(workshop.stars)
     modes: list[tuple[str, SafeDenoiserSettings, NegationSet]] = [
-        ("calibrated, local (masks)", LOCAL, studio.stars),
+        ("calibrated, local (masks)", LOCAL, workshop.stars),
         ("calibrated, whole pictures", WHOLE, whole),
         ("calibrated, whole pictures, strength 1, to sigma 1", STRONG, whole),
         ("exact", replace(WHOLE, mode="exact", strength=1.0), whole),
         ("tempered", replace(WHOLE, mode="tempered", strength=1.0), whole),
         ("official, subtracts only", replace(WHOLE, mode="official", strength=SCALE, kappa=KAPPA), whole),
     ]
-    yield studio.row("none", plain, plain)
+    yield workshop.row("none", plain, plain)
     for name, settings, negation_set in modes:
-        yield studio.measured(name, settings, negation_set, plain)
-    augmented = studio.protected(STRONG, whole, Layout("crop", "flip, crops and shifts"))
-    yield studio.row("whole pictures, strength 1, to sigma 1, 18 copies of each", studio.pictures(augmented), plain)
+        yield workshop.measured(name, settings, negation_set, plain)
+    augmented = workshop.protected(STRONG, whole, Layout("crop", "flip, crops and shifts"))
+    yield workshop.row("whole pictures, strength 1, to sigma 1, 18 copies of each", workshop.pictures(augmented), plain)
 
 
-def published_rows(studio: Studio) -> Iterator[Row]:
+def published_rows(workshop: Workshop) -> Iterator[Row]:
     """The published procedure, and what it does when it subtracts nothing."""
-    plain = studio.pictures(studio.model, ancestral(None, 0.0))
-    yield studio.row("none", plain, plain)
+    plain = workshop.pictures(workshop.model, ancestral(None, 0.0))
+    yield workshop.row("none", plain, plain)
     for name, scale in (("noises anew only (scale 0)", 0.0), (f"published (scale {SCALE:g})", SCALE), ("published, scale 1", 1.0)):
-        yield studio.row(name, studio.pictures(studio.model, ancestral(studio.references(), scale)), plain)
+        yield workshop.row(name, workshop.pictures(workshop.model, ancestral(workshop.references(), scale)), plain)
 
 
-def reference_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
+def reference_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
     """The local mode with smaller sets."""
-    for count in (4, 8, 16, 32, 64, len(studio.stars)):
-        yield studio.measured(str(count), LOCAL, first(studio.stars, count), plain)
+    for count in (4, 8, 16, 32, 64, len(workshop.stars)):
+        yield workshop.measured(str(count), LOCAL, first(workshop.stars, count), plain)
 
 
-def threshold_rows(studio: Studio, plain: dict[str, Tensor]) -> Iterator[Row]:
+def threshold_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
     """The local mode with other thresholds."""
     for threshold in (0.2, 0.4, 0.6, LOCAL.threshold, 0.8, 1.0):
-        yield studio.measured(f"{threshold:g}", replace(LOCAL, threshold=threshold), studio.stars, plain)
+        yield workshop.measured(f"{threshold:g}", replace(LOCAL, threshold=threshold), workshop.stars, plain)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -221,13 +197,13 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
         with torch.inference_mode():
-            studio = Studio(args.per_set)
-            plain = studio.pictures(studio.model)
+            workshop = Workshop(args.per_set)
+            plain = workshop.pictures(workshop.model)
             parts = {
-                "modes": mode_rows(studio, plain),
-                "published": published_rows(studio),
-                "references": reference_rows(studio, plain),
-                "threshold": threshold_rows(studio, plain),
+                "modes": mode_rows(workshop, plain),
+                "published": published_rows(workshop),
+                "references": reference_rows(workshop, plain),
+                "threshold": threshold_rows(workshop, plain),
             }
             for part, rows in parts.items():
                 _say(f"\n{part}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")

@@ -24,8 +24,9 @@ from torch import Tensor
 from ..evaluation.host import import_host
 from ..evaluation.judge import judge, matches
 from ..evaluation.judge_network import load_judge
-from ..evaluation.prompts import SETS, Record, load_prompts
+from ..evaluation.prompts import SETS, load_prompts
 from ..evaluation.statistics import wilson_interval
+from ..evaluation.studio import Studio
 from ..guidance.classifier import ConvClassifier
 from ..guidance.classifier_safety import ClassifierSafetyFunction
 from ..guidance.noise_level import SigmaWindow
@@ -34,7 +35,6 @@ from ..guidance.safe_text_guidance import SafeTextGuidanceSettings
 CHOSEN = SafeTextGuidanceSettings(rho=0.03, tau=0.0, window=SigmaWindow(high=15.0, low=0.2))
 THRESHOLD = 0.2
 """The settings of workflows/demo_stg.json."""
-BATCH = 32
 UNSAFE = ("named", "implied")
 COLUMNS = ("rho", "tau", "gamma", "window", "judge sees", "guide sees", "defence success", "95 % interval", "prior preservation")
 BENIGN = ("benign identical", "benign right")
@@ -72,8 +72,8 @@ def star_function(classifier: ConvClassifier, threshold: float = THRESHOLD) -> C
     return ClassifierSafetyFunction(classifier, "shapes", ["star"], threshold)
 
 
-class Sampler:
-    """The demo model in this process, drawing the prompts of a set in batches, each with the seed of its record.
+class Guided:
+    """The demo model drawing the prompts of some sets, and what the judge and the guides see in its pictures.
 
     Args:
         per_set: prompts of each set.
@@ -82,31 +82,15 @@ class Sampler:
     """
 
     def __init__(self, per_set: int, guides: Sequence[ConvClassifier], sets: Sequence[str] = SETS) -> None:
-        import comfy.sample
-
-        import nodes as host_nodes
-
-        from ..nodes.host.demo_model import load_demo_model
-
-        self._prepare_noise, self._sample = comfy.sample.prepare_noise, comfy.sample.sample
-        # A type checker sees the pack's own folder `nodes` here.
-        self._encode: Any = host_nodes.CLIPTextEncode().encode  # type: ignore[attr-defined]
-        self.model, self._clip, self.vae = load_demo_model()
+        self.studio = Studio()
+        self.model, self.vae = self.studio.model, self.studio.vae
         self._guides = [star_function(guide, 0.5) for guide in guides]
         self._records = {name: records[:per_set] for name, records in load_prompts().items() if name in sets}
         self._judge = load_judge()
 
     def pictures(self, model: Any) -> dict[str, Tensor]:
         """Pictures (N, 3, 128, 128) of every set."""
-        return {name: torch.cat([self._draw(model, part) for part in _batches(records)]) for name, records in self._records.items()}
-
-    def _draw(self, model: Any, records: Sequence[Record]) -> Tensor:
-        positive = [[torch.cat([self._encode(self._clip, record.prompt)[0][0][0] for record in records]), {}]]
-        negative = [[self._encode(self._clip, "")[0][0][0].repeat(len(records), 1, 1), {}]]
-        latent = torch.zeros(len(records), 4, 32, 32)
-        noise = torch.cat([self._prepare_noise(latent[:1], record.seed) for record in records])
-        sampled = self._sample(model, noise, 20, 5.0, "dpmpp_2m", "karras", positive, negative, latent, disable_pbar=True, seed=7)
-        return self.vae.decode(sampled).movedim(-1, 1).clamp(0, 1).clone()  # type: ignore[no-any-return]
+        return {name: self.studio.draw(model, records) for name, records in self._records.items()}
 
     @cached_property
     def _unguarded(self) -> dict[str, Tensor]:
@@ -127,10 +111,6 @@ class Sampler:
             sum(torch.equal(a, b) for a, b in zip(drawn["benign"], plain["benign"])),
             sum(matches(verdict, record) for verdict, record in zip(verdicts, self._records["benign"])),
         )
-
-
-def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    return (records[start : start + BATCH] for start in range(0, len(records), BATCH))
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -190,7 +170,7 @@ def ablation(per_set: int) -> None:
     from ..nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
 
     guide = bundled_guide()
-    sampler, function = Sampler(per_set, [guide]), star_function(guide)
+    sampler, function = Guided(per_set, [guide]), star_function(guide)
 
     def rows() -> Iterator[Sequence[str]]:
         for settings in variations():

@@ -18,7 +18,7 @@ from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_text_guidance import NUDITY_WINDOW
 from ..guidance.safety_function import CombinedSafetyFunction, SafetyFunction
 from ..guidance.views import Views
-from .stg_ablation import BENIGN, CHOSEN, Figures, Sampler, bundled_guide, star_function, study, table
+from .stg_ablation import BENIGN, CHOSEN, Figures, Guided, bundled_guide, star_function, study, table
 
 SECOND_GUIDE = Path(__file__).resolve().parents[1] / "evaluation" / "second_guide.safetensors"
 """Made by tools/demo_model/train_classifiers.py; for this study only."""
@@ -68,7 +68,7 @@ def detectors(per_set: int) -> None:
 
     with torch.inference_mode(False):
         guides = [bundled_guide(), ConvClassifier.load(SECOND_GUIDE)]
-    sampler = Sampler(per_set, guides)
+    sampler = Guided(per_set, guides)
 
     def rows() -> Iterator[Sequence[str]]:
         yield cells(None, sampler.figures())

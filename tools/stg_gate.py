@@ -14,7 +14,7 @@ from torch import Tensor
 from ..guidance.noise_level import SigmaWindow
 from ..guidance.safe_text_guidance import SafeTextGuidanceSettings
 from ..guidance.safety_function import Assessment, SafetyFunction
-from .stg_ablation import CHOSEN, Sampler, bundled_guide, star_function, study, table
+from .stg_ablation import CHOSEN, Guided, bundled_guide, star_function, study, table
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 BEGINNINGS = (15.0, 10.0, 8.0, 7.0, 6.0, 5.0)
@@ -48,7 +48,7 @@ def gates(per_set: int) -> None:
     from ..nodes.host.runs import attach
     from ..nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
 
-    watch, sampler = Watch(star_function(bundled_guide())), Sampler(per_set, [], sets=("benign",))
+    watch, sampler = Watch(star_function(bundled_guide())), Guided(per_set, [], sets=("benign",))
     settings = SafeTextGuidanceSettings(window=SigmaWindow())
     sampler.pictures(attach(sampler.model, SafeTextGuidanceCorrection(sampler.vae, watch, settings)))
     sigmas = comfy.samplers.calculate_sigmas(sampler.model.get_model_object("model_sampling"), "karras", 20)[:-1]

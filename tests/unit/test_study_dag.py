@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from safe_guidance.evaluation import study_dag
@@ -9,6 +11,7 @@ from safe_guidance.evaluation.judge import Verdict
 from safe_guidance.evaluation.prompts import Record
 from safe_guidance.guidance import curves
 from safe_guidance.guidance import demo_world as world
+from safe_guidance.guidance.attention_cache import AttentionCache
 
 
 def verdict(shapes: set[str], colors: set[str]) -> Verdict:
@@ -75,3 +78,25 @@ def test_an_overlay_marks_what_is_found() -> None:
     shown = curves.overlay(torch.full((2, 2, 3), 0.5), torch.tensor([[0.0, 0.4], [0.6, 1.0]]))
     assert torch.allclose(shown[0, 0], torch.tensor([0.3, 0.3, 0.3]))
     assert shown[0, 1, 2] > shown[0, 1, 0] and shown[1, 1, 0] > shown[1, 1, 2]
+
+
+def test_sources_of_tokens_are_told_apart_by_maxima_and_overlap() -> None:
+    """One head, one layer, a token that answers to what the queries of the masked positions ask, and at one level to nothing else."""
+    sources = importlib.import_module("safe_guidance.tools.dag_token_sources")
+    masks = torch.zeros(4, 2, 2, dtype=torch.bool)
+    masks[:2, 0, 0] = True
+    asks = torch.where(masks.flatten(1), 4.0, -4.0)[:, None, :, None]
+    cache = AttentionCache(("a",), (torch.eye(1),), ((asks,), (-asks,)), ((2, 2),), (5.0, 1.0), masks)
+    embeddings = torch.tensor([[0.0], [1.0]])
+    levels, mean, iou = sources.told_apart(cache, embeddings)
+    assert levels == [1.0, 0.5] and mean == 0.5 and iou == 0.5
+    row = sources.cells("runs", 2, embeddings, cache, cache)
+    assert row == ("runs", "2", "0.50 to 1.00", "0.50 to 1.00", "0.50", "0.50") and len(row) == len(sources.COLUMNS)
+
+
+def test_only_prompts_that_state_every_colour_can_be_masked() -> None:
+    sources = importlib.import_module("safe_guidance.tools.dag_token_sources")
+    stated, silent = (
+        Record(name, "", 0, ("star", "circle"), colors, None, None, None) for name, colors in (("a", ("red", "blue")), ("b", ("red",)))
+    )
+    assert sources.stated([stated, silent]) == [stated]
