@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from .host.attention import attention_width
 from .host.texts import encode
 from .host.token_cache import SamplerSettings, sample_and_look
+from .host.under_node import with_text
 from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, MOST_PICTURES, SCALES, attention_inputs, noise_levels, sampler_inputs
 from .types import RecordedAttentionType
 
@@ -102,7 +103,8 @@ class SampleAndRecordAttention(io.ComfyNode):
             SCALES[scales],
         )
         pictures = torch.cat([vae.decode(latent[None]) for latent in latents])
-        return io.NodeOutput(pictures[: len(shown)], pictures[len(shown) :], attention)
+        told = f"{len(texts)} pictures, attention kept at sigma {', '.join(f'{sigma:.2g}' for sigma in attention.sigmas)}"
+        return io.NodeOutput(pictures[: len(shown)], pictures[len(shown) :], attention, ui=with_text(told))
 
 
 def lines_of(text: str) -> list[str]:

@@ -79,7 +79,7 @@ class Correction:
     """A method attached to a model. One object serves many runs, so it holds settings only."""
 
     name: str = "correction"
-    """What the method is called in a trace."""
+    """What the method is called in a trace; empty for one that only reads along, of which its user is told nothing."""
 
     node: str | None = None
     """Id of the node that attached it, for messages to its user."""

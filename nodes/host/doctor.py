@@ -52,6 +52,7 @@ def tell(corrections: Sequence[Corrective], trace: Trace) -> None:
     """Show each correction's run under the node that attached it, and log what had no effect."""
     for note in trace.notes:
         logging.warning("Safe Guidance: %s", note)
-    for correction, name in zip(corrections, trace.methods):
+    named = [(correction, name) for correction, name in zip(corrections, trace.methods) if correction.name]
+    for correction, name in named:
         note = next((note for note in trace.notes if name in note), None)
         show_text(note or sentence(trace.summary(name), len(trace.sigmas)), correction.node)

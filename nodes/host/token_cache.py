@@ -33,6 +33,8 @@ SAME_SIGMA = 1e-3
 class _Recorder(Correction):
     """Keeps the queries of one sampling run: per noise level, by layer. Of all evaluations, or of the first at each of some levels."""
 
+    name = ""
+
     def __init__(self, layers: Collection[int | str], sigmas: Sequence[float] | None = None) -> None:
         self.layers = layers
         self.wanted = None if sigmas is None else list(sigmas)

@@ -103,6 +103,17 @@ def test_every_node_gets_its_own_sentence(host: Any, shown: dict[str, str]) -> N
     assert "did nothing" in shown["1"] and "SLD 2 acted" in shown["2"]
 
 
+def test_what_only_reads_along_is_not_told_of(host: Any, shown: dict[str, str]) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    from safe_guidance.nodes.host.token_cache import look_at
+
+    looked_at = attached(host.model, sld(host), "7")
+    with CurrentNodeContext("prompt", "8"):
+        look_at(looked_at, torch.zeros(1, 4, 32, 32), torch.zeros(1, 128, 128), host.text("a star"), (2.0,), (2,), seed=1)
+    assert list(shown) == ["7"]
+
+
 def test_without_a_server_nothing_is_sent(host: Any) -> None:
     from safe_guidance.nodes.host.runs import attach
 
