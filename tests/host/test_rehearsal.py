@@ -93,7 +93,10 @@ def same_outside(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a[..., ~LEFT], b[..., ~LEFT])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "euler_ancestral", "dpmpp_2m_sde", "uni_pc", "lcm"])
+CFG_PP = ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp")
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "euler_ancestral", "dpmpp_2m_sde", "uni_pc", "lcm", *CFG_PP])
 def test_the_rest_of_the_picture_stays_to_the_last_bit(host: Any, methods: Any, sampler: str) -> None:
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text, sampler=sampler)
