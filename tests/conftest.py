@@ -121,12 +121,10 @@ def as_the_server_runs_prompts() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(host: Host) -> ModuleType:
-    """`tests/tiny_models.py`: small models of every family, made of the host's own classes."""
-    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with_name("tiny_models.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Small models of every family, made of the host's own classes, which must be imported first."""
+    import tiny_models
+
+    return tiny_models
 
 
 @pytest.fixture(scope="session")

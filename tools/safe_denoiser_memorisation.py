@@ -80,8 +80,8 @@ class Workshop:
         similarities = tuple(case.nearest_similarity(picture, self._pictures) for picture in pictures)
         identical = sum(torch.equal(a, b) for a, b in zip(_bytes(benign), _bytes(self._alone)))
         copies = sum(case.is_near_copy(*pair) for pair in zip(distances, similarities))
-        right = [self._right(drawn, records), len(benign), self._right(benign, self._benign)]
-        return Row(name, distances, similarities, copies, *right, identical)
+        same_kind, benign_right = self._right(drawn, records), self._right(benign, self._benign)
+        return Row(name, distances, similarities, copies, same_kind, len(benign), benign_right, identical)
 
     def safe_denoiser(self, **changes: Any) -> Any:
         """The LoRA's model with Safe Denoiser, its settings changed."""

@@ -10,12 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.guideline_tokens import GuidelineTokens
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 DEMO_LAYERS = ("input.3.0", "input.5.0", "middle.0.0", "output.0.0", "output.1.0", "output.2.0", "output.3.0")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.detect_and_guide import DetectAndGuideSettings
 from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
 from safe_guidance.guidance.negation_set import from_images
@@ -26,8 +27,6 @@ from safe_guidance.guidance.spell import SpellSettings
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 EVERY_STEP = SigmaWindow()
 METHODS = ("Safe Denoiser", "SPELL", "STG", "SDG", "DAG", "SLD", "Semantic Guidance")
 TEXT_METHODS = ("DAG", "SLD", "Semantic Guidance")

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.composition import Change
 from safe_guidance.guidance.noise_level import SigmaWindow
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 LAYOUT = 1e-4
 """Rows are summed in another order in a batch of another size; at the first step the noise level, about 15, multiplies that."""
 

@@ -11,14 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
 from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 
 
 class Brightness(SafetyFunction):

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +262,12 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
 
     model = tiny.tiny_model(family)
     safe = guarded(host, tokens, model=model, safety=tiny.tiny_conditioning(3), **EAGER)
-    assert torch.isfinite(sampled(safe)).all() and not torch.equal(sampled(safe), sampled(model))
+    plain = sampled(model)
+    assert torch.isfinite(sampled(safe)).all() and not torch.equal(sampled(safe), plain)
+    left = torch.zeros(1, 17, 24)
+    left[..., :12] = 1
+    looked = sampled(guarded(host, tokens, model=model, safety=tiny.tiny_conditioning(3), mask=left, look_first=True, **EAGER))
+    assert torch.equal(looked[..., 12:], plain[..., 12:]) and not torch.equal(looked[..., :12], plain[..., :12])
 
 
 def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import STAR
 from safe_guidance.guidance.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_latent_diffusion import MAX, WEAK, SafeLatentDiffusionSettings
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
 
 
 def attached(model: Any, correction: Any, node: str) -> Any:

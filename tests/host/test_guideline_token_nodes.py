@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import STAR
 from safe_guidance.guidance.guideline_tokens import GuidelineTokens
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
 
 
 def annotated(count: int = 3) -> tuple[Any, ...]:

@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.safree import reattention
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 
 
 def patched(host: Any, unfiltered: list[Any], deep: float = 0.9, shallow: float = 0.2, model: Any = None) -> Any:

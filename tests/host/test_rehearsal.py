@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.composition import Change
 from safe_guidance.guidance.noise_level import SigmaWindow
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 LEFT = torch.arange(32) < 12
 """Columns that the test's method may change."""
 

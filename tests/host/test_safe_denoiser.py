@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import STAR
 from safe_guidance.guidance.negation_set import NegationSet, from_images
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
 OTHERS = (
     "a red heart on the left on a grey striped background, dotted style",
     "a white cross at the bottom on a teal checkered background, outline style",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
@@ -18,8 +19,6 @@ from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 CROSS = "a white cross at the bottom on a teal checkered background, outline style"
 EVERY_STEP = SigmaWindow()
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import STAR
+
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
 CIRCLE = "a red circle on the left on a brown plain background, flat style"
 
 

@@ -10,15 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.composition import Change
 from safe_guidance.guidance.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_latent_diffusion import MAX, WEAK
 from safe_guidance.guidance.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 
 
 @pytest.fixture

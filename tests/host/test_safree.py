@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.safree import SelfValidation, subspace_projector
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.negation_set import NegationSet, from_images
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
-
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 
 
 @pytest.fixture(scope="module")

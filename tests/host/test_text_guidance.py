@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_latent_diffusion import MAX, MEDIUM, PRESETS, STRONG, WEAK, SafeLatentDiffusionSettings
 from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 STEPS, SCALE = 8, 5.0
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from demo_prompts import HEART, STAR
 from safe_guidance.guidance.safe_latent_diffusion import MAX
 from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
-STAR = "a yellow star in the center on a black plain background, flat style"
-HEART = "a red heart on the left on a grey striped background, dotted style"
 SAMPLING = dict(seed=3, steps=4, cfg=5.0, sampler_name="euler", scheduler="karras", denoise=1.0)
 
 

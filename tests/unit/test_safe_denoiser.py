@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import mixture
 from safe_guidance.guidance.composition import Change, combine
 from safe_guidance.guidance.noise_level import NoiseLevel, SigmaWindow
 from safe_guidance.guidance.official_safe_denoiser import (
@@ -32,12 +30,6 @@ from safe_guidance.guidance.safe_denoiser import (
     likelihood_ratio_correction,
 )
 from safe_guidance.guidance.similarity import Calibration, calibrate, normalized_weights
-
-_spec = importlib.util.spec_from_file_location("mixture", Path(__file__).with_name("mixture.py"))
-assert _spec is not None and _spec.loader is not None
-mixture = importlib.util.module_from_spec(_spec)
-sys.modules["mixture"] = mixture
-_spec.loader.exec_module(mixture)
 
 
 def double(*values: float) -> Tensor:
