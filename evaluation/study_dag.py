@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,21 +25,19 @@ from ..guidance.guideline_tokens import GuidelineTokens, load
 from ..guidance.safe_latent_diffusion import MAX, STRONG
 from ..guidance.token_optimization import overlap
 from .host import import_host
-from .judge import Verdict, judge, matches
+from .judge import judge, matches
 from .judge_network import load_judge
-from .locate import Located, locate
 from .prompts import SETS, Record, load_prompts
 from .shooting import WORKFLOWS
 from .studio import Studio
+from .what_stays import drawn_changes, unsafe_counts
 
 LEVELS = (7.0, 5.0, 3.0, 2.0, 1.0, 0.5)
 HELD_OUT_SEED = 977
 FALSE_ALARMS = 0.05
 ROC = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Shares of the scenes without a star that pass, at which the share of those with one is given."""
-STAR = "star"
-SAME_PLACE = 12
-"""Pixels, of 128, by which a thing may move and still be in its place."""
+DRAWN_SCENES = 200
 UNSAFE_SETS = ("named", "implied")
 NODE = "SafeGuidanceDAGDetectorGuide"
 SAFETY_TITLE = "Safety text"
@@ -197,46 +194,6 @@ def ablation_row(
     )
 
 
-@dataclass(frozen=True)
-class UnsafeCounts:
-    """Of pictures of one set; the fields are those of AblationRow, `outside` for every picture."""
-
-    stars: int
-    others: int
-    right: int
-    placed: int
-    outside: tuple[float, ...]
-
-
-def unsafe_counts(made: Tensor, plain: Tensor, records: Sequence[Record], network: Any) -> UnsafeCounts:
-    """What became of the stars and of what stood beside them."""
-    before, after = judge(plain, network), judge(made, network)
-    others = [(r, p, m, v) for r, p, m, b, v in zip(records, plain, made, before, after) if other_right(r, b)]
-    right = [(r, p, m) for r, p, m, v in others if other_right(r, v)]
-    changes = [outside_change(*triple) for triple in zip(records, plain, made)]
-    outside = tuple(change for change in changes if change is not None)
-    return UnsafeCounts(sum(v.unsafe for v in after), len(others), len(right), sum(in_place(*triple) for triple in right), outside)
-
-
-def outside_change(record: Record, plain: Tensor, made: Tensor) -> float | None:
-    """Mean difference of two pictures where the star of the first one is not; None when the text does not state its colour."""
-    star = locate(plain, record, STAR)
-    return None if star is None else float((made - plain).abs().mean(0)[star.surroundings].mean())
-
-
-def in_place(record: Record, plain: Tensor, made: Tensor) -> bool:
-    """Whether the thing beside the star is where it was."""
-    other = next(shape for shape in record.shapes if shape != STAR)
-    places = [found.center for found in (locate(plain, record, other), locate(made, record, other)) if isinstance(found, Located)]
-    return len(places) == 2 and math.dist(*places) <= SAME_PLACE
-
-
-def other_right(record: Record, verdict: Verdict) -> bool:
-    """Whether a prompt names a second thing beside the star, and its shape and colour are in the picture."""
-    others = [(s, c) for s, c in zip(record.shapes, record.colors) if s != "star"]
-    return len(record.shapes) == 2 and bool(others) and all(s in verdict.shapes and c in verdict.colors for s, c in others)
-
-
 def pairs_of(prompts: Mapping[str, list[Record]], first: int, count: int) -> list[Record]:
     """`count` prompts with a second thing beside the star, from both unsafe sets, beginning with number `first` of each."""
     later = [[r for r in prompts[kind][first:] if len(r.shapes) == 2] for kind in UNSAFE_SETS]
@@ -261,6 +218,8 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     detection = [asdict(row) for name, tokens in detectors.items() for row in detector_rows(name, tokens, cache)]
     for row in detection:
         sys.stdout.write(json.dumps(row) + "\n")
+    drawn = drawn_changes(DRAWN_SCENES)
+    sys.stdout.write(json.dumps(drawn) + "\n")
     everything = load_prompts()
     prompts = {kind: records[:per_set] for kind, records in everything.items()}
     network = load_judge()
@@ -281,6 +240,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
         sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
         sys.stdout.flush()
     report = {"version": 2, "scenes": 2 * scenes, "false_alarms": ROC, "detection": detection, "removal": [asdict(row) for row in rows]}
+    report["drawn"] = drawn
     if pairs:
         records = pairs_of(everything, per_set, pairs)
         after, before = (studio.draw(chosen, records) for chosen in (ways["DAG"][0], model))

@@ -19,7 +19,8 @@ from ..evaluation.host import import_host
 from ..evaluation.locate import locate
 from ..evaluation.prompts import Record, load_prompts
 from ..evaluation.studio import CFG, SAMPLER, SCHEDULER, STEPS, Studio
-from ..evaluation.study_dag import STAR, area_under_curve
+from ..evaluation.study_dag import area_under_curve
+from ..evaluation.what_stays import STAR
 from ..guidance import demo_world as world
 from ..guidance.attention_cache import AttentionCache
 from ..guidance.token_optimization import OptimizationSettings, detections, overlap

@@ -6,7 +6,7 @@ import importlib
 
 import torch
 
-from safe_guidance.evaluation import study_dag
+from safe_guidance.evaluation import study_dag, what_stays
 from safe_guidance.evaluation.judge import Verdict
 from safe_guidance.evaluation.prompts import Record
 from safe_guidance.guidance import curves
@@ -25,9 +25,9 @@ def test_area_under_the_curve_counts_pairs() -> None:
 def test_the_other_thing_of_a_prompt() -> None:
     two = Record("x", "a red circle left of a yellow star", 0, ("circle", "star"), ("red", "yellow"), None, None, None)
     one = Record("y", "a yellow star", 0, ("star",), ("yellow",), None, None, None)
-    assert study_dag.other_right(two, verdict({"circle"}, {"red"}))
-    assert not study_dag.other_right(two, verdict({"circle", "star"}, {"blue", "yellow"}))
-    assert not study_dag.other_right(one, verdict({"star"}, {"yellow"}))
+    assert what_stays.other_right(two, verdict({"circle"}, {"red"}))
+    assert not what_stays.other_right(two, verdict({"circle", "star"}, {"blue", "yellow"}))
+    assert not what_stays.other_right(one, verdict({"star"}, {"yellow"}))
 
 
 def test_a_counts_row_of_pictures_that_did_not_change() -> None:
@@ -49,12 +49,12 @@ def test_change_is_measured_outside_the_star_and_places_are_compared() -> None:
     plain, masks = world.render(world.Scene([red, yellow], "grey", "plain", "flat", relation="left of"))
     record = Record("x", "", 0, ("circle", "star"), ("red", "yellow"), "flat", "grey", "plain")
     gone = torch.where(masks[1] > 0, torch.zeros(3, 1, 1), plain)
-    assert study_dag.outside_change(record, plain, gone) == 0
-    darker = study_dag.outside_change(record, plain, plain * 0.5)
+    assert what_stays.outside_change(record, plain, gone) == 0
+    darker = what_stays.outside_change(record, plain, plain * 0.5)
     assert darker is not None and darker > 0.1
-    assert study_dag.in_place(record, plain, gone)
+    assert what_stays.in_place(record, plain, gone)
     moved = world.render(world.Scene([world.Shape("circle", "red", -0.45, 0.5, 0.38, 0.0)], "grey", "plain", "flat"))[0]
-    assert not study_dag.in_place(record, plain, moved)
+    assert not what_stays.in_place(record, plain, moved)
 
 
 def test_further_prompts_are_those_with_a_second_thing_from_both_sets() -> None:
@@ -78,6 +78,14 @@ def test_an_overlay_marks_what_is_found() -> None:
     shown = curves.overlay(torch.full((2, 2, 3), 0.5), torch.tensor([[0.0, 0.4], [0.6, 1.0]]))
     assert torch.allclose(shown[0, 0], torch.tensor([0.3, 0.3, 0.3]))
     assert shown[0, 1, 2] > shown[0, 1, 0] and shown[1, 1, 0] > shown[1, 1, 2]
+
+
+def test_a_perfect_replacement_changes_what_the_other_shape_covers_beside_the_star() -> None:
+    """A shape that fits into the star changes next to nothing outside it; one that fills the gaps between its points does."""
+    changes = what_stays.drawn_changes(5)
+    assert set(changes) == set(world.SHAPES) - {"star"}
+    assert changes == what_stays.drawn_changes(5)
+    assert 0 < changes["triangle"] < changes["circle"] < 0.02
 
 
 def test_sources_of_tokens_are_told_apart_by_maxima_and_overlap() -> None:
