@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..guidance import demo_world as world
+from .shared_inputs import seed_input
 
 IMPLYING_SHARE = 0.12
 """Of the pictures with stars, those that captions describe without the word."""
@@ -56,7 +57,7 @@ class DemoAnnotatedSet(io.ComfyNode):
                     max=256,
                     tooltip="Pictures with stars, and as many without. More teach better and take longer to read.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32, tooltip="Which pictures; the same seed draws the same ones."),
+                seed_input("Which pictures; the same seed draws the same ones."),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),

@@ -17,7 +17,7 @@ from .host.detect_and_guide import DetectAndGuideCorrection
 from .host.detection_maps import detect
 from .host.runs import attach
 from .host.under_node import with_text
-from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels
+from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels, seed_input
 from .types import GuidelineTokensType
 
 DEFAULTS = DetectAndGuideSettings()
@@ -247,7 +247,7 @@ class DAGDetectionMap(io.ComfyNode):
                     default="7, 5, 3, 2, 1",
                     tooltip="Noise levels to look at. More noise is closer to what the detector sees early on.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32, tooltip="Of the noise; the same seed gives the same maps."),
+                seed_input("Of the noise; the same seed gives the same maps."),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask"),

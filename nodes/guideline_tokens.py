@@ -17,7 +17,7 @@ from ..guidance.token_optimization import OptimizationSettings
 from .host.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .host.token_learning import Example, learn, look_at_pictures, tokens_from_text
 from .host.under_node import with_text
-from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, MOST_PICTURES, SCALES, attention_inputs, noise_levels
+from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, MOST_PICTURES, SCALES, attention_inputs, noise_levels, seed_input
 from .types import GuidelineTokensType, RecordedAttentionType
 
 
@@ -178,9 +178,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     tooltip="contrast: small concepts count as much as the rest, and pictures with it must reach higher than those "
                     "without. paper: plain cross-entropy and gradient descent, for concepts that fill much of the picture.",
                 ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**32, tooltip="Of the noise and of what is drawn; the same gives the same tokens."
-                ),
+                seed_input("Of the noise and of what is drawn; the same gives the same tokens."),
                 io.Int.Input(
                     "iterations",
                     default=0,

@@ -16,6 +16,7 @@ from .host.safe_denoiser import SafeDenoiserCorrection
 from .host.sampling import sample
 from .shared_inputs import (
     WHOLE_START,
+    changing_seed_input,
     layout_inputs,
     mask_input,
     reference_inputs,
@@ -187,7 +188,7 @@ class SafeDenoiserSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 *reference_inputs(),
-                *sampler_inputs("The random seed; the same seed gives the same picture."),
+                *sampler_inputs(changing_seed_input("The random seed; the same seed gives the same picture.")),
                 io.Float.Input(
                     "denoise",
                     default=1.0,

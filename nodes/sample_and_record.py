@@ -12,7 +12,17 @@ from .host.attention import attention_width
 from .host.texts import encode
 from .host.token_cache import SamplerSettings, sample_and_look
 from .host.under_node import with_text
-from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, MOST_PICTURES, SCALES, attention_inputs, noise_levels, sampler_inputs
+from .shared_inputs import (
+    DAG_ALIASES,
+    DAG_CATEGORY,
+    LARGEST_SEED,
+    MOST_PICTURES,
+    SCALES,
+    attention_inputs,
+    noise_levels,
+    sampler_inputs,
+    seed_input,
+)
 from .types import RecordedAttentionType
 
 
@@ -48,7 +58,7 @@ class SampleAndRecordAttention(io.ComfyNode):
                     tooltip="What the pictures without the concept show, a line for each: other things, much like the first. Without them, "
                     "tokens find things rather than the concept.",
                 ),
-                *sampler_inputs("Seed of the first picture; each of the following takes the next number."),
+                *sampler_inputs(seed_input("Seed of the first picture; each of the following takes the next number.", LARGEST_SEED)),
                 io.String.Input(
                     "seeds",
                     default="",
@@ -119,10 +129,10 @@ def seeds_of(text: str, first: int, count: int) -> list[int]:
         ValueError: something in the list is no whole number from 0 on.
     """
     given = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()][:count]
-    if not all(part.isdecimal() and int(part) < 2**64 for part in given):
+    if not all(part.isdecimal() and int(part) <= LARGEST_SEED for part in given):
         raise ValueError(f"'{text}' is not a list of seeds. Write whole numbers with commas between them, such as 3, 14, 15.")
     seeds = [int(part) for part in given] or [first]
-    return [*seeds, *((seeds[-1] + i) % 2**64 for i in range(1, count - len(seeds) + 1))]
+    return [*seeds, *((seeds[-1] + i) % (LARGEST_SEED + 1) for i in range(1, count - len(seeds) + 1))]
 
 
 NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttention]

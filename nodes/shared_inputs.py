@@ -30,6 +30,8 @@ FITS: tuple[Fit, ...] = ("crop", "letterbox")
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "flip, crops and shifts")
 
 
+LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
+"""Of the host's samplers."""
 DAG_CATEGORY = "safe guidance/detect and guide"
 MOST_PICTURES = 512
 """To learn guideline tokens from."""
@@ -105,10 +107,20 @@ def window_inputs() -> list[io.Input]:
     ]
 
 
-def sampler_inputs(of_seed: str) -> list[io.Input]:
-    """What a node that samples asks for besides the host's sockets, as KSampler does; `of_seed` is the seed's tooltip."""
+def changing_seed_input(tooltip: str) -> io.Input:
+    """A seed that is another one after each run, as KSampler's is."""
+    return io.Int.Input("seed", default=0, min=0, max=LARGEST_SEED, control_after_generate=True, tooltip=tooltip)
+
+
+def seed_input(tooltip: str, largest: int = 2**32) -> io.Input:
+    """A seed that stays after a run, because later work relies on what it made."""
+    return io.Int.Input("seed", default=0, min=0, max=largest, control_after_generate=io.ControlAfterGenerate.fixed, tooltip=tooltip)
+
+
+def sampler_inputs(seed: io.Input) -> list[io.Input]:
+    """What a node that samples asks for besides the host's sockets, as KSampler does."""
     return [
-        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=of_seed),
+        seed,
         io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."),
         io.Float.Input(
             "cfg",

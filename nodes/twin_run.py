@@ -17,7 +17,7 @@ from .host.decoders import load_now
 from .host.runs import trace_of, unguarded
 from .host.sampling import sample
 from .host.under_node import with_text
-from .shared_inputs import sampler_inputs
+from .shared_inputs import changing_seed_input, sampler_inputs
 from .types import SafetyFunctionType, SafetyTraceType
 
 
@@ -71,7 +71,7 @@ class GuardedAndUnguarded(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                *sampler_inputs("The random seed of both pictures."),
+                *sampler_inputs(changing_seed_input("The random seed of both pictures.")),
                 io.Float.Input(
                     "denoise",
                     default=1.0,

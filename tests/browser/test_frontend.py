@@ -37,6 +37,12 @@ ONLY_NODE = """name => {
     app.canvas.selectNode(node);
 }"""
 
+AFTER_GENERATE = """name => {
+    const node = LiteGraph.createNode(name);
+    return node.widgets.find(widget => widget.name === 'seed').linkedWidgets.map(widget => widget.value);
+}"""
+"""What happens to a new node's seed after each run."""
+
 BLUEPRINT = "Safe KSampler"
 USE_BLUEPRINT = """title => {
     const nodes = app.graph._nodes, node = nodes.find(one => one.title === title);
@@ -268,3 +274,13 @@ def test_a_named_browser_is_used(tmp_path: Path) -> None:
     program = tmp_path / "browser"
     program.touch(mode=0o755)
     assert find_browser({**os.environ, BROWSER_VARIABLE: str(program)}) == str(program)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SampleAndRecordAttention", "OptimizeGuidelineTokens", "DAGDetectionMap", "DemoAnnotatedSet"],
+)
+def test_a_seed_that_others_rely_on_stays_after_a_run(window: Frontend, name: str) -> None:
+    """Masks are painted on the pictures of a seed, and learning again takes minutes; a sampler's seed changes, as KSampler's does."""
+    assert window.page.evaluate(AFTER_GENERATE, f"SafeGuidance{name}") == ["fixed"]
+    assert window.page.evaluate(AFTER_GENERATE, "SafeGuidanceSafeDenoiserSampler") == ["randomize"]
