@@ -140,10 +140,15 @@ def sentence(summary: Summary, calls: int) -> str:
     return f"{summary.method} was not active in this run."
 
 
+def rehearsed(trace: Trace) -> list[str]:
+    """A sentence on the run before the run; none when there was none."""
+    return [f"The run was rehearsed with {trace.rehearsal} predictions, to see what there is to keep."] if trace.rehearsal else []
+
+
 def in_words(trace: Trace) -> str:
     """A line for each method, then the notes."""
-    rehearsed = [f"The run was rehearsed with {trace.rehearsal} predictions, to see what there is to keep."] if trace.rehearsal else []
-    return "\n".join([*(sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods), *rehearsed, *trace.notes])
+    methods = [sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods]
+    return "\n".join([*methods, *rehearsed(trace), *trace.notes])
 
 
 def table(trace: Trace) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ...guidance.noise_level import NoiseLevel
-from ...guidance.trace import Trace, sentence
+from ...guidance.trace import Trace, rehearsed, sentence
 from .under_node import show_text
 
 PROBED_SIGMAS = [0.02 * 1.2**i for i in range(48)]
@@ -19,6 +19,7 @@ class Corrective(Protocol):
 
     name: str
     node: str | None
+    rehearses: bool
 
     def is_active(self, level: NoiseLevel) -> bool: ...
 
@@ -55,4 +56,5 @@ def tell(corrections: Sequence[Corrective], trace: Trace) -> None:
     named = [(correction, name) for correction, name in zip(corrections, trace.methods) if correction.name]
     for correction, name in named:
         note = next((note for note in trace.notes if name in note), None)
-        show_text(note or sentence(trace.summary(name), len(trace.sigmas)), correction.node)
+        told = [note or sentence(trace.summary(name), len(trace.sigmas)), *(rehearsed(trace) if correction.rehearses else [])]
+        show_text(" ".join(told), correction.node)

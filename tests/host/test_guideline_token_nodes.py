@@ -260,6 +260,31 @@ def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(hos
     assert isinstance(optimised(host, captions="\n".join([long, STARS[0]]))[0], GuidelineTokens)
 
 
+def test_pooled_texts_belong_to_their_pictures(host: Any, tiny: Any) -> None:
+    """SDXL reads a pooled output beside the embedding: a row of its own for each text, also in the second batch of pictures."""
+    from safe_guidance.nodes.host.texts import encode, encode_each
+    from safe_guidance.nodes.host.token_cache import BATCH, look_at
+
+    clip = tiny.tiny_clip("sdxl")
+    ((_, options),) = encode_each(clip, ["a star", "a heart"])
+    alone = [encode(clip, text)[0][1]["pooled_output"] for text in ("a star", "a heart")]
+    torch.testing.assert_close(options["pooled_output"], torch.cat(alone))
+    assert not torch.equal(*alone)
+
+    model, count = tiny.tiny_model("sdxl"), BATCH + 2
+    ((embeddings, pooled),) = tiny.tiny_conditioning(1, count)
+    pooled = pooled["pooled_output"]
+    latents = torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def asked(first: int, pooled: torch.Tensor) -> torch.Tensor:
+        rows, masks = slice(first, count), torch.zeros(count - first, 16, 16)
+        conditioning = [[embeddings[rows], {"pooled_output": pooled[rows]}]]
+        return look_at(model, latents[rows], masks, conditioning, (2.0,), (2,), seed=5 + first).queries[0][0]
+
+    assert torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled))
+    assert not torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled.flip(0)))
+
+
 def _predicted(host: Any, x: torch.Tensor, conditioning: Any) -> torch.Tensor:
     """The denoised prediction at sigma 2, from one step down to nothing."""
     import comfy.sample

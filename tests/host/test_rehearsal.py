@@ -219,3 +219,15 @@ def test_the_parts_of_a_picture_keep_what_one_run_keeps(host: Any, methods: Any)
     changed = host.sample_in_parts(methods.attach(host.model, early), text, (0, 3, 6))
     assert same_outside(changed, plain)
     assert [torch.equal(a, b) for a, b in zip(changed, plain)] == [False, True]
+
+
+def test_what_a_rehearsal_cost_stands_under_the_node_that_asked_for_it(host: Any, methods: Any, shown: dict[str, str]) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    for rows, told in (([True], "The run was rehearsed with 8 predictions, to see what there is to keep."), ([False], "")):
+        with CurrentNodeContext("prompt", "1"):
+            looks = methods.attach(host.model, methods.LooksFirst(rows))
+        with CurrentNodeContext("prompt", "2"):
+            both = methods.attach(looks, methods.Push())
+        host.sample(both, host.text(STAR), steps=4)
+        assert shown["1"].endswith(told or "changed nothing.") and "rehearsed" not in shown["2"]
