@@ -31,13 +31,13 @@ SAME_SIGMA = 1e-3
 
 
 class _Recorder(Correction):
-    """Keeps the queries of one sampling run: per noise level, by layer. Of all evaluations, or of the first at each of some levels."""
+    """Keeps the queries of the last sampling run: per noise level, by layer. Of all evaluations, or of the first at each of some levels."""
 
     name = ""
 
     def __init__(self, layers: Collection[int | str], sigmas: Sequence[float] | None = None) -> None:
         self.layers = layers
-        self.wanted = None if sigmas is None else list(sigmas)
+        self.sigmas = sigmas
         self.current: dict[str, LayerCall] = {}
         self.levels: list[dict[str, Tensor]] = []
         self.sizes: dict[str, tuple[int, int]] = {}
@@ -48,8 +48,10 @@ class _Recorder(Correction):
 
         listen(model, receiver)
 
-    def begin(self, context: RunContext) -> None:
+    def begin(self, context: RunContext) -> list[float]:
+        # A run may be rehearsed, so it begins twice: what is still to be kept is the run's own.
         self.levels = []
+        return list(self.sigmas or ())
 
     def is_active(self, level: Any) -> bool:
         return True
@@ -58,11 +60,11 @@ class _Recorder(Correction):
         if reads(call, self.layers):
             self.current[call.name] = call
 
-    def correct(self, step: Step, state: None) -> None:
-        if self.wanted is not None:
-            if not self.wanted or not math.isclose(step.sigma, self.wanted[0], rel_tol=SAME_SIGMA):
+    def correct(self, step: Step, state: list[float]) -> None:
+        if self.sigmas is not None:
+            if not state or not math.isclose(step.sigma, state[0], rel_tol=SAME_SIGMA):
                 return
-            self.wanted.pop(0)
+            state.pop(0)
         queries = {name: call.queries() for name, call in self.current.items()}
         self.levels.append({name: q.values.to("cpu", torch.float16) for name, q in queries.items()})
         self.sizes |= {name: q.size for name, q in queries.items()}
@@ -194,7 +196,7 @@ def sample_and_look(
                 seed=seed,
             )
         )
-        if recorders[-1].wanted:
+        if len(recorders[-1].levels) < len(levels):
             raise ValueError(f"The sampler {sampler.sampler_name} chooses its own noise levels. Choose another one, such as euler.")
     return torch.cat(latents), _joined(model, recorders, levels, start.shape[-2:])
 

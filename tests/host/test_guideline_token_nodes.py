@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demo_prompts import STAR
-from safe_guidance.guidance.guideline_tokens import GuidelineTokens
+from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -181,6 +181,24 @@ def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
     narrow = replace(attention, key_weights=tuple(w[:, :48] for w in attention.key_weights))
     with pytest.raises(ValueError, match="recorded with a model of another family"):
         optimised(host, **{**given, "attention": narrow})
+
+
+def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_picture(host: Any) -> None:
+    """Looking first samples twice with the same corrections: what counts is the second, guided run."""
+    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
+    from safe_guidance.nodes.host.sampling import sample
+
+    found = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)), calibration=Calibration(0.011))
+    defaults = {i.id: i.default for i in DAGDetectorGuide.define_schema().inputs if getattr(i, "default", None) is not None}
+    inputs = {**defaults, "look_first": True, "start_sigma": 1000.0, "coverage": 1.01}
+    guarded = DAGDetectorGuide.execute(model=host.model, guideline_tokens=found, safety=host.text("a star"), **inputs).args[0]
+    images, _, attention = recorded(host, model=guarded, prompts=STARS[0], safe_prompts="")
+    empty = {"samples": torch.zeros(1, 4, 32, 32)}
+    latent = sample(guarded, 7, 4, 3.0, "dpmpp_2m", "karras", host.text(STARS[0]), host.text(""), empty, 1.0)
+    assert torch.equal(images, host.vae.decode(latent["samples"]))
+    plain = recorded(host, prompts=STARS[0], safe_prompts="")[2]
+    assert attention.sigmas == plain.sigmas and len(attention.queries) == len(plain.queries)
+    assert not torch.equal(attention.queries[-1][0], plain.queries[-1][0])
 
 
 def test_recording_shows_progress_over_all_pictures_and_can_be_interrupted(host: Any) -> None:
