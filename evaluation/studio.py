@@ -57,11 +57,11 @@ class Studio:
         empty = torch.zeros(len(records), 4, 32, 32)
         if noise is None:
             noise = torch.cat([comfy.sample.prepare_noise(empty[:1], record.seed) for record in records])
+        without = encode(self.clip, negative)
         pictures = []
         for start in range(0, len(records), BATCH):
             part = slice(start, start + BATCH)
             positive = encode_each(self.clip, [record.prompt for record in records[part]])
-            without = encode(self.clip, negative)
             sampled = comfy.sample.sample_custom(
                 model, noise[part], cfg, chosen, sigmas, positive, without, empty[part], disable_pbar=True, seed=start
             )

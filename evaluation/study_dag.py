@@ -218,7 +218,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     detection = [asdict(row) for name, tokens in detectors.items() for row in detector_rows(name, tokens, cache)]
     for row in detection:
         sys.stdout.write(json.dumps(row) + "\n")
-    drawn = drawn_changes(DRAWN_SCENES)
+    drawn = drawn_changes(DRAWN_SCENES, HELD_OUT_SEED)
     sys.stdout.write(json.dumps(drawn) + "\n")
     everything = load_prompts()
     prompts = {kind: records[:per_set] for kind, records in everything.items()}

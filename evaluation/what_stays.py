@@ -15,10 +15,8 @@ from .judge import Verdict, judge
 from .locate import Located, locate
 from .prompts import Record
 
-STAR = "star"
 SAME_PLACE = 12
 """Pixels, of 128, by which a thing may move and still be in its place."""
-SCENES_SEED = 977
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,21 @@ def unsafe_counts(made: Tensor, plain: Tensor, records: Sequence[Record], networ
 
 def outside_change(record: Record, plain: Tensor, made: Tensor) -> float | None:
     """Mean difference of two pictures where the star of the first one is not; None when the text does not state its colour."""
-    star = locate(plain, record, STAR)
+    star = locate(plain, record, world.CONCEPT)
     return None if star is None else float((made - plain).abs().mean(0)[star.surroundings].mean())
 
 
-def drawn_changes(count: int) -> dict[str, float]:
+def drawn_changes(count: int, seed: int) -> dict[str, float]:
     """What a perfect replacement would change: `outside` when the renderer draws another shape in a star's place, of its size and colour.
 
     Means over `count` scenes by the shape; every pixel that neither shape covers is the same.
     """
-    rng = random.Random(SCENES_SEED)
-    others = tuple(name for name in world.SHAPES if name != STAR)
+    rng = random.Random(seed)
+    others = tuple(name for name in world.SHAPES if name != world.CONCEPT)
     changes: dict[str, list[float]] = {name: [] for name in others}
     for _ in range(count):
-        scene = world.sample_scene(rng, shape=STAR, shapes=others)
-        index = next(i for i, shape in enumerate(scene.shapes) if shape.name == STAR)
+        scene = world.sample_scene(rng, shape=world.CONCEPT, shapes=others)
+        index = next(i for i, shape in enumerate(scene.shapes) if shape.name == world.CONCEPT)
         plain, masks = world.render(scene)
         surroundings = Located(masks[index] > 0, (0, 0)).surroundings
         for name in others:
@@ -70,12 +68,12 @@ def drawn_changes(count: int) -> dict[str, float]:
 
 def in_place(record: Record, plain: Tensor, made: Tensor) -> bool:
     """Whether the thing beside the star is where it was."""
-    other = next(shape for shape in record.shapes if shape != STAR)
+    other = next(shape for shape in record.shapes if shape != world.CONCEPT)
     places = [found.center for found in (locate(plain, record, other), locate(made, record, other)) if isinstance(found, Located)]
     return len(places) == 2 and math.dist(*places) <= SAME_PLACE
 
 
 def other_right(record: Record, verdict: Verdict) -> bool:
     """Whether a prompt names a second thing beside the star, and its shape and colour are in the picture."""
-    others = [(s, c) for s, c in zip(record.shapes, record.colors) if s != STAR]
+    others = [(s, c) for s, c in zip(record.shapes, record.colors) if s != world.CONCEPT]
     return len(record.shapes) == 2 and bool(others) and all(s in verdict.shapes and c in verdict.colors for s, c in others)

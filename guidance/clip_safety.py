@@ -42,11 +42,6 @@ class ClipModel:
     std: tuple[float, float, float]
 
 
-def parts_of(text: str) -> list[str]:
-    """Texts from lines; commas within a line stay."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 class ClipSafetyFunction(SafetyFunction):
     """Score: cosine of the picture and the texts, less that of the picture and the neutral texts if there are any.
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..guidance import nudenet
 from ..guidance.classifier_safety import ClassifierSafetyFunction
-from ..guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction, parts_of
+from ..guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction
 from ..guidance.overlay import overlay
 from ..guidance.safety_function import CombinedSafetyFunction, SafetyFunction, in_words
 from ..guidance.views import Views
@@ -19,6 +19,7 @@ from .host.folders import BUNDLED_SUFFIX
 from .host.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
 from .host.safety_models import classifier, clip_model, nudenet_network
 from .host.under_node import with_text
+from .shared_inputs import lines_of
 from .types import SafetyFunctionType
 
 CATEGORY = "safe guidance/safety functions"
@@ -169,7 +170,7 @@ class ClipConceptSafety(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, model: str, preset: str, texts: str, neutral: str, threshold: float, views: int) -> io.NodeOutput:
         texts, neutral = PRESETS.get(preset, (texts, neutral))
-        return _output(ClipSafetyFunction(clip_model(file, model), parts_of(texts), parts_of(neutral), threshold), views)
+        return _output(ClipSafetyFunction(clip_model(file, model), lines_of(texts), lines_of(neutral), threshold), views)
 
 
 class ClipStyleSafety(io.ComfyNode):
@@ -202,7 +203,7 @@ class ClipStyleSafety(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, model: str, artist: str, neutral: str, threshold: float, views: int) -> io.NodeOutput:
-        return _output(ClipSafetyFunction(clip_model(file, model), parts_of(artist), parts_of(neutral), threshold), views)
+        return _output(ClipSafetyFunction(clip_model(file, model), lines_of(artist), lines_of(neutral), threshold), views)
 
 
 class ClassifierSafety(io.ComfyNode):

@@ -19,6 +19,8 @@ from .shared_inputs import (
     MOST_PICTURES,
     SCALES,
     attention_inputs,
+    entries_of,
+    lines_of,
     noise_levels,
     sampler_inputs,
     seed_input,
@@ -117,21 +119,16 @@ class SampleAndRecordAttention(io.ComfyNode):
         return io.NodeOutput(pictures[: len(shown)], pictures[len(shown) :], attention, ui=with_text(told))
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of a text that are not empty."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def seeds_of(text: str, first: int, count: int) -> list[int]:
     """Seeds of `count` pictures from a list with commas that may be too short.
 
     Raises:
         ValueError: something in the list is no whole number from 0 on.
     """
-    given = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()][:count]
-    if not all(part.isdecimal() and int(part) <= LARGEST_SEED for part in given):
+    given = entries_of(text)[:count]
+    if not all(entry.isdecimal() and int(entry) <= LARGEST_SEED for entry in given):
         raise ValueError(f"'{text}' is not a list of seeds. Write whole numbers with commas between them, such as 3, 14, 15.")
-    seeds = [int(part) for part in given] or [first]
+    seeds = [int(entry) for entry in given] or [first]
     return [*seeds, *((seeds[-1] + i) % (LARGEST_SEED + 1) for i in range(1, count - len(seeds) + 1))]
 
 

@@ -12,7 +12,7 @@ from ..guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 from .host.runs import attach
 from .host.semantic_guidance import SemanticGuidanceCorrection
 from .host.texts import encode
-from .shared_inputs import WHOLE_START, sigma_window
+from .shared_inputs import WHOLE_START, lines_of, sigma_window
 from .types import SemanticConceptsType
 
 CATEGORY = "safe guidance/text"
@@ -71,10 +71,6 @@ def concept_inputs() -> list[io.Input]:
 
 def _concept(remove: bool, scale: float, threshold: float, start_sigma: float, end_sigma: float, weight: float = 1.0) -> Concept:
     return Concept(scale, remove, threshold, sigma_window(start_sigma, end_sigma), weight)
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 class SemanticConcept(io.ComfyNode):
@@ -168,8 +164,8 @@ class SemanticGuidance(io.ComfyNode):
         concepts: tuple[NamedConcept, ...] = (),
         **settings: float,
     ) -> io.NodeOutput:
-        own = [NamedConcept(line, _concept(True, **settings)) for line in _lines(remove)]
-        own += [NamedConcept(line, _concept(False, **settings)) for line in _lines(add)]
+        own = [NamedConcept(line, _concept(True, **settings)) for line in lines_of(remove)]
+        own += [NamedConcept(line, _concept(False, **settings)) for line in lines_of(add)]
         chosen = [*own, *(concepts or ())]
         if not chosen:
             raise ValueError("Semantic Guidance has no concept. Write one under remove or add, or connect a Semantic Concept.")

@@ -187,6 +187,16 @@ def with_defaults(inputs: list[io.Input], given: dict[str, Any]) -> dict[str, An
     return {i.id: given.get(i.id, getattr(i, "default", None)) for i in inputs}
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that are not empty; commas within a line stay."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def entries_of(text: str) -> list[str]:
+    """The entries of a list with commas, or semicolons, that are not empty."""
+    return [entry.strip() for entry in text.replace(";", ",").split(",") if entry.strip()]
+
+
 def noise_levels(text: str) -> tuple[float, ...]:
     """Noise levels from a list with commas, highest first.
 
@@ -194,7 +204,7 @@ def noise_levels(text: str) -> tuple[float, ...]:
         ValueError: it is empty or has something that is no positive number.
     """
     try:
-        levels = sorted({float(part) for part in text.replace(";", ",").split(",") if part.strip()}, reverse=True)
+        levels = sorted({float(entry) for entry in entries_of(text)}, reverse=True)
     except ValueError:
         levels = []
     if not levels or not all(0 < level < 1e6 for level in levels):

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,10 +21,12 @@ from ..evaluation.locate import locate
 from ..evaluation.prompts import Record, load_prompts
 from ..evaluation.studio import CFG, SAMPLER, SCHEDULER, STEPS, Studio
 from ..evaluation.study_dag import area_under_curve
-from ..evaluation.what_stays import STAR
 from ..guidance import demo_world as world
 from ..guidance.attention_cache import AttentionCache
 from ..guidance.token_optimization import OptimizationSettings, detections, overlap
+
+if TYPE_CHECKING:
+    from ..nodes.host.token_learning import Example
 
 SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
 TOKENS, ITERATIONS, LEVELS, BATCH = 16, 600, 2, 16
@@ -38,10 +41,9 @@ COLUMNS = ("learnt from", "seed", "AUC on its own pictures", "AUC on other runs"
 
 @dataclass(frozen=True)
 class Lesson:
-    """Pictures (N, H, W, 3), masks (N, H, W) of the stars in them, and what the attention asked."""
+    """Pictures with masks of the stars in them, what they show, and what the attention asked."""
 
-    pictures: torch.Tensor
-    masks: torch.Tensor
+    example: Example
     captions: tuple[str, ...]
     attention: AttentionCache
 
@@ -55,6 +57,7 @@ def own_runs(studio: Studio, first: int, count: int) -> Lesson:
     """Pictures of `count` prompts that name a star and as many benign ones, recorded along the way."""
     from ..nodes.host.texts import encode
     from ..nodes.host.token_cache import SamplerSettings, sample_and_look
+    from ..nodes.host.token_learning import Example
 
     sets = load_prompts()
     shown = stated(sets["named"][first:])[:count]
@@ -65,26 +68,26 @@ def own_runs(studio: Studio, first: int, count: int) -> Lesson:
     pictures = studio.vae.decode(latents).clamp(0, 1)
     masks = torch.zeros(len(records), world.SIZE, world.SIZE)
     for index, record in enumerate(shown):
-        found = locate(pictures[index].movedim(-1, 0), record, STAR)
+        found = locate(pictures[index].movedim(-1, 0), record, world.CONCEPT)
         if found is not None:
             masks[index] = found.mask.float()
-    return Lesson(pictures, masks, tuple(record.prompt for record in records), attention.with_masks(masks))
+    return Lesson(Example(pictures, masks), tuple(record.prompt for record in records), attention.with_masks(masks))
 
 
-def under_noise(studio: Studio, pictures: torch.Tensor, masks: torch.Tensor, captions: Sequence[str]) -> Lesson:
+def under_noise(studio: Studio, example: Example, captions: Sequence[str]) -> Lesson:
     """The same pictures, shown to the model under fresh noise."""
-    from ..nodes.host.token_learning import Example, look_at_pictures
+    from ..nodes.host.token_learning import look_at_pictures
 
-    attention = look_at_pictures(studio.model, studio.clip, studio.vae, Example(pictures, masks), captions, SIGMAS, (2,), 0)
-    return Lesson(pictures, masks, tuple(captions), attention)
+    return Lesson(example, tuple(captions), look_at_pictures(studio.model, studio.clip, studio.vae, example, captions, SIGMAS, (2,), 0))
 
 
 def drawn(studio: Studio, count: int) -> Lesson:
     """Scenes of the demo world, shown to the model under fresh noise."""
     from ..nodes.demo_annotated_set import DemoAnnotatedSet
+    from ..nodes.guideline_tokens import example
 
     shown, masks, safe, captions = DemoAnnotatedSet.execute(count=count, seed=DRAWN_SEED).args
-    return under_noise(studio, torch.cat([shown, safe]), torch.cat([masks, torch.zeros_like(masks)]), captions.split("\n"))
+    return under_noise(studio, example(shown, masks, safe), captions.split("\n"))
 
 
 def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:
@@ -109,19 +112,19 @@ def cells(name: str, seed: int, embeddings: torch.Tensor, own: AttentionCache, o
 
 def rows(studio: Studio, count: int) -> Iterator[tuple[str, ...]]:
     """One for each source and seed."""
-    from ..nodes.host.token_learning import Example, learn
+    from ..nodes.host.token_learning import learn
 
     test = own_runs(studio, TESTED, TEST_PICTURES).attention
     runs = own_runs(studio, TAUGHT, count)
     sources = {
         "the model's own runs": runs,
-        "their pictures under noise": under_noise(studio, runs.pictures, runs.masks, runs.captions),
+        "their pictures under noise": under_noise(studio, runs.example, runs.captions),
         "drawn scenes under noise": drawn(studio, count),
     }
     for name, lesson in sources.items():
         for seed in SEEDS:
             settings = OptimizationSettings("contrast", ITERATIONS, None, LEVELS, BATCH, seed)
-            learnt = learn(studio.model, studio.clip, Example(lesson.pictures, lesson.masks), lesson.attention, STAR, TOKENS, settings)
+            learnt = learn(studio.model, studio.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings)
             yield cells(name, seed, learnt.tokens.embeddings, lesson.attention, test)
 
 

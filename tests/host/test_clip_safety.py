@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safe_guidance.guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipModel, ClipSafetyFunction, parts_of
+from safe_guidance.guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipModel, ClipSafetyFunction
 
 open_clip = pytest.importorskip("open_clip")
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,15 +114,19 @@ def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
 
 
 def test_texts_come_in_lines_and_there_must_be_one(bundled: ClipModel) -> None:
-    assert parts_of(" a fight, with knives \n\n blood\n") == ["a fight, with knives", "blood"]
+    from safe_guidance.nodes.shared_inputs import lines_of
+
+    assert lines_of(" a fight, with knives \n\n blood\n") == ["a fight, with knives", "blood"]
     with pytest.raises(ValueError, match="Write one"):
         ClipSafetyFunction(bundled, [])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_make_a_function(bundled: ClipModel, preset: str) -> None:
+    from safe_guidance.nodes.shared_inputs import lines_of
+
     texts, neutral = PRESETS[preset]
-    found = ClipSafetyFunction(bundled, parts_of(texts), parts_of(neutral))(torch.rand(1, 3, 64, 64))
+    found = ClipSafetyFunction(bundled, lines_of(texts), lines_of(neutral))(torch.rand(1, 3, 64, 64))
     assert torch.isfinite(found.score).all()
 
 

@@ -21,32 +21,15 @@ import torch
 from comfy.model_base import ModelType
 from torch import Tensor, nn
 
+from safe_guidance.evaluation import bench_references
+
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 UNETS = ("sd1", "sd2", "sdxl")
 WIDTH = 32
 """Width of the text embeddings and of the pooled vectors of every tiny model."""
 TOKENS = 77
 
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "use_spatial_transformer": True,
-    "legacy": False,
-    "adm_in_channels": None,
-    "model_channels": 32,
-    "num_res_blocks": [2, 2, 2, 2],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "channel_mult": [1, 1, 2, 2],
-    "transformer_depth_middle": 1,
-    "use_linear_in_transformer": False,
-    "context_dim": WIDTH,
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "use_temporal_attention": False,
-    "use_temporal_resblock": False,
-    "num_heads": 4,
-    "num_head_channels": -1,
-}
+UNET = {**bench_references.UNET, "model_channels": 32, "channel_mult": [1, 1, 2, 2], "context_dim": WIDTH, "num_heads": 4}
 """Blocks numbered as in Stable Diffusion 1.x: cross-attention at input 1, 2, 4, 5, 7, 8, middle 0, output 3 to 11."""
 
 SDXL_UNET = {
