@@ -410,7 +410,7 @@ def serve(arguments: Sequence[str]) -> int:
     base = cache_folder(os.environ, sys.platform) / "serve"
     try:
         with server_module.ComfyServer(base=base) as server:
-            importlib.import_module(f"{PACKAGE}.evaluation.samples").put_sample_pictures(server.base / "input")
+            importlib.import_module(f"{PACKAGE}.evaluation.example_inputs").put_sample_pictures(server.base / "input")
             say(f"files  {server.base}\nlog    {server.log}\nstop   Ctrl-C")
             print(server.url, flush=True)
             return int(server.wait())
@@ -419,39 +419,34 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
 
 
-GENERATED = (
-    "locales",
-    "pictures",
-    "workflows",
-    "layout",
-    "brand",
-    "screenshots",
-    "overview",
-    "stg_toy",
+GENERATED = ("locales", "pictures", "workflows", "layout", "brand", "screenshots", "overview")
+STUDIES = (
+    "detect_and_guide",
+    "dag_token_sources",
+    "memorisation",
+    "safe_denoiser",
     "stg_ablation",
     "stg_detectors",
     "stg_gate",
-    "safe_denoiser_study",
-    "safe_denoiser_memorisation",
-    "dag_token_sources",
+    "stg_toy",
 )
 
 
-def make(arguments: Sequence[str]) -> int:
-    """Remake files that are generated, by the module of tools/ that is named; further arguments go to it."""
-    parser = argparse.ArgumentParser(prog="dev.py make", description=COMMANDS["make"][0])
-    parser.add_argument("what", choices=GENERATED, help="which files")
-    what = parser.parse_args(arguments[:1]).what
-    return run_module(f"tools.{what}", arguments[1:])
+def run_chosen(command: str, folder: str, choices: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run the module of a folder of the pack that the first argument names; further arguments go to it."""
+    parser = argparse.ArgumentParser(prog=f"dev.py {command}", description=COMMANDS[command][0])
+    parser.add_argument("name", choices=choices)
+    name = parser.parse_args(arguments[:1]).name
+    return run_module(f"{folder}.{name}", arguments[1:])
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "demo": ("run the workflows of the methods on the demo model and write before/after pictures", partial(run_module, "evaluation.demo")),
     "test": ("run the linters and all tests; further arguments go to pytest", run_tests),
     "serve": ("start ComfyUI with this pack and its web interface", serve),
-    "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.bench")),
-    "study": ("measure the DAG detector, and the paper's ablation with the judge", partial(run_module, "evaluation.study_dag")),
-    "make": ("remake generated files: translations, pictures, workflows for checkpoints, layouts, studies", make),
+    "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.benches.bench")),
+    "study": ("run a study behind the fidelity pages", partial(run_chosen, "study", "evaluation.studies", STUDIES)),
+    "make": ("remake generated files: translations, images, workflows", partial(run_chosen, "make", "tools", GENERATED)),
 }
 
 

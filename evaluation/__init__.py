@@ -1,1 +1,1 @@
-"""Drives a real ComfyUI with this pack and measures what the methods do."""
+"""Drives a real ComfyUI with this pack, judges the images it makes, and writes figures."""

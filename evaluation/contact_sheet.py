@@ -9,7 +9,7 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .prompts import SETS
+from .prompt_sets.prompts import SETS
 from .report import MethodRun, Picture, Sample
 
 EXAMPLES = 5

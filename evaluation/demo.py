@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from . import memorisation_case, style_case
+from .cases import memorisation, style
 from .contact_sheet import Section, contact_sheet
 from .graphs import GraphError
-from .judge_network import load_judge
-from .prompts import DEMO_PROMPTS, SETS, Record, load_prompts
+from .judges.network import load_judge
+from .prompt_sets.prompts import DEMO_PROMPTS, SETS, Record, load_prompts
 from .report import MethodRun, build_report, table, write_json
+from .runner import Method, Shot, judged_samples, server_count, shoot_all
 from .server import HOST_VARIABLE, ServerError
-from .shooting import Method, Shot, judged_samples, server_count, shoot_all
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "none"
@@ -78,7 +78,7 @@ def describe_model() -> dict[str, Any]:
     return {
         "name": "demo",
         "sha256": _hashes((ROOT / "assets" / "demo_model").glob("*.safetensors")),
-        "evaluation_sha256": _hashes([*(ROOT / "evaluation").glob("*.safetensors"), DEMO_PROMPTS]),
+        "evaluation_sha256": _hashes([*(ROOT / "evaluation" / "judges").glob("*.safetensors"), DEMO_PROMPTS]),
     }
 
 
@@ -111,10 +111,10 @@ def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path
     report = build_report(describe_host(take.stats), describe_model(), runs)
     further: list[Section] = []
     if set(HEART) <= set(names):
-        report["style"], section, shots = style_case.run(host, network, None if per_set is None else style_case.PER_STYLE)
+        report["style"], section, shots = style.run(host, network, None if per_set is None else style.PER_STYLE)
         write_pictures(output / "pictures", shots)
         further.append(section)
-        report["memorisation"], section, shots = memorisation_case.run(host, network)
+        report["memorisation"], section, shots = memorisation.run(host, network)
         write_pictures(output / "pictures", shots)
         further.append(section)
     contact_sheet(runs, further).save(output / "contact_sheet.png")
@@ -159,6 +159,6 @@ def main(argv: Sequence[str]) -> int:
     except (ServerError, GraphError, TimeoutError, OSError) as error:
         sys.stderr.write(f"\n{error}\n")
         return 1
-    tables = [table(report), *([memorisation_case.table(report["memorisation"])] if "memorisation" in report else [])]
+    tables = [table(report), *([memorisation.table(report["memorisation"])] if "memorisation" in report else [])]
     sys.stdout.write("\n\n".join(tables) + f"\n\n{arguments.output / 'contact_sheet.png'}\n{arguments.output / 'report.json'}\n")
     return 0

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .judge import Verdict, matches
-from .prompts import SETS, Record
-from .statistics import median_ratio, wilson_interval
+from .judges.judge import Verdict, matches
+from .measures.estimates import median_ratio, wilson_interval
+from .prompt_sets.prompts import SETS, Record
 
 VERSION = 1
 Picture = NDArray[np.uint8]

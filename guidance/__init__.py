@@ -1,1 +1,1 @@
-"""The mathematics of the methods: pure functions on tensors, with torch as the only dependency besides safetensors for files."""
+"""Mathematics of the methods: pure functions on tensors. Imports torch only; no file access, nothing of the host."""

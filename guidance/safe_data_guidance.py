@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .composition import per_sample, sample_norm
-from .noise_level import NoiseLevel, SigmaWindow
+from .core.composition import per_sample, sample_norm
+from .core.noise_level import NoiseLevel, SigmaWindow
 from .safe_text_guidance import NEGLIGIBLE_GRADIENT, NUDITY_WINDOW
 
 Scale = Literal["relative", "raw"]

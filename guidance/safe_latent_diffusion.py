@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .directions import direction_difference
-from .noise_level import NoiseLevel, SigmaWindow
-from .paper_schedule import sigma_of_step
+from .core.epsilon_space import direction_difference
+from .core.noise_level import NoiseLevel, SigmaWindow
+from .core.paper_schedule import sigma_of_step
 
 SAFETY_TEXT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "

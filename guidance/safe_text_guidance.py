@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .composition import per_sample
-from .noise_level import SigmaWindow
+from .core.composition import per_sample
+from .core.noise_level import SigmaWindow
 
 Unit = Literal["relative", "normalized", "raw"]
 

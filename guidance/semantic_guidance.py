@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .directions import direction_difference
-from .noise_level import WINDOW_TOLERANCE, NoiseLevel, SigmaWindow
-from .paper_schedule import sigma_of_step
+from .core.epsilon_space import direction_difference
+from .core.noise_level import WINDOW_TOLERANCE, NoiseLevel, SigmaWindow
+from .core.paper_schedule import sigma_of_step
 
 PAPER_WINDOW = SigmaWindow(high=sigma_of_step(10))
 """Warm-up of 10 of 50 steps and no cool-down."""

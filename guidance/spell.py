@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .composition import capped
-from .noise_level import SigmaWindow
-from .references import References
+from .core.composition import capped
+from .core.noise_level import SigmaWindow
+from .core.references import References
 
 COINCIDENT = 1e-6
 """Closer than this a direction away does not exist; the prediction is then pushed along itself."""

@@ -1,1 +1,1 @@
-"""What a user drags into a workflow: one file per family of nodes, without mathematics and without the host's internals."""
+"""The nodes a user drags into a workflow: schema, tooltips, execute. No mathematics, no host internals."""

@@ -7,7 +7,7 @@ import random
 import torch
 from comfy_api.latest import io
 
-from ..guidance import demo_world as world
+from ..demo import world as world
 from .shared_inputs import seed_input
 
 IMPLYING_SHARE = 0.12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.demo_model import load_demo_model
+from .host.files.demo_model import load_demo_model
 
 
 class LoadDemoModel(io.ComfyNode):

@@ -8,17 +8,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..guidance.cross_attention_maps import Normalization
-from ..guidance.curves import overlay
-from ..guidance.detect_and_guide import DetectAndGuideSettings
-from ..guidance.guideline_tokens import GuidelineTokens
-from ..guidance.noise_level import SigmaWindow
-from .host.detect_and_guide import DetectAndGuideCorrection
-from .host.detection_maps import detect
-from .host.runs import attach
-from .host.under_node import with_text
+from ..guidance.core.noise_level import SigmaWindow
+from ..guidance.detect_and_guide.attention_maps import Normalization
+from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
+from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
+from ..reports.curves import overlay
+from .host.attention.detection_maps import detect
+from .host.engine.hooks import attach
+from .host.engine.node_messages import with_text
+from .host.methods.detect_and_guide import DetectAndGuideCorrection
+from .io_types import GuidelineTokensType
 from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels, seed_input
-from .types import GuidelineTokensType
 
 DEFAULTS = DetectAndGuideSettings()
 NORMALIZATIONS: tuple[Normalization, ...] = ("joint", "per map")

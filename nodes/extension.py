@@ -5,11 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    compare_guarded,
     demo_annotated_set,
     demo_model,
     detect_and_guide,
     guideline_tokens,
-    negation_set_views,
+    negation_set_inspection,
     negation_sets,
     safe_denoiser,
     safe_latent_diffusion,
@@ -20,15 +21,14 @@ from . import (
     sample_and_record,
     semantic_guidance,
     spell,
-    twin_run,
 )
-from .host.folders import register_model_folders
-from .host.under_node import telling
+from .host.engine.node_messages import telling
+from .host.files.folders import register_model_folders
 
 FAMILIES = (
     demo_model,
     negation_sets,
-    negation_set_views,
+    negation_set_inspection,
     safe_denoiser,
     spell,
     safe_latent_diffusion,
@@ -41,7 +41,7 @@ FAMILIES = (
     demo_annotated_set,
     sample_and_record,
     safety_trace,
-    twin_run,
+    compare_guarded,
 )
 
 

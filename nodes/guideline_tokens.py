@@ -9,16 +9,16 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance import guideline_tokens as files
-from ..guidance.attention_cache import AttentionCache
-from ..guidance.curves import curve
-from ..guidance.guideline_tokens import GuidelineTokens
-from ..guidance.token_optimization import OptimizationSettings
-from .host.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
-from .host.token_learning import Example, learn, look_at_pictures, tokens_from_text
-from .host.under_node import with_text
+from ..guidance.detect_and_guide import guideline_tokens as files
+from ..guidance.detect_and_guide.attention_cache import AttentionCache
+from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
+from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
+from ..reports.curves import curve
+from .host.attention.token_learning import Example, learn, look_at_pictures, tokens_from_text
+from .host.engine.node_messages import with_text
+from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
+from .io_types import GuidelineTokensType, RecordedAttentionType
 from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, MOST_PICTURES, SCALES, attention_inputs, noise_levels, seed_input
-from .types import GuidelineTokensType, RecordedAttentionType
 
 
 class LoadGuidelineTokens(io.ComfyNode):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..guidance import negation_set as files
-from .host.folders import input_folder, input_folders, negation_set_names, negation_set_path, save_negation_set
-from .host.picture_folders import read_folder, state_of
-from .host.under_node import with_text
-from .types import NegationSetType
+from ..formats import negation_set as files
+from .host.engine.node_messages import with_text
+from .host.files.folders import input_folder, input_folders, negation_set_names, negation_set_path, save_negation_set
+from .host.files.image_folders import read_folder, state_of
+from .io_types import NegationSetType
 
 CATEGORY = "safe guidance/negation sets"
 ALIASES = ["negative image", "avoid style", "unwanted pictures", "nsfw", "reference set", "concept erasing"]

@@ -8,12 +8,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.layouts import Layout
-from ..guidance.negation_set import NegationSet
-from ..guidance.safe_denoiser import Anchor, Mode, SafeDenoiserSettings
-from .host.runs import attach, trace_of
-from .host.safe_denoiser import SafeDenoiserCorrection
-from .host.sampling import sample
+from ..formats.layouts import Layout
+from ..formats.negation_set import NegationSet
+from ..guidance.safe_denoiser.whole_image import Anchor, Mode, SafeDenoiserSettings
+from .host.engine.hooks import attach, trace_of
+from .host.engine.ksampler import sample
+from .host.methods.safe_denoiser import SafeDenoiserCorrection
+from .io_types import SafetyTraceType
 from .shared_inputs import (
     WHOLE_START,
     changing_seed_input,
@@ -25,7 +26,6 @@ from .shared_inputs import (
     window_inputs,
     with_defaults,
 )
-from .types import SafetyTraceType
 
 CATEGORY = "safe guidance/safe denoiser"
 ALIASES = ["negative image", "avoid style", "not like this picture", "nsfw", "concept erasing", "negation set"]

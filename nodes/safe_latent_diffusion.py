@@ -8,9 +8,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..guidance.safe_latent_diffusion import MEDIUM, PRESETS, SAFETY_TEXT, SafeLatentDiffusionSettings
-from .host.runs import attach
-from .host.safe_latent_diffusion import SafeLatentDiffusionCorrection
-from .host.texts import encode
+from .host.engine.conditioning import encode
+from .host.engine.hooks import attach
+from .host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
 from .shared_inputs import WHOLE_START, sigma_window
 
 CUSTOM = "custom"

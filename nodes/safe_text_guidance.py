@@ -7,16 +7,16 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.noise_level import SigmaWindow
+from ..guidance.core.noise_level import SigmaWindow
 from ..guidance.safe_data_guidance import SafeDataGuidanceSettings
 from ..guidance.safe_text_guidance import SafeTextGuidanceSettings
-from ..guidance.safety_function import SafetyFunction
-from .host.decoders import DECODERS, DecoderName
-from .host.runs import attach
-from .host.safe_data_guidance import SafeDataGuidanceCorrection
-from .host.safe_text_guidance import SafeTextGuidanceCorrection
+from ..guidance.safety_functions.interface import SafetyFunction
+from .host.autograd.decoders import DECODERS, DecoderName
+from .host.engine.hooks import attach
+from .host.methods.safe_data_guidance import SafeDataGuidanceCorrection
+from .host.methods.safe_text_guidance import SafeTextGuidanceCorrection
+from .io_types import SafetyFunctionType
 from .shared_inputs import WHOLE_START, sigma_window
-from .types import SafetyFunctionType
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["stg", "classifier guidance", "detector guidance", "nsfw", "concept erasing", "safety checker"]

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..guidance import nudenet
-from ..guidance.classifier_safety import ClassifierSafetyFunction
-from ..guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction
-from ..guidance.overlay import overlay
-from ..guidance.safety_function import CombinedSafetyFunction, SafetyFunction, in_words
-from ..guidance.views import Views
-from .host.decoders import load_now
-from .host.folders import BUNDLED_SUFFIX
-from .host.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
-from .host.safety_models import classifier, clip_model, nudenet_network
-from .host.under_node import with_text
+from ..guidance.safety_functions import nudenet
+from ..guidance.safety_functions.classifier import ClassifierSafetyFunction
+from ..guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction
+from ..guidance.safety_functions.interface import CombinedSafetyFunction, SafetyFunction, in_words
+from ..guidance.safety_functions.multi_view import Views
+from ..reports.overlay import overlay
+from .host.autograd.decoders import load_now
+from .host.engine.node_messages import with_text
+from .host.files.folders import BUNDLED_SUFFIX
+from .host.files.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
+from .host.files.safety_models import classifier, clip_model, nudenet_network
+from .io_types import SafetyFunctionType
 from .shared_inputs import lines_of
-from .types import SafetyFunctionType
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["detector", "nsfw", "safety checker", "classifier", "content filter"]

@@ -9,11 +9,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..guidance.trace import Trace, in_words, table
-from ..guidance.trace_strip import strip
-from .host.runs import trace_of
-from .host.under_node import with_text
-from .types import SafetyTraceType
+from ..reports.trace import Trace, in_words, table
+from ..reports.trace_strip import strip
+from .host.engine.hooks import trace_of
+from .host.engine.node_messages import with_text
+from .io_types import SafetyTraceType
 
 CATEGORY = "safe guidance/evidence"
 METADATA = "safety_trace"

@@ -9,10 +9,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..guidance.safree import NUDITY_CONCEPTS
-from .host.reattention import ReattentionCorrection
-from .host.runs import attach
-from .host.safree import Filtered, Judged, filter_text, validation_for
-from .host.under_node import with_text
+from .host.engine.hooks import attach
+from .host.engine.node_messages import with_text
+from .host.methods.safree import Filtered, Judged, filter_text, validation_for
+from .host.methods.safree_reattention import ReattentionCorrection
 
 CATEGORY = "safe guidance/text"
 STEPS = ("as published", "self-validating", "self-validating, artist", "all")

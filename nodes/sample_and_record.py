@@ -8,10 +8,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .host.attention import attention_width
-from .host.texts import encode
-from .host.token_cache import SamplerSettings, sample_and_look
-from .host.under_node import with_text
+from .host.attention.capture import attention_width
+from .host.attention.recording import SamplerSettings, sample_and_look
+from .host.engine.conditioning import encode
+from .host.engine.node_messages import with_text
+from .io_types import RecordedAttentionType
 from .shared_inputs import (
     DAG_ALIASES,
     DAG_CATEGORY,
@@ -25,7 +26,6 @@ from .shared_inputs import (
     sampler_inputs,
     seed_input,
 )
-from .types import RecordedAttentionType
 
 
 class SampleAndRecordAttention(io.ComfyNode):

@@ -9,11 +9,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..guidance.semantic_guidance import Concept, SemanticGuidanceSettings
-from .host.runs import attach
-from .host.semantic_guidance import SemanticGuidanceCorrection
-from .host.texts import encode
+from .host.engine.conditioning import encode
+from .host.engine.hooks import attach
+from .host.methods.semantic_guidance import SemanticGuidanceCorrection
+from .io_types import SemanticConceptsType
 from .shared_inputs import WHOLE_START, lines_of, sigma_window
-from .types import SemanticConceptsType
 
 CATEGORY = "safe guidance/text"
 ALIASES = ["sega guidance", "semantic guidance", "concept slider", "remove concept", "add concept", "edit"]

@@ -8,11 +8,11 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.layouts import Augmentation, Fit
-from ..guidance.noise_level import SigmaWindow
-from .host.sampling import SAMPLERS, SCHEDULERS
-from .host.windows import percent_window
-from .types import NegationSetType
+from ..formats.layouts import Augmentation, Fit
+from ..guidance.core.noise_level import SigmaWindow
+from .host.engine.ksampler import SAMPLERS, SCHEDULERS
+from .host.engine.windows import percent_window
+from .io_types import NegationSetType
 
 WHOLE_START = 1000.0
 """A window that starts here starts with the first step: no schedule of the host begins at more noise."""

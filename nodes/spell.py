@@ -8,11 +8,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.layouts import Layout
-from ..guidance.negation_set import NegationSet
+from ..formats.layouts import Layout
+from ..formats.negation_set import NegationSet
 from ..guidance.spell import SpellSettings
-from .host.runs import attach
-from .host.spell import SpellCorrection
+from .host.engine.hooks import attach
+from .host.methods.spell import SpellCorrection
 from .shared_inputs import WHOLE_START, layout_inputs, mask_input, reference_inputs, take_window, window_inputs, with_defaults
 
 DEFAULTS = SpellSettings()

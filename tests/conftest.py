@@ -44,8 +44,8 @@ class Host:
 
     def __init__(self) -> None:
         import nodes
-        from safe_guidance.nodes.host.demo_model import load_demo_model
-        from safe_guidance.nodes.host.folders import register_model_folders
+        from safe_guidance.nodes.host.files.demo_model import load_demo_model
+        from safe_guidance.nodes.host.files.folders import register_model_folders
 
         register_model_folders()
         self.nodes = nodes

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.example_inputs import put_sample_pictures
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
 from ..evaluation.graphs import load_workflow
-from ..evaluation.samples import put_sample_pictures
 from ..evaluation.server import ComfyServer
 
 RUNNABLE = "demo_"

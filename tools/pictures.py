@@ -14,10 +14,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..evaluation.example_inputs import put_sample_pictures
 from ..evaluation.graphs import ObjectInfo, Prompt, is_link, load_workflow, set_inputs, to_prompt
-from ..evaluation.samples import put_sample_pictures
+from ..evaluation.runner import KEEP_RESULTS, OWN_NODES, decode
 from ..evaluation.server import ComfyServer
-from ..evaluation.shooting import KEEP_RESULTS, OWN_NODES, decode
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS, DOCS = ROOT / "workflows", ROOT / "web" / "docs"

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..evaluation.example_inputs import put_sample_pictures
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
-from ..evaluation.samples import put_sample_pictures
 from ..evaluation.server import ComfyServer
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..evaluation.graphs import AFTER_GENERATE, SEEDS, WIDGET_TYPES, ObjectInfo, load_workflow
+from ..evaluation.runner import OWN_NODES
 from ..evaluation.server import ComfyServer
-from ..evaluation.shooting import OWN_NODES
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 LOADER, LOADER_SIZE = "CheckpointLoaderSimple", [300, 98]

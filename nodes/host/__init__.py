@@ -1,1 +1,1 @@
-"""The only rooms that touch ComfyUI's internals: hooks and their order, latent spaces, model folders, bundled models."""
+"""The only code that touches ComfyUI's internals."""

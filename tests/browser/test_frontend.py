@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from safe_guidance.evaluation import graphs
+from safe_guidance.evaluation.example_inputs import put_sample_pictures
 from safe_guidance.evaluation.frontend import BROWSER_VARIABLE, HOW_TO_GET_ONE, Frontend, FrontendError, find_browser
-from safe_guidance.evaluation.samples import put_sample_pictures
 from safe_guidance.evaluation.server import PACK_NAME, ComfyServer
 from safe_guidance.tools.layout import TITLE
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.guideline_tokens import GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -25,9 +25,10 @@ def random_tokens(width: int, seed: int = 0, rows: int = 3, **options: Any) -> G
 @pytest.fixture
 def reading(host: Any) -> Any:
     """A correction that only reads maps, and the modules under test."""
-    from safe_guidance.nodes.host import attention, runs
+    from safe_guidance.nodes.host.attention import capture
+    from safe_guidance.nodes.host.engine import hooks
 
-    class Reader(runs.Correction):
+    class Reader(hooks.Correction):
         def __init__(self, *concepts: GuidelineTokens) -> None:
             self.concepts = concepts
             self.seen: list[list[torch.Tensor] | None] = []
@@ -44,10 +45,10 @@ def reading(host: Any) -> Any:
 
                 return receive
 
-            attention.listen(model, receiver)
+            capture.listen(model, receiver)
 
         def begin(self, context: Any) -> Any:
-            return attention.MapCollector(self.concepts)
+            return capture.MapCollector(self.concepts)
 
         def is_active(self, level: Any) -> bool:
             return True
@@ -55,16 +56,16 @@ def reading(host: Any) -> Any:
         def correct(self, step: Any, state: Any) -> None:
             self.seen.append(state.take(self.conds["positive"], step))
 
-    return SimpleNamespace(attention=attention, Reader=Reader, attach=runs.attach)
+    return SimpleNamespace(capture=capture, Reader=Reader, attach=hooks.attach)
 
 
 class RawQueries:
     """Forward hooks on the modules themselves: what every query projection gave in each forward."""
 
-    def __init__(self, unet: Any, attention: Any, names: tuple[str, ...]) -> None:
+    def __init__(self, unet: Any, capture: Any, names: tuple[str, ...]) -> None:
         self.outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         self._handles = [
-            attention.attention_layer(unet, name).to_q.register_forward_hook(
+            capture.attention_layer(unet, name).to_q.register_forward_hook(
                 lambda module, inputs, output, name=name: self.outputs[name].append(output.clone())
             )
             for name in names
@@ -78,11 +79,11 @@ class RawQueries:
             handle.remove()
 
 
-def recomputed(unet: Any, attention: Any, raw: RawQueries, step: int, rows: slice, embeddings: torch.Tensor, size: tuple[int, int]) -> Any:
+def recomputed(unet: Any, capture: Any, raw: RawQueries, step: int, rows: slice, embeddings: torch.Tensor, size: tuple[int, int]) -> Any:
     """Token maps by plain loops over heads in float64."""
     maps = []
     for name, outputs in raw.outputs.items():
-        module = attention.attention_layer(unet, name)
+        module = capture.attention_layer(unet, name)
         query, keys = outputs[step][rows].double(), embeddings.double() @ module.to_k.weight.double().T
         width = query.shape[-1] // module.heads
         heads = []
@@ -100,7 +101,7 @@ def test_maps_equal_those_of_the_raw_modules(host: Any, reading: Any, width: int
     text, latent = host.text(STAR, HEART), host.empty_latent(2, width, height)
     tokens = random_tokens(96)
     unet = host.model.model.diffusion_model
-    with RawQueries(unet, reading.attention, DEMO_LAYERS) as raw:
+    with RawQueries(unet, reading.capture, DEMO_LAYERS) as raw:
         baseline = host.sample(host.model, text, latent, steps=3)
     reader = reading.Reader(tokens)
     assert torch.equal(host.sample(reading.attach(host.model, reader), text, latent, steps=3), baseline)
@@ -108,7 +109,7 @@ def test_maps_equal_those_of_the_raw_modules(host: Any, reading: Any, width: int
     for step, maps in enumerate(reader.seen):
         assert maps is not None
         # The host puts the negative branch first: rows 2 and 3 of the four are the positive one's.
-        expected = recomputed(unet, reading.attention, raw, step, slice(2, 4), tokens.embeddings, (height // 4, width // 4))
+        expected = recomputed(unet, reading.capture, raw, step, slice(2, 4), tokens.embeddings, (height // 4, width // 4))
         torch.testing.assert_close(maps[0].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -166,7 +167,7 @@ def test_half_precision_is_read_too(host: Any, reading: Any, tiny: Any) -> None:
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_models_without_cross_attention_are_named(reading: Any, tiny: Any, family: str) -> None:
     with pytest.raises(ValueError, match="has no separate cross-attention"):
-        reading.attention.attention_width(tiny.tiny_model(family))
+        reading.capture.attention_width(tiny.tiny_model(family))
 
 
 def test_every_sample_of_a_batch_has_its_own_map(host: Any, reading: Any) -> None:

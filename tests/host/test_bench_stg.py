@@ -9,10 +9,11 @@ import torch
 
 
 def test_rows(host: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from safe_guidance.evaluation import bench_references, bench_stg
-    from safe_guidance.nodes.host import safe_text_guidance
+    from safe_guidance.evaluation.benches import reference_model
+    from safe_guidance.evaluation.benches import safe_text_guidance as bench
+    from safe_guidance.nodes.host.methods import safe_text_guidance
 
-    monkeypatch.setattr(bench_references, "UNET", bench_references.UNET | {"model_channels": 32})
+    monkeypatch.setattr(reference_model, "UNET", reference_model.UNET | {"model_channels": 32})
     differentiated: list[bool] = []
     gradients = safe_text_guidance.text_gradients
 
@@ -22,7 +23,7 @@ def test_rows(host: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     monkeypatch.setattr(safe_text_guidance, "text_gradients", counted)
     with torch.inference_mode():
-        rows = bench_stg.measure(1, 16)
+        rows = bench.measure(1, 16)
     ways = ("untriggered", "triggered", "triggered, saving memory")
     assert [row.name for row in rows] == ["plain", *(f"{decoder}, {way}" for decoder in ("taesd", "linear") for way in ways)]
     assert all(row.ratio == pytest.approx(row.seconds_per_step / row.plain_seconds_per_step) for row in rows)

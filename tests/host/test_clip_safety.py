@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safe_guidance.guidance.clip_safety import PAPER_THRESHOLD, PRESETS, ClipModel, ClipSafetyFunction
+from safe_guidance.guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipModel, ClipSafetyFunction
 
 open_clip = pytest.importorskip("open_clip")
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,21 +27,22 @@ TINY = {
 @pytest.fixture(scope="module")
 def world() -> ModuleType:
     """The renderer of the demo world."""
-    from safe_guidance.guidance import demo_world
 
-    return demo_world
+    from safe_guidance.demo import world
+
+    return world
 
 
 @pytest.fixture(scope="module")
 def bundled(host: Any) -> ClipModel:
-    from safe_guidance.nodes.host.safety_models import clip_model
+    from safe_guidance.nodes.host.files.safety_models import clip_model
 
     return clip_model("demo clip (bundled)", "")
 
 
 def test_a_function_made_as_the_server_makes_it_guides(host: Any, bundled: ClipModel) -> None:
     """Nodes run under inference mode; what they make must not stand in the way of gradients."""
-    from safe_guidance.nodes.host.decoders import make_decoder, prediction_gradient
+    from safe_guidance.nodes.host.autograd.decoders import make_decoder, prediction_gradient
 
     with torch.inference_mode():
         function = ClipSafetyFunction(bundled, ["hatched style"], STYLES)
@@ -52,6 +53,8 @@ def test_a_function_made_as_the_server_makes_it_guides(host: Any, bundled: ClipM
 
 def pictures(world: ModuleType, count: int, **wanted: Any) -> torch.Tensor:
     rng = random.Random(77)
+    from safe_guidance.demo import world
+
     return world.render_batch([world.sample_scene(rng, **wanted) for _ in range(count)])  # type: ignore[no-any-return]
 
 
@@ -91,7 +94,7 @@ def test_the_gradient_is_that_of_finite_differences(bundled: ClipModel, world: M
 
 def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
     """A model by its architecture's name and a local weights file, through open_clip's own loading."""
-    from safe_guidance.nodes.host import safety_models
+    from safe_guidance.nodes.host.files import safety_models
 
     (tmp_path / "tiny-test.json").write_text(json.dumps(TINY), encoding="utf-8")
     open_clip.add_model_config(tmp_path)

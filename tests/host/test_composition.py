@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.detect_and_guide import DetectAndGuideSettings
-from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
-from safe_guidance.guidance.negation_set import from_images
-from safe_guidance.guidance.noise_level import SigmaWindow
+from safe_guidance.formats.negation_set import from_images
+from safe_guidance.guidance.core.noise_level import SigmaWindow
+from safe_guidance.guidance.detect_and_guide.guidance import DetectAndGuideSettings
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
-from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings
+from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 from safe_guidance.guidance.safe_latent_diffusion import SafeLatentDiffusionSettings
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
-from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
+from safe_guidance.guidance.safety_functions.interface import Assessment, SafetyFunction
 from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 from safe_guidance.guidance.spell import SpellSettings
 
@@ -52,14 +52,14 @@ Attach = Callable[..., Any]
 @pytest.fixture
 def attach(host: Any) -> Attach:
     """`attach(model, name, on)`: a method that acts at every step and on every sample, or at zero strength."""
-    from safe_guidance.nodes.host import runs
-    from safe_guidance.nodes.host.detect_and_guide import DetectAndGuideCorrection
-    from safe_guidance.nodes.host.safe_data_guidance import SafeDataGuidanceCorrection
-    from safe_guidance.nodes.host.safe_denoiser import SafeDenoiserCorrection
-    from safe_guidance.nodes.host.safe_latent_diffusion import SafeLatentDiffusionCorrection
-    from safe_guidance.nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
-    from safe_guidance.nodes.host.semantic_guidance import SemanticGuidanceCorrection
-    from safe_guidance.nodes.host.spell import SpellCorrection
+    from safe_guidance.nodes.host.engine import hooks
+    from safe_guidance.nodes.host.methods.detect_and_guide import DetectAndGuideCorrection
+    from safe_guidance.nodes.host.methods.safe_data_guidance import SafeDataGuidanceCorrection
+    from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
+    from safe_guidance.nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
+    from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
+    from safe_guidance.nodes.host.methods.semantic_guidance import SemanticGuidanceCorrection
+    from safe_guidance.nodes.host.methods.spell import SpellCorrection
 
     pictures = from_images(torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(1)))
     rows = host.text("a star")[0][0][0, 1:3]
@@ -86,7 +86,7 @@ def attach(host: Any) -> Attach:
 
     def attached(model: Any, *names: str, on: float = 1.0, judge: SafetyFunction | None = None) -> Any:
         for name in names:
-            model = runs.attach(model, correction(name, on, judge or Brightness()))
+            model = hooks.attach(model, correction(name, on, judge or Brightness()))
         return model
 
     return attached
@@ -122,9 +122,9 @@ def test_two_methods_in_either_order_give_the_same_picture(host: Any, attach: At
 @pytest.mark.parametrize("size", [3, 4, 5, 6])
 def test_any_subset_in_any_order_gives_the_same_picture(host: Any, attach: Attach, size: int) -> None:
     """With SAFREE's text and its re-attention beside them. Pairs and all methods together are tested on their own."""
-    from safe_guidance.nodes.host.reattention import ReattentionCorrection
-    from safe_guidance.nodes.host.runs import attach as attach_correction
-    from safe_guidance.nodes.host.safree import filter_text
+    from safe_guidance.nodes.host.engine.hooks import attach as attach_correction
+    from safe_guidance.nodes.host.methods.safree import filter_text
+    from safe_guidance.nodes.host.methods.safree_reattention import ReattentionCorrection
 
     filtered = filter_text(host.clip, STAR, ["star"], 0.01, None)
 
@@ -175,7 +175,7 @@ def test_forwards_are_those_of_the_cost_table(host: Any, attach: Attach, names: 
 
 
 def test_the_trace_counts_every_prediction_of_all_methods(host: Any, attach: Attach) -> None:
-    from safe_guidance.nodes.host.runs import trace_of
+    from safe_guidance.nodes.host.engine.hooks import trace_of
 
     counted, rows = host.count_calls(attach(host.model, *METHODS))
     trace = trace_of(counted, sample(host, counted, STAR, HEART, steps=2))
@@ -185,10 +185,10 @@ def test_the_trace_counts_every_prediction_of_all_methods(host: Any, attach: Att
 
 
 def test_recording_changes_no_bit_and_asks_for_no_prediction(host: Any, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.guidance.trace import Trace
-    from safe_guidance.nodes.host import scheduler
+    from safe_guidance.nodes.host.engine import run
+    from safe_guidance.reports.trace import Trace
 
-    class Deaf(scheduler.Recorder):
+    class Deaf(run.Recorder):
         """Hears nothing and knows nothing."""
 
         def call(self, *_: Any) -> None:
@@ -206,12 +206,12 @@ def test_recording_changes_no_bit_and_asks_for_no_prediction(host: Any, attach: 
     counted, rows = host.count_calls(attach(host.model, *METHODS))
     recorded, calls = sample(host, counted, STAR, HEART, steps=2), list(rows)
     rows.clear()
-    monkeypatch.setattr(scheduler, "Recorder", Deaf)
+    monkeypatch.setattr(run, "Recorder", Deaf)
     assert torch.equal(sample(host, counted, STAR, HEART, steps=2), recorded) and rows == calls
 
 
 def test_without_its_corrections_a_model_is_the_plain_one(host: Any, attach: Attach) -> None:
-    from safe_guidance.nodes.host.runs import unguarded
+    from safe_guidance.nodes.host.engine.hooks import unguarded
 
     bare, rows = host.count_calls(unguarded(attach(host.model, *METHODS)))
     assert torch.equal(sample(host, bare), sample(host, host.model)) and rows == [2] * 3
@@ -229,14 +229,14 @@ def test_inpainting_keeps_what_is_masked(host: Any, attach: Attach) -> None:
 
 def test_samples_that_trigger_nothing_keep_their_bits(host: Any, attach: Attach) -> None:
     """Methods with a gate, one triggered sample of four."""
-    from safe_guidance.nodes.host import runs
-    from safe_guidance.nodes.host.safe_denoiser import SafeDenoiserCorrection
+    from safe_guidance.nodes.host.engine import hooks
+    from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
     prompts, triggered = (HEART, STAR, HEART, HEART), [False, True, False, False]
     baseline = sample(host, host.model, *prompts, steps=4)
     near = from_images(host.vae.decode(baseline[1:2]).clamp(0, 1))
     settings = SafeDenoiserSettings(strength=1.0, threshold=1.0, window=EVERY_STEP)
-    model = runs.attach(host.model, SafeDenoiserCorrection(near, host.vae, settings))
+    model = hooks.attach(host.model, SafeDenoiserCorrection(near, host.vae, settings))
     model = attach(model, "STG", "SDG", judge=Brightness(triggered))
     guarded = sample(host, model, *prompts, steps=4)
     assert [torch.equal(a, b) for a, b in zip(guarded, baseline)] == [not t for t in triggered]
@@ -251,7 +251,7 @@ def test_every_sampler_comes_to_an_end_and_repeats_itself(host: Any, attach: Att
 
 def test_safree_costs_no_forward(host: Any, attach: Attach) -> None:
     from safe_guidance.guidance.safree import SelfValidation
-    from safe_guidance.nodes.host.safree import filter_text
+    from safe_guidance.nodes.host.methods.safree import filter_text
 
     for validation in (None, SelfValidation()):
         counted, rows = host.count_calls(host.model)
@@ -260,7 +260,7 @@ def test_safree_costs_no_forward(host: Any, attach: Attach) -> None:
 
 
 def test_safree_in_front_of_the_others(host: Any, attach: Attach) -> None:
-    from safe_guidance.nodes.host.safree import filter_text
+    from safe_guidance.nodes.host.methods.safree import filter_text
 
     prompt = filter_text(host.clip, STAR, ["star"], 0.01, None).conditioning
     pictures = [host.sample(attach(host.model, *order), prompt, steps=3) for order in (("SLD", "SPELL"), ("SPELL", "SLD"))]

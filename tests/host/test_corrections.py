@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.composition import Change
-from safe_guidance.guidance.noise_level import SigmaWindow
+from safe_guidance.guidance.core.composition import Change
+from safe_guidance.guidance.core.noise_level import SigmaWindow
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -22,9 +22,9 @@ LAYOUT = 1e-4
 @pytest.fixture
 def runs(host: Any) -> Any:
     """The module under test, and corrections made for the tests."""
-    from safe_guidance.nodes.host import runs
+    from safe_guidance.nodes.host.engine import hooks
 
-    class Push(runs.Correction):
+    class Push(hooks.Correction):
         """Adds `amount` everywhere to the samples in `rows`, inside a window; remembers the steps it saw."""
 
         def __init__(self, amount: float = 0.0, rows: list[int] | None = None, window: SigmaWindow | None = None) -> None:
@@ -86,10 +86,10 @@ def runs(host: Any) -> Any:
                 return None
             state["done"] = True
             guider = evaluation.guider
-            guider.conds["positive"] = next(conds for key, conds in guider.conds.items() if key.startswith(runs.KEY))
+            guider.conds["positive"] = next(conds for key, conds in guider.conds.items() if key.startswith(hooks.KEY))
             return self.steered
 
-    return SimpleNamespace(attach=runs.attach, module=runs, Push=Push, TowardsText=TowardsText, Asks=Asks, Steers=Steers)
+    return SimpleNamespace(attach=hooks.attach, module=hooks, Push=Push, TowardsText=TowardsText, Asks=Asks, Steers=Steers)
 
 
 def test_inactive_corrections_change_no_bit_and_call_no_model(host: Any, runs: Any) -> None:
@@ -313,7 +313,7 @@ def test_several_latents_at_once_are_refused(host: Any, runs: Any) -> None:
 def test_noise_levels_of_all_kinds_of_models(host: Any, runs: Any) -> None:
     import comfy.model_sampling
 
-    from safe_guidance.nodes.host.scheduler import noise_level
+    from safe_guidance.nodes.host.engine.run import noise_level
 
     class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass

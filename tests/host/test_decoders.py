@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.noise_level import SigmaWindow
+from safe_guidance.guidance.core.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
-from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
+from safe_guidance.guidance.safety_functions.interface import Assessment, SafetyFunction
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -46,15 +46,15 @@ def taesd_file(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def guided(host: Any, model: Any, vae: Any, decoder: Any) -> Any:
-    from safe_guidance.nodes.host.runs import attach
-    from safe_guidance.nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
+    from safe_guidance.nodes.host.engine.hooks import attach
+    from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
     settings = SafeTextGuidanceSettings(rho=0.02, tau=-1e9, window=SigmaWindow())
     return attach(model, SafeTextGuidanceCorrection(vae, Brightness(), settings, decoder))
 
 
 def test_the_linear_decoder_sees_about_the_same(host: Any) -> None:
-    from safe_guidance.nodes.host.decoders import make_decoder
+    from safe_guidance.nodes.host.autograd.decoders import make_decoder
 
     exact, linear = (make_decoder(name, host.model, host.vae) for name in ("vae", "linear"))
     latents = host.sample(host.model, host.text(STAR, HEART), steps=8) * 0.18215
@@ -68,7 +68,7 @@ def test_the_tiny_autoencoder_is_the_hosts(host: Any, tiny: ModuleType, taesd_fi
     """Pictures as the host's previews show them, and a run guided through them."""
     import comfy.taesd.taesd
 
-    from safe_guidance.nodes.host.decoders import make_decoder
+    from safe_guidance.nodes.host.autograd.decoders import make_decoder
 
     model, vae = tiny.tiny_model("sd1"), tiny.tiny_vae()
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -83,7 +83,7 @@ def test_the_tiny_autoencoder_is_the_hosts(host: Any, tiny: ModuleType, taesd_fi
 
 @pytest.mark.parametrize("name", ["vae", "linear", "taesd"])
 def test_gradients_through_a_decoder_by_finite_differences(host: Any, tiny: ModuleType, taesd_file: Path, name: Any) -> None:
-    from safe_guidance.nodes.host.decoders import make_decoder, prediction_gradient
+    from safe_guidance.nodes.host.autograd.decoders import make_decoder, prediction_gradient
 
     decoder, function = make_decoder(name, tiny.tiny_model("sd1"), tiny.tiny_vae()), Brightness()
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safe_guidance.evaluation import memorisation_case as case
-from safe_guidance.evaluation.judge_network import COLORS, SHAPES, load_judge
-from safe_guidance.guidance.classifier import ConvClassifier
+from safe_guidance.evaluation.cases import memorisation as case
+from safe_guidance.evaluation.judges.network import COLORS, SHAPES, load_judge
+from safe_guidance.guidance.safety_functions.classifier_network import ConvClassifier
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -126,7 +126,7 @@ def test_previews(host: Any, painted: torch.Tensor) -> None:
 def test_damaged_weights_are_named(host: Any, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from safe_guidance.nodes.host.demo_model import read_weights
+    from safe_guidance.nodes.host.files.demo_model import read_weights
 
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors is not the demo model"):

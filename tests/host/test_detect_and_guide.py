@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 @pytest.fixture(scope="module")
 def stars(host: Any) -> GuidelineTokens:
     """The bundled tokens."""
-    from safe_guidance.guidance import guideline_tokens
-    from safe_guidance.nodes.host.folders import GUIDELINE_TOKENS, file_path
+    from safe_guidance.guidance.detect_and_guide import guideline_tokens
+    from safe_guidance.nodes.host.files.folders import GUIDELINE_TOKENS, file_path
 
     return guideline_tokens.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
 
@@ -57,7 +57,7 @@ def test_a_closed_gate_costs_nothing_and_changes_no_bit(host: Any, stars: Guidel
 
 def test_only_detected_samples_cost_and_change(host: Any, stars: GuidelineTokens) -> None:
     """A threshold between the two samples' maxima: the safety text is evaluated for one row a step, and the other stays."""
-    from safe_guidance.nodes.host.detection_maps import detect
+    from safe_guidance.nodes.host.attention.detection_maps import detect
 
     text = host.text(STAR, HEART)
     baseline = host.sample(host.model, text, steps=6)
@@ -220,7 +220,7 @@ def test_looking_first_keeps_all_that_is_not_near_the_thing(host: Any, stars: Gu
 
 def test_looking_first_acts_as_hard_at_every_step(host: Any, stars: GuidelineTokens) -> None:
     """What was seen does not fade while it is removed."""
-    from safe_guidance.nodes.host.runs import trace_of
+    from safe_guidance.nodes.host.engine.hooks import trace_of
 
     model = guarded(host, always(stars), look_first=True, **EAGER)
     trace = trace_of(model, host.sample(model, host.text(STAR), steps=5))
@@ -273,7 +273,7 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
 def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
     from types import SimpleNamespace
 
-    from safe_guidance.nodes.host.correction import KEY
+    from safe_guidance.nodes.host.engine.correction import KEY
 
     (correction,) = guarded(host, stars).model_options[KEY]
     with pytest.raises(ValueError, match="looks at single pictures"):

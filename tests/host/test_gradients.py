@@ -19,12 +19,12 @@ FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 @pytest.fixture
 def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
     """Calls `look(evaluation)` once, within the first model evaluation of a real sampling run, and returns its result."""
-    from safe_guidance.nodes.host import runs
+    from safe_guidance.nodes.host.engine import hooks
 
     def run(model: Any, look: Callable[[Any], Any], positive: list[Any] | None = None, batch: int = 1, cfg: float = 3.0) -> Any:
         found: list[Any] = []
 
-        class Look(runs.Correction):
+        class Look(hooks.Correction):
             def is_active(self, level: Any) -> bool:
                 return not found
 
@@ -37,7 +37,7 @@ def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
         positive = positive or tiny.tiny_conditioning(0, batch)
         latent = {"samples": torch.zeros(batch, tiny.latent_channels(model), SIZE, SIZE)}
         args = (1, 2, cfg, "euler", "normal", positive, tiny.tiny_conditioning(9), latent)
-        host.nodes.common_ksampler(runs.attach(model, Look()), *args)
+        host.nodes.common_ksampler(hooks.attach(model, Look()), *args)
         return found[0]
 
     return run
@@ -45,7 +45,7 @@ def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
 
 @pytest.fixture
 def gradients(host: Any) -> ModuleType:
-    from safe_guidance.nodes.host import gradients
+    from safe_guidance.nodes.host.autograd import gradients
 
     return gradients
 

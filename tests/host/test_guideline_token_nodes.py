@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demo_prompts import STAR
-from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -64,7 +64,7 @@ def test_enough_pictures_are_split_and_the_held_out_overlap_reported(host: Any) 
 
 
 def test_every_fourth_picture_of_either_kind_is_held_out() -> None:
-    from safe_guidance.nodes.host.token_learning import held_out
+    from safe_guidance.nodes.host.attention.token_learning import held_out
 
     masks = torch.zeros(12, 2, 2, dtype=torch.bool)
     masks[:8, 0, 0] = True
@@ -88,13 +88,13 @@ def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
     """A sampler that only looks, at the noise that the sampler starts from: the same maps as in an ordinary run."""
     import comfy.sample
 
-    from safe_guidance.nodes.host.token_cache import look_at
+    from safe_guidance.nodes.host.attention.recording import look_at
 
     tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
     latents = host.sample(host.model, host.text(STAR), steps=3)
     cache = look_at(host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9)
     raw: list[torch.Tensor] = []
-    from safe_guidance.nodes.host.attention import attention_layer
+    from safe_guidance.nodes.host.attention.capture import attention_layer
 
     layer = attention_layer(host.model.model.diffusion_model, "output.3.0")
     handle = layer.to_q.register_forward_hook(lambda module, inputs, output: raw.append(output.clone()))
@@ -128,7 +128,7 @@ def recorded(host: Any, **inputs: Any) -> Any:
 
 
 def test_recorded_pictures_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> None:
-    from safe_guidance.nodes.host.sampling import sample
+    from safe_guidance.nodes.host.engine.ksampler import sample
 
     images, safe, attention = recorded(host, seeds="11, 3")
     assert images.shape == (2, 128, 128, 3) and safe.shape == (1, 128, 128, 3) and len(attention) == 3
@@ -143,7 +143,7 @@ def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: 
     """Against a hook on the raw layer in an ordinary run, of whose two branches the host puts the prompt's somewhere in the batch."""
     import comfy.samplers
 
-    from safe_guidance.nodes.host.attention import attention_layer
+    from safe_guidance.nodes.host.attention.capture import attention_layer
 
     attention = recorded(host)[2]
     schedule = comfy.samplers.KSampler(host.model, 4, host.model.load_device, "dpmpp_2m", "karras", 1.0).sigmas.tolist()
@@ -186,7 +186,7 @@ def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
 def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_picture(host: Any) -> None:
     """Looking first samples twice with the same corrections: what counts is the second, guided run."""
     from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
-    from safe_guidance.nodes.host.sampling import sample
+    from safe_guidance.nodes.host.engine.ksampler import sample
 
     found = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)), calibration=Calibration(0.011))
     defaults = {i.id: i.default for i in DAGDetectorGuide.define_schema().inputs if getattr(i, "default", None) is not None}
@@ -226,7 +226,7 @@ def test_recording_shows_progress_over_all_pictures_and_can_be_interrupted(host:
 
 
 def test_every_sampler_is_recorded_or_says_that_it_cannot_be(host: Any) -> None:
-    from safe_guidance.nodes.host.sampling import SAMPLERS
+    from safe_guidance.nodes.host.engine.ksampler import SAMPLERS
 
     refused = set()
     for sampler_name in SAMPLERS:
@@ -265,7 +265,7 @@ def test_seeds_count_on_from_the_last_given_one() -> None:
 
 def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(host: Any) -> None:
     """What the model predicts for each row of a batch is what it predicts for that row's own text alone."""
-    from safe_guidance.nodes.host.texts import encode_each
+    from safe_guidance.nodes.host.engine.conditioning import encode_each
 
     long = " ".join([STARS[0]] * 9)
     texts = [STARS[0], long]
@@ -280,8 +280,8 @@ def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(hos
 
 def test_pooled_texts_belong_to_their_pictures(host: Any, tiny: Any) -> None:
     """SDXL reads a pooled output beside the embedding: a row of its own for each text, also in the second batch of pictures."""
-    from safe_guidance.nodes.host.texts import encode, encode_each
-    from safe_guidance.nodes.host.token_cache import BATCH, look_at
+    from safe_guidance.nodes.host.attention.recording import BATCH, look_at
+    from safe_guidance.nodes.host.engine.conditioning import encode, encode_each
 
     clip = tiny.tiny_clip("sdxl")
     ((_, options),) = encode_each(clip, ["a star", "a heart"])
@@ -383,7 +383,7 @@ def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
 
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
-    from safe_guidance.nodes.host.token_learning import Example, look_at_pictures
+    from safe_guidance.nodes.host.attention.token_learning import Example, look_at_pictures
 
     with pytest.raises(ValueError, match="no separate cross-attention"):
         example = Example(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))

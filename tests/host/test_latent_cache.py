@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from safe_guidance.guidance.layouts import Layout
-from safe_guidance.guidance.negation_set import from_images
+from safe_guidance.formats.layouts import Layout
+from safe_guidance.formats.negation_set import from_images
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -22,7 +22,7 @@ def cache(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module under test with a folder of its own, and the calls of the VAE's encoder."""
     import folder_paths
 
-    from safe_guidance.nodes.host import latent_cache, negation_latents
+    from safe_guidance.nodes.host.files import latent_cache, negation_latents
 
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
     monkeypatch.setattr(negation_latents, "_encodings", type(negation_latents._encodings)())
@@ -64,7 +64,7 @@ def test_a_set_is_encoded_once_for_all_processes(host: Any, cache: Any, masked: 
 
 
 def test_every_ingredient_has_its_own_file(host: Any, cache: Any) -> None:
-    from safe_guidance.nodes.host.demo_model import load_demo_model
+    from safe_guidance.nodes.host.files.demo_model import load_demo_model
 
     cache.encode(pictures(), host.vae, 32, 32)
     cache.encode(pictures(seed=1), host.vae, 32, 32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_guidance.guidance.negation_set import NegationSet, combined, from_images, load
+from safe_guidance.formats.negation_set import NegationSet, combined, from_images, load
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -94,13 +94,13 @@ def test_reading_can_be_interrupted(folders: Path, monkeypatch: pytest.MonkeyPat
     import comfy.model_management
     import folder_paths
 
-    from safe_guidance.guidance import picture_store
-    from safe_guidance.nodes.host import picture_folders
+    from safe_guidance.formats import image_store
+    from safe_guidance.nodes.host.files import image_folders
 
     temporary = folders / "temp"
     monkeypatch.setattr(folder_paths, "temp_directory", str(temporary))
-    monkeypatch.setattr(picture_store, "IN_MEMORY", in_memory)
-    read = picture_folders.read_pictures
+    monkeypatch.setattr(image_store, "IN_MEMORY", in_memory)
+    read = image_folders.read_pictures
 
     def then_interrupted(*inputs: Any) -> Iterator[Any]:
         found = list(read(*inputs))
@@ -108,7 +108,7 @@ def test_reading_can_be_interrupted(folders: Path, monkeypatch: pytest.MonkeyPat
         comfy.model_management.interrupt_current_processing(True)
         yield found[-1]
 
-    monkeypatch.setattr(picture_folders, "read_pictures", then_interrupted)
+    monkeypatch.setattr(image_folders, "read_pictures", then_interrupted)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         from_folder()
     comfy.model_management.interrupt_current_processing(False)
@@ -119,16 +119,16 @@ def test_more_pictures_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatc
     """Beyond a limit pictures are in a mapped file: the same set, and it can be saved."""
     import folder_paths
 
-    from safe_guidance.guidance import picture_store
+    from safe_guidance.formats import image_store
 
     in_memory = from_folder(drop_duplicates=False).args[0]
     monkeypatch.setattr(folder_paths, "temp_directory", str(folders / "temp"))
-    monkeypatch.setattr(picture_store, "IN_MEMORY", 10_000)
+    monkeypatch.setattr(image_store, "IN_MEMORY", 10_000)
     mapped = from_folder(drop_duplicates=False).args[0]
     assert mapped.content_hash == in_memory.content_hash
     assert len({picture.untyped_storage().data_ptr() for picture in mapped.pictures}) == 1
     assert load(folders / "sets" / save(mapped, "large")).content_hash == in_memory.content_hash
-    monkeypatch.setattr(picture_store.PictureStore, "_flush", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(image_store.PictureStore, "_flush", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ValueError, match="do not fit on the disk .No space left on device.. Lower longest_side"):
         from_folder()
 
@@ -141,7 +141,7 @@ def save(negation_set: NegationSet, file_name: str, overwrite: bool = False) -> 
 
 
 def test_saved_sets_are_found_by_load(folders: Path) -> None:
-    from safe_guidance.nodes.host.folders import negation_set_names
+    from safe_guidance.nodes.host.files.folders import negation_set_names
     from safe_guidance.nodes.negation_sets import LoadNegationSet
 
     negation_set = from_folder().args[0]
@@ -175,7 +175,7 @@ def test_combine(folders: Path) -> None:
 
 @pytest.mark.parametrize("with_vae", [False, True])
 def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
-    from safe_guidance.nodes.negation_set_views import FindClosestReferences, PreviewNegationSet, summarize
+    from safe_guidance.nodes.negation_set_inspection import FindClosestReferences, PreviewNegationSet, summarize
 
     images = host.vae.decode(host.sample(host.model, host.text(PROMPT, PROMPT, PROMPT, PROMPT))).clone()
     negation_set = from_images(torch.cat([images, images[1:2].flip(2), images[1:2]]))
@@ -191,7 +191,7 @@ def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
 
 
 def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
-    from safe_guidance.nodes.negation_set_views import summarize
+    from safe_guidance.nodes.negation_set_inspection import summarize
 
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:8, 4:8] = 1
@@ -207,8 +207,8 @@ def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
 def test_encoding_tells_its_progress(host: Any) -> None:
     import comfy.utils
 
-    from safe_guidance.guidance.layouts import Layout
-    from safe_guidance.nodes.host.negation_latents import encode
+    from safe_guidance.formats.layouts import Layout
+    from safe_guidance.nodes.host.files.negation_latents import encode
 
     seen: list[tuple[int, int]] = []
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total)))
@@ -222,7 +222,7 @@ def test_encoding_tells_its_progress(host: Any) -> None:
 
 def test_latents_are_the_posteriors_mode(host: Any, tiny: Any) -> None:
     """The half of the encoder's moments that is the mean, not a sample of it, for the demo VAE and one of the host's usual class."""
-    from safe_guidance.nodes.host.negation_latents import encode_pictures
+    from safe_guidance.nodes.host.files.negation_latents import encode_pictures
 
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))
     assert torch.equal(encode_pictures(images, host.vae), encode_pictures(images, host.vae))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_guidance.guidance import nudenet
+from safe_guidance.guidance.safety_functions import nudenet
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -24,7 +24,7 @@ def detectors(host: Any) -> Any:
     """The torch network, and the package's own detector in onnxruntime."""
     from nudenet import NudeDetector
 
-    from safe_guidance.nodes.host.safety_models import nudenet_network
+    from safe_guidance.nodes.host.files.safety_models import nudenet_network
 
     return nudenet_network(None), NudeDetector()
 
@@ -97,7 +97,7 @@ def test_harmless_photographs_do_not_open_the_gate(detectors: Any) -> None:
 
 
 def test_the_gradient_decreases_the_score(detectors: Any, host: Any) -> None:
-    from safe_guidance.nodes.host.islands import differentiable
+    from safe_guidance.nodes.host.autograd.differentiable_layers import differentiable
 
     function = nudenet.NudeNetSafetyFunction(detectors[0], ["FACE_FEMALE"], threshold=0.25)
     picture = as_tensor(photograph("astronaut"))
@@ -160,7 +160,7 @@ def test_unknown_classes_are_refused(text: str) -> None:
 
 
 def test_missing_packages_are_named(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.nodes.host import safety_models
+    from safe_guidance.nodes.host.files import safety_models
 
     with pytest.raises(ImportError, match=r"extra 'clip'.*restart ComfyUI"):
         safety_models.need("a_package_that_is_not_there", "clip")
@@ -182,7 +182,7 @@ def test_the_detector_is_found_without_importing_its_package(host: Any) -> None:
 
 
 def test_a_file_that_is_no_network_is_refused(host: Any, tmp_path: Path) -> None:
-    from safe_guidance.nodes.host import safety_models
+    from safe_guidance.nodes.host.files import safety_models
 
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a network")
@@ -191,6 +191,6 @@ def test_a_file_that_is_no_network_is_refused(host: Any, tmp_path: Path) -> None
 
 
 def test_the_module_is_kept(host: Any, detectors: ModuleType) -> None:
-    from safe_guidance.nodes.host.safety_models import nudenet_network
+    from safe_guidance.nodes.host.files.safety_models import nudenet_network
 
     assert nudenet_network(None) is detectors[0]

@@ -23,7 +23,7 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NEEDED = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "__init__.py"}
-NEEDED_FOLDERS = {"assets", "guidance", "locales", "nodes", "web", "workflows"}
+NEEDED_FOLDERS = {"assets", "demo", "formats", "guidance", "locales", "nodes", "reports", "web", "workflows"}
 OPTIONAL = {"subgraphs"}
 MOST_BYTES = 25_000_000
 ICON_SIDE = 400

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from safe_guidance.guidance.negation_set import NegationSet, from_images
+from safe_guidance.formats.negation_set import NegationSet, from_images
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -72,8 +72,8 @@ def test_every_family(host: Any, tiny: Any, negation_set: NegationSet, family: s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_mean_the_same_noise_in_every_family(host: Any, tiny: Any, family: str) -> None:
     """The default window acts at the steps whose noise-to-signal ratio is at least 4.67, whatever the model calls its sigmas."""
-    from safe_guidance.nodes.host.scheduler import noise_level
-    from safe_guidance.nodes.host.windows import percent_window
+    from safe_guidance.nodes.host.engine.run import noise_level
+    from safe_guidance.nodes.host.engine.windows import percent_window
 
     model = tiny.tiny_model(family)
     sampling = model.get_model_object("model_sampling")
@@ -161,7 +161,7 @@ def test_every_latent_format_round_trips(host: Any, negation_set: NegationSet, n
     """References read as the sampler sees the encoded picture, and come back to what the VAE made."""
     import comfy.latent_formats as formats
 
-    from safe_guidance.nodes.host.negation_latents import references_for
+    from safe_guidance.nodes.host.files.negation_latents import references_for
 
     if not hasattr(formats, name):
         pytest.skip(f"This host has no {name}.")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demo_prompts import STAR
-from safe_guidance.guidance.negation_set import NegationSet, from_images
+from safe_guidance.formats.negation_set import NegationSet, from_images
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -98,8 +98,8 @@ def test_two_part_sampling_equals_one_run(host: Any, copies: NegationSet) -> Non
 @pytest.mark.parametrize("bounds", [(0, 8, 12), (0, 3, 6, 9, 12)], ids=str)
 def test_what_the_local_search_decided_holds_in_the_next_part(host: Any, bounds: tuple[int, ...]) -> None:
     """Below sigma 1 nothing new is decided: without what the part before decided, the star would come back."""
-    from safe_guidance.guidance.negation_set import load
-    from safe_guidance.nodes.host.folders import ASSETS
+    from safe_guidance.formats.negation_set import load
+    from safe_guidance.nodes.host.files.folders import ASSETS
 
     stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
     model, text = protect(host, stars, strength=1.2, end_sigma=0.15, threshold=0.7, cap=2.0), host.text(STAR, OTHERS[0])
@@ -163,7 +163,7 @@ def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) 
 
 
 def test_references_are_encoded_once(host: Any, copies: NegationSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.nodes.host import negation_latents
+    from safe_guidance.nodes.host.files import negation_latents
 
     fresh = from_images(torch.rand(3, 64, 96, 3))
     calls = []
@@ -179,7 +179,7 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
     """A reference equals what the host's own sampler sees of the encoded picture, for every picture format of the host."""
     import comfy.latent_formats as formats
 
-    from safe_guidance.nodes.host.negation_latents import references_for
+    from safe_guidance.nodes.host.files.negation_latents import references_for
 
     negation_set = from_images(torch.rand(2, 64, 64, 3))
     for name in ("SD15", "SDXL", "SDXL_Playground_2_5", "SC_Prior", "SD3", "Flux", "ChromaRadiance"):
@@ -206,7 +206,7 @@ def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
 
 
 def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.nodes.host.negation_latents import references_for
+    from safe_guidance.nodes.host.files.negation_latents import references_for
 
     with pytest.raises(ValueError, match="video or audio"):
         references_for(host.model, host.vae, copies, (1, 16, 5, 32, 32))
@@ -215,7 +215,7 @@ def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
 def test_interrupting_the_encoding(host: Any) -> None:
     import comfy.model_management
 
-    from safe_guidance.nodes.host import negation_latents
+    from safe_guidance.nodes.host.files import negation_latents
 
     fresh = from_images(torch.rand(5, 64, 64, 3))
     comfy.model_management.interrupt_current_processing(True)
@@ -226,7 +226,7 @@ def test_interrupting_the_encoding(host: Any) -> None:
 
 
 def test_calibration_is_kept_between_runs_of_one_size(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.nodes.host import safe_denoiser
+    from safe_guidance.nodes.host.methods import safe_denoiser
 
     calls = []
     calibrate = safe_denoiser.calibrate
@@ -253,10 +253,10 @@ def test_masked_sets_are_looked_for_locally(host: Any) -> None:
 
 def test_the_bundled_masked_set_takes_a_star_away_and_spares_other_shapes(host: Any) -> None:
     """The settings of the workflow: what the judge, which no method sees, finds in the pictures of a batch of four."""
-    from safe_guidance.evaluation.judge import judge
-    from safe_guidance.evaluation.judge_network import load_judge
-    from safe_guidance.guidance.negation_set import load
-    from safe_guidance.nodes.host.folders import ASSETS
+    from safe_guidance.evaluation.judges.judge import judge
+    from safe_guidance.evaluation.judges.network import load_judge
+    from safe_guidance.formats.negation_set import load
+    from safe_guidance.nodes.host.files.folders import ASSETS
 
     stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
     model = protect(host, stars, strength=1.2, end_sigma=0.15, threshold=0.7, cap=2.0)
@@ -293,7 +293,7 @@ def test_a_mask_per_sample(host: Any, copies: NegationSet) -> None:
 
 def test_windows_by_percent_and_by_name(host: Any, copies: NegationSet) -> None:
     """A window in percent acts at the steps that the host's own conversion puts there."""
-    from safe_guidance.nodes.host.windows import percent_window
+    from safe_guidance.nodes.host.engine.windows import percent_window
 
     sampling = host.model.get_model_object("model_sampling")
     window = percent_window(host.model, 0.2, 0.6)
@@ -365,8 +365,8 @@ def test_letterboxed_and_augmented_sets_are_other_references(host: Any, copies: 
 
 def test_references_that_do_not_fit_are_streamed(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no memory to spare the picture is the same, but for rounding, and nothing is placed."""
-    from safe_guidance.guidance.references import References
-    from safe_guidance.nodes.host import negation_latents
+    from safe_guidance.guidance.core.references import References
+    from safe_guidance.nodes.host.files import negation_latents
 
     placed: list[int] = []
     usual = References.resident
@@ -393,8 +393,8 @@ STYLE = {"strength": 1.0, "start_sigma": 1.5, "end_sigma": 0.0, "threshold": 0.2
 @pytest.fixture(scope="module")
 def four_and_what_is_fine() -> NegationSet:
     """The sets of the workflow: four pictures in the style, and others with empty masks."""
-    from safe_guidance.guidance.negation_set import combined, load
-    from safe_guidance.nodes.host.folders import ASSETS
+    from safe_guidance.formats.negation_set import combined, load
+    from safe_guidance.nodes.host.files.folders import ASSETS
 
     few, fine = (load(ASSETS / "negation_sets" / f"{name}.safetensors") for name in ("demo_hatched_few", "demo_fine"))
     assert len(few) == 4 and all(mask is None for mask in few.masks)
@@ -404,8 +404,8 @@ def four_and_what_is_fine() -> NegationSet:
 
 def test_four_pictures_keep_a_style_away_and_shape_and_colour_stay(host: Any, four_and_what_is_fine: NegationSet) -> None:
     """The settings of the workflow: what the judge, which no method sees, finds in the pictures; one that is flat stays bit-identical."""
-    from safe_guidance.evaluation.judge import judge
-    from safe_guidance.evaluation.judge_network import load_judge
+    from safe_guidance.evaluation.judges.judge import judge
+    from safe_guidance.evaluation.judges.network import load_judge
 
     text = host.text(*HATCHED, PLAIN_STYLE)
     plain, plain_rows = host.count_calls(host.model)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.noise_level import SigmaWindow
+from safe_guidance.guidance.core.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
-from safe_guidance.guidance.safety_function import Assessment, SafetyFunction
+from safe_guidance.guidance.safety_functions.interface import Assessment, SafetyFunction
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -44,8 +44,8 @@ class Brightness(SafetyFunction):
 @pytest.fixture
 def stg(host: Any) -> Callable[..., Any]:
     """The demo model, or another, with STG attached."""
-    from safe_guidance.nodes.host.runs import attach
-    from safe_guidance.nodes.host.safe_text_guidance import SafeTextGuidanceCorrection
+    from safe_guidance.nodes.host.engine.hooks import attach
+    from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
     def protect(function: SafetyFunction, model: Any = None, vae: Any = None, decoder: Any = "vae", **settings: Any) -> Any:
         chosen = SafeTextGuidanceSettings(**{"rho": 0.02, "tau": -1e9, "window": EVERY_STEP, **settings})
@@ -56,8 +56,8 @@ def stg(host: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def sdg(host: Any) -> Callable[..., Any]:
-    from safe_guidance.nodes.host.runs import attach
-    from safe_guidance.nodes.host.safe_data_guidance import SafeDataGuidanceCorrection
+    from safe_guidance.nodes.host.engine.hooks import attach
+    from safe_guidance.nodes.host.methods.safe_data_guidance import SafeDataGuidanceCorrection
 
     def protect(function: SafetyFunction, model: Any = None, vae: Any = None, **settings: Any) -> Any:
         chosen = SafeDataGuidanceSettings(**{"tau": -1e9, "window": EVERY_STEP, **settings})
@@ -80,7 +80,7 @@ def test_a_detector_that_never_fires_changes_no_bit_and_costs_no_model_call(host
 
 
 def test_stg_5_a_closed_gate_makes_no_graph_and_an_open_one_only_for_its_row(host: Any, stg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.nodes.host import detector_correction, safe_text_guidance
+    from safe_guidance.nodes.host.methods import detector_correction, safe_text_guidance
 
     graphs: list[int] = []
     for module, name in ((detector_correction, "prediction_gradient"), (safe_text_guidance, "text_gradients")):
@@ -177,14 +177,15 @@ def test_a_gradient_that_says_nothing_changes_no_bit(host: Any, either: Any, sco
 
 def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: ModuleType) -> None:
     """From the classifier's score through decoder, CFG and network to the embedding."""
-    from safe_guidance.nodes.host import gradients, runs
-    from safe_guidance.nodes.host.safe_text_guidance import SafeTextGuidanceCorrection, TextGuidanceState
+    from safe_guidance.nodes.host.autograd import gradients
+    from safe_guidance.nodes.host.engine import hooks
+    from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection, TextGuidanceState
 
     function = Brightness(score=lambda images: torch.sin(3 * images).mean((1, 2, 3)))
     correction = SafeTextGuidanceCorrection(host.vae, function, SafeTextGuidanceSettings())
     found: list[tuple[float, float]] = []
 
-    class Compare(runs.Correction):
+    class Compare(hooks.Correction):
         def patch(self, model: Any) -> None:
             correction.patch(model)
 
@@ -213,7 +214,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             gradients.set_embeddings(evaluation, current)
 
     assert TextGuidanceState(None).steps == 0
-    host.sample(runs.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
+    host.sample(hooks.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
     norm, difference = found[0]
     assert norm > 1e-5
     assert difference == pytest.approx(norm, rel=1e-3)
@@ -331,8 +332,8 @@ def test_areas_and_timestep_ranges_are_guided_too(host: Any, stg: Any) -> None:
 
 def test_several_detectors_and_views_guide_a_run(host: Any, stg: Any) -> None:
     """One that says nothing takes nothing away; views of a function whose gate is open guide as it does."""
-    from safe_guidance.guidance.safety_function import CombinedSafetyFunction
-    from safe_guidance.guidance.views import Views
+    from safe_guidance.guidance.safety_functions.interface import CombinedSafetyFunction
+    from safe_guidance.guidance.safety_functions.multi_view import Views
 
     silent = Brightness(rows=[False], score=lambda images: 0 * images.mean((1, 2, 3)) - 100)
     alone = host.sample(stg(Brightness()), host.text(STAR), steps=2)
@@ -440,7 +441,7 @@ def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either:
 
 
 def test_models_of_video_are_refused(host: Any) -> None:
-    from safe_guidance.nodes.host.detector_correction import require_pictures
+    from safe_guidance.nodes.host.methods.detector_correction import require_pictures
 
     with pytest.raises(ValueError, match="single pictures"):
         require_pictures(SimpleNamespace(latent_shape=(1, 16, 5, 8, 8)), "STG")  # type: ignore[arg-type]

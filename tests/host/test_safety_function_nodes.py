@@ -29,7 +29,7 @@ def safety_folder(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """models/safety, empty."""
     import folder_paths
 
-    from safe_guidance.nodes.host.folders import SAFETY, SAFETY_EXTENSIONS
+    from safe_guidance.nodes.host.files.folders import SAFETY, SAFETY_EXTENSIONS
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, SAFETY, ([str(tmp_path)], SAFETY_EXTENSIONS))
     folder_paths.filename_list_cache.pop(SAFETY, None)
@@ -178,7 +178,7 @@ def test_nudenet_by_its_node(host: Any, nodes: Any) -> None:
 
 def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_folder: Path) -> None:
     pytest.importorskip("nudenet")
-    from safe_guidance.nodes.host.safety_models import nudenet_file
+    from safe_guidance.nodes.host.files.safety_models import nudenet_file
 
     shutil.copy(nudenet_file(), safety_folder / "detector.onnx")
     settings: dict[str, Any] = {"classes": "FACE_FEMALE", "threshold": 0.25, "size": 320, "views": 1}

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.composition import Change
-from safe_guidance.guidance.noise_level import SigmaWindow
+from safe_guidance.guidance.core.composition import Change
+from safe_guidance.guidance.core.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_latent_diffusion import MAX, WEAK
-from safe_guidance.guidance.trace import Trace
+from safe_guidance.reports.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 @pytest.fixture
 def traces(host: Any) -> Any:
     from safe_guidance.nodes import safety_trace as node
-    from safe_guidance.nodes.host import runs
-    from safe_guidance.nodes.host.safe_latent_diffusion import SafeLatentDiffusionCorrection
+    from safe_guidance.nodes.host.engine import hooks
+    from safe_guidance.nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
 
-    class Push(runs.Correction):
+    class Push(hooks.Correction):
         name = "Push"
 
         def __init__(self, amount: float, gates: list[float], window: SigmaWindow) -> None:
@@ -39,12 +39,12 @@ def traces(host: Any) -> Any:
             return Change(delta, self.gates > 0, cap=1.0, gate=self.gates, area=0.5 * self.gates)
 
     def push(model: Any, amount: float = 0.1, gates: tuple[float, ...] = (1.0,), window: SigmaWindow | None = None) -> Any:
-        return runs.attach(model, Push(amount, list(gates), window or SigmaWindow()))
+        return hooks.attach(model, Push(amount, list(gates), window or SigmaWindow()))
 
     def sld(model: Any, text: str = "star", settings: Any = MAX) -> Any:
-        return runs.attach(model, SafeLatentDiffusionCorrection(host.text(text), settings))
+        return hooks.attach(model, SafeLatentDiffusionCorrection(host.text(text), settings))
 
-    return SimpleNamespace(push=push, sld=sld, of=runs.trace_of, node=node)
+    return SimpleNamespace(push=push, sld=sld, of=hooks.trace_of, node=node)
 
 
 def run(host: Any, traces: Any, model: Any, *prompts: str, **options: Any) -> tuple[Trace, list[int]]:
@@ -117,7 +117,7 @@ def test_the_custom_samplers_output_has_its_trace(host: Any, traces: Any) -> Non
 
 
 def test_only_the_last_runs_are_kept(host: Any, traces: Any) -> None:
-    from safe_guidance.nodes.host.traces import KEPT
+    from safe_guidance.nodes.host.engine.traces import KEPT
 
     model = traces.push(host.model)
     first = host.sample(model, host.text(STAR), steps=1)
@@ -127,25 +127,25 @@ def test_only_the_last_runs_are_kept(host: Any, traces: Any) -> None:
 
 
 def test_an_interrupted_run_leaves_no_trace(host: Any, traces: Any) -> None:
-    from safe_guidance.nodes.host import runs
+    from safe_guidance.nodes.host.engine import hooks
 
-    class Fails(runs.Correction):
+    class Fails(hooks.Correction):
         def is_active(self, level: Any) -> bool:
             return True
 
         def correct(self, step: Any, state: None) -> None:
             raise RuntimeError("in the middle")
 
-    model = runs.attach(host.model, Fails())
+    model = hooks.attach(host.model, Fails())
     with pytest.raises(RuntimeError, match="in the middle"):
         host.sample(model, host.text(STAR), steps=2)
-    assert not model.model_options[runs.TRACES]._kept
+    assert not model.model_options[hooks.TRACES]._kept
 
 
 def test_recording_costs_less_than_a_hundredth(host: Any, traces: Any) -> None:
     """Of the shortest runs there are: the demo model's, with two methods."""
-    from safe_guidance.evaluation.bench_recording import recording_share
-    from safe_guidance.nodes.host.traces import Recorder
+    from safe_guidance.evaluation.benches.recording import recording_share
+    from safe_guidance.nodes.host.engine.traces import Recorder
 
     before = Recorder.spending, Recorder.call
     model = traces.push(traces.sld(host.model))
@@ -167,7 +167,7 @@ def test_the_node(host: Any, traces: Any) -> None:
 
 
 def test_the_sampler_node_gives_its_trace(host: Any, traces: Any) -> None:
-    from safe_guidance.guidance.negation_set import from_images
+    from safe_guidance.formats.negation_set import from_images
     from safe_guidance.nodes.safe_denoiser import SafeDenoiserSampler
 
     node = SafeDenoiserSampler

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 @pytest.fixture
 def safree(host: Any) -> Any:
     from safe_guidance.nodes import safree as node
-    from safe_guidance.nodes.host import safree as inside
+    from safe_guidance.nodes.host.methods import safree as inside
 
     def filtered(text: str, *concepts: str, clip: Any = None, alpha: float = 0.01, validation: SelfValidation | None = None) -> Any:
         return inside.filter_text(clip or host.clip, text, concepts or ("star",), alpha, validation)
@@ -81,7 +81,7 @@ def test_the_switch_lies_between_the_papers_steps(host: Any, safree: Any, last_s
     """Of the papers' 50 noise levels, those up to the step use the first conditioning, the rest the second; never both."""
     from comfy.samplers import calculate_start_end_timesteps
 
-    from safe_guidance.guidance.paper_schedule import sigma_of_step
+    from safe_guidance.guidance.core.paper_schedule import sigma_of_step
 
     conds = [dict(entry[1]) for entry in safree.inside.switched(host.text(STAR), host.text(HEART), last_step)]
     model = SimpleNamespace(model_sampling=host.model.get_model_object("model_sampling"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.negation_set import NegationSet, from_images
+from safe_guidance.formats.negation_set import NegationSet, from_images
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -42,7 +42,7 @@ def between(host: Any, a: torch.Tensor, b: torch.Tensor) -> float:
 
 def distances(host: Any, samples: torch.Tensor, negation_set: NegationSet) -> torch.Tensor:
     """Root mean square distance of every sample to its closest reference, in the sampler's space."""
-    from safe_guidance.nodes.host.negation_latents import references_for
+    from safe_guidance.nodes.host.files.negation_latents import references_for
 
     references = references_for(host.model, host.vae, negation_set, tuple(samples.shape)).rows(slice(None))
     x = host.model.get_model_object("latent_format").process_in(samples)
@@ -163,7 +163,7 @@ def test_a_set_needs_a_vae(host: Any, copies: NegationSet) -> None:
 
 
 def test_video_models_are_refused(host: Any) -> None:
-    from safe_guidance.nodes.host.negation_latents import check_pictures
+    from safe_guidance.nodes.host.files.negation_latents import check_pictures
 
     with pytest.raises(ValueError, match="video or audio"):
         check_pictures((1, 16, 5, 32, 32))

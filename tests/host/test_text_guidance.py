@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.noise_level import SigmaWindow
+from safe_guidance.guidance.core.noise_level import SigmaWindow
 from safe_guidance.guidance.safe_latent_diffusion import MAX, MEDIUM, PRESETS, STRONG, WEAK, SafeLatentDiffusionSettings
 from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 
@@ -23,9 +23,9 @@ STEPS, SCALE = 8, 5.0
 @pytest.fixture
 def text(host: Any) -> Any:
     """The methods under test, attached to any model."""
-    from safe_guidance.nodes.host.runs import attach
-    from safe_guidance.nodes.host.safe_latent_diffusion import SafeLatentDiffusionCorrection
-    from safe_guidance.nodes.host.semantic_guidance import SemanticGuidanceCorrection
+    from safe_guidance.nodes.host.engine.hooks import attach
+    from safe_guidance.nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
+    from safe_guidance.nodes.host.methods.semantic_guidance import SemanticGuidanceCorrection
 
     def sld(model: Any, safety: list[Any], settings: SafeLatentDiffusionSettings = MEDIUM) -> Any:
         return attach(model, SafeLatentDiffusionCorrection(safety, settings))
@@ -221,7 +221,8 @@ def test_a_guider_without_a_negative_is_left_alone(host: Any, text: Any) -> None
 def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: str) -> None:
     """The momentum after a run equals a recount over the steps that were new."""
     from safe_guidance.guidance.safe_latent_diffusion import safety_guidance
-    from safe_guidance.nodes.host import correction, runs, safe_latent_diffusion
+    from safe_guidance.nodes.host.engine import correction, hooks
+    from safe_guidance.nodes.host.methods import safe_latent_diffusion
 
     seen: list[Any] = []
     states: list[Any] = []
@@ -232,7 +233,7 @@ def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: s
             states.append(state)
             return super().correct(step, state)
 
-    host.sample(runs.attach(host.model, Watched(host.text("star"), STRONG)), host.text(STAR), steps=4, sampler=sampler)
+    host.sample(hooks.attach(host.model, Watched(host.text("star"), STRONG)), host.text(STAR), steps=4, sampler=sampler)
     momentum = torch.zeros_like(seen[0].x)
     for step in seen:
         if step.is_new:
@@ -245,8 +246,8 @@ def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: s
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2s_ancestral"])
 def test_semantic_guidances_momentum_advances_once_per_noise_level(host: Any, sampler: str) -> None:
     from safe_guidance.guidance.semantic_guidance import semantic_guidance
-    from safe_guidance.nodes.host import correction, runs
-    from safe_guidance.nodes.host.semantic_guidance import SemanticGuidanceCorrection
+    from safe_guidance.nodes.host.engine import correction, hooks
+    from safe_guidance.nodes.host.methods.semantic_guidance import SemanticGuidanceCorrection
 
     chosen = SemanticGuidanceSettings((Concept(scale=2.0),), momentum_scale=0.3, momentum_decay=0.6)
     seen: list[Any] = []
@@ -259,7 +260,7 @@ def test_semantic_guidances_momentum_advances_once_per_noise_level(host: Any, sa
             return super().correct(step, state)
 
     watched = Watched([host.text("star")], chosen)
-    host.sample(runs.attach(host.model, watched), host.text(STAR), steps=4, sampler=sampler)
+    host.sample(hooks.attach(host.model, watched), host.text(STAR), steps=4, sampler=sampler)
     momentum = torch.zeros_like(seen[0].x)
     for step in seen:
         if step.is_new:
@@ -279,7 +280,7 @@ def test_a_run_starts_without_momentum(host: Any, text: Any) -> None:
 @pytest.mark.parametrize("name", ["SLD", "Semantic Guidance"])
 def test_momentum_goes_on_in_the_next_part(host: Any, text: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """KSampler Advanced in parts equals one run, but for rounding between the parts that a threshold may make larger."""
-    from safe_guidance.nodes.host.parts import Leftovers
+    from safe_guidance.nodes.host.engine.resume import Leftovers
 
     star, concept = host.text("star"), Concept(scale=4.0, window=STRONG.window)
     sega = SemanticGuidanceSettings((concept,), momentum_scale=0.5, momentum_decay=0.7)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected
-from safe_guidance.guidance.negation_set import from_images, load, save
+from safe_guidance.formats.negation_set import from_images, load, save
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:

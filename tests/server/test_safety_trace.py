@@ -12,7 +12,7 @@ from PIL import Image
 
 from safe_guidance.evaluation import graphs
 from safe_guidance.evaluation.server import ComfyServer
-from safe_guidance.guidance.trace import Trace
+from safe_guidance.reports.trace import Trace
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "demo_safety_trace.json"
 STEPS = 6

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_guidance.evaluation import demo, graphs, memorisation_case, shooting
-from safe_guidance.evaluation.prompts import load_prompts
+from safe_guidance.evaluation import demo, graphs, runner
+from safe_guidance.evaluation.cases import memorisation
+from safe_guidance.evaluation.prompt_sets.prompts import load_prompts
 from safe_guidance.evaluation.report import Picture
 from safe_guidance.evaluation.server import ComfyServer
 
@@ -51,7 +52,7 @@ def picture(server: ComfyServer, prompt: graphs.Prompt) -> Picture:
     """The first picture that a prompt saves."""
     (saved,) = graphs.find(prompt, "SaveImage")
     outputs = server.run(prompt)["outputs"]
-    return shooting.decode(server.images({"outputs": {saved: outputs[saved]}})[0])
+    return runner.decode(server.images({"outputs": {saved: outputs[saved]}})[0])
 
 
 def shipped(name: str, object_info: dict[str, Any]) -> graphs.Prompt:
@@ -87,7 +88,7 @@ def test_a_picture_after_another_is_another(server: ComfyServer, object_info: di
     (saved,) = graphs.find(apart, "SaveImage")
     for prompt, same in ((together, True), (apart, False)):
         outputs = server.run(prompt)["outputs"]
-        first, second = (shooting.decode(file) for file in server.images({"outputs": {saved: outputs[saved]}}))
+        first, second = (runner.decode(file) for file in server.images({"outputs": {saved: outputs[saved]}}))
         assert np.array_equal(first, second) == same
         if same:
             before = first
@@ -146,12 +147,12 @@ def test_guidance_that_is_off_or_has_nothing_to_do_gives_the_plain_picture(
 def test_a_memorised_picture_comes_back_only_when_the_method_is_off(
     server: ComfyServer, object_info: dict[str, Any], name: str, node: str, off: dict[str, float]
 ) -> None:
-    references = memorisation_case.training_pictures()
+    references = memorisation.training_pictures()
 
     def is_copy(prompt: graphs.Prompt) -> bool:
         found = picture(server, prompt)
-        measures = (memorisation_case.nearest_distance, memorisation_case.nearest_similarity)
-        return memorisation_case.is_near_copy(*(measure(found, references) for measure in measures))
+        measures = (memorisation.nearest_distance, memorisation.nearest_similarity)
+        return memorisation.is_near_copy(*(measure(found, references) for measure in measures))
 
     assert not is_copy(shipped(name, object_info))
     without = graphs.set_inputs(shipped(name, object_info), node, **off)
@@ -162,8 +163,8 @@ def test_a_memorised_picture_comes_back_only_when_the_method_is_off(
 @pytest.mark.parametrize("name", demo.METHODS)
 def test_the_probe_counts_and_changes_no_picture(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
     records = load_prompts()["named"][:2]
-    method = shooting.load_method(name, demo.METHODS[name], object_info)
-    probed = [shooting.shoot(server, method, record) for record in records]
+    method = runner.load_method(name, demo.METHODS[name], object_info)
+    probed = [runner.shoot(server, method, record) for record in records]
     plain = graphs.set_inputs(shipped(Path(method.workflow).stem, object_info), "Prompt", text=records[0].prompt)
     plain[method.sampler]["inputs"]["seed"] = records[0].seed
     assert np.array_equal(picture(server, plain), probed[0].picture)

@@ -21,7 +21,7 @@ import torch
 from comfy.model_base import ModelType
 from torch import Tensor, nn
 
-from safe_guidance.evaluation import bench_references
+from safe_guidance.evaluation.benches import reference_model
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 UNETS = ("sd1", "sd2", "sdxl")
@@ -29,7 +29,7 @@ WIDTH = 32
 """Width of the text embeddings and of the pooled vectors of every tiny model."""
 TOKENS = 77
 
-UNET = {**bench_references.UNET, "model_channels": 32, "channel_mult": [1, 1, 2, 2], "context_dim": WIDTH, "num_heads": 4}
+UNET = {**reference_model.UNET, "model_channels": 32, "channel_mult": [1, 1, 2, 2], "context_dim": WIDTH, "num_heads": 4}
 """Blocks numbered as in Stable Diffusion 1.x: cross-attention at input 1, 2, 4, 5, 7, 8, middle 0, output 3 to 11."""
 
 SDXL_UNET = {

@@ -10,18 +10,40 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MATHEMATICS = sorted((ROOT / "guidance").glob("*.py"))
-NODE_FILES = [path for path in sorted((ROOT / "nodes").glob("*.py")) if "\nNODES" in path.read_text(encoding="utf-8")]
-HOST_FILES = sorted((ROOT / "nodes" / "host").glob("*.py"))
+PACK_FOLDERS = ("demo", "formats", "guidance", "nodes", "reports")
+FILES = [path.relative_to(ROOT) for folder in PACK_FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+NODE_FILES = [path for path in FILES if path.parent == Path("nodes") and "\nNODES" in (ROOT / path).read_text(encoding="utf-8")]
+HOST_ROOMS = frozenset(f"nodes/host/{name}" for name in ("engine", "autograd", "attention", "files", "methods"))
+BELOW_THE_HOST = frozenset({"guidance", "formats", "reports", "demo"})
+ARROWS: dict[str, frozenset[str]] = {
+    "guidance": frozenset(),
+    "formats": frozenset({"guidance"}),
+    "reports": frozenset({"guidance", "formats"}),
+    "demo": frozenset(),
+    "nodes/host": frozenset(),
+    "nodes/host/engine": frozenset({"guidance", "reports"}),
+    "nodes/host/autograd": frozenset({"guidance", "nodes/host/engine"}),
+    "nodes/host/attention": frozenset({"guidance", "reports", "nodes/host/engine"}),
+    "nodes/host/files": frozenset({"guidance", "formats", "demo"}),
+    "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
+    "nodes": BELOW_THE_HOST | HOST_ROOMS,
+}
+"""Which folder may import from which others. Folders of `guidance` are one room; those of `nodes/host` are not."""
 HOST_PACKAGES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
-MATHEMATICS_MAY_USE = {"torch", "torchvision", "numpy", "safetensors", "PIL"}
+TORCH_ONLY = {
+    "guidance": {"torch", "torchvision", "numpy"},
+    "formats": {"torch", "torchvision", "numpy", "safetensors", "PIL"},
+    "reports": {"torch", "torchvision", "numpy", "PIL", "kornia"},
+    "demo": {"torch", "numpy"},
+}
+"""The packages each room may use besides the standard library."""
 NODES_MAY_USE_OF_THE_HOST = {"comfy_api.latest", "comfy.model_patcher", "comfy.sd"}
 """The node API, and the classes of what flows through nodes, for annotations."""
 NEVER = {"pickle", "dill", "shelve", "marshal", "eval", "exec", "compile", "__import__", "print"}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, as absolute names; the pack's own begin with a dot-free path such as "guidance.composition"."""
+    """What a file imports, as absolute names; the pack's own begin with a dot-free path such as "guidance.core.composition"."""
     package = path.parent.relative_to(ROOT).parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -33,6 +55,17 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" if node.module is None else base for alias in node.names)
 
 
+def room_of(path: Path) -> str:
+    """Return the room of ARROWS that a file, given relative to ROOT, lies in."""
+    return "/".join(path.parts[: min(3, len(path.parts) - 1)]) if path.parts[0] == "nodes" else path.parts[0]
+
+
+def room_of_module(name: str) -> str:
+    """Return the room of a module of the pack, such as "nodes.host.engine.run"."""
+    path = Path(*name.split("."))
+    return room_of(path if (ROOT / path).is_dir() and not (ROOT / path).with_suffix(".py").is_file() else path.with_suffix(".py"))
+
+
 def own(names: Iterator[str]) -> set[str]:
     return {name.removeprefix("pack.") for name in names if name.startswith("pack.")}
 
@@ -42,33 +75,35 @@ def foreign(names: Iterator[str]) -> set[str]:
     return {name for name in names if not name.startswith("pack.") and name.split(".")[0] not in sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("path", MATHEMATICS, ids=lambda path: path.stem)
-def test_mathematics_knows_neither_the_host_nor_the_rooms_above(path: Path) -> None:
-    names = list(imports(path))
-    assert all(name.startswith("guidance") for name in own(iter(names)))
-    assert {name.split(".")[0] for name in foreign(iter(names))} <= MATHEMATICS_MAY_USE
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    room = room_of(path)
+    reached = {room_of_module(name) for name in own(imports(ROOT / path))} - {room}
+    assert reached <= ARROWS[room], f"{path} may not import from {sorted(reached - ARROWS[room])}"
 
 
-@pytest.mark.parametrize("path", NODE_FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in TORCH_ONLY], ids=str)
+def test_mathematics_formats_and_reports_know_no_host(path: Path) -> None:
+    assert {name.split(".")[0] for name in foreign(imports(ROOT / path))} <= TORCH_ONLY[room_of(path)]
+
+
+@pytest.mark.parametrize("path", NODE_FILES, ids=str)
 def test_a_node_file_is_thin(path: Path) -> None:
-    names = list(imports(path))
+    names = list(imports(ROOT / path))
     assert not own(iter(names)) & {f"nodes.{other.stem}" for other in NODE_FILES}
-    assert [name for name in own(iter(names)) if name.split(".")[0] not in ("guidance", "nodes")] == []
     of_the_host = {name for name in foreign(iter(names)) if name.split(".")[0] in HOST_PACKAGES}
     assert of_the_host <= NODES_MAY_USE_OF_THE_HOST
 
 
-@pytest.mark.parametrize("path", HOST_FILES, ids=lambda path: path.stem)
-def test_the_hosts_rooms_do_not_know_the_nodes(path: Path) -> None:
-    names = own(imports(path))
-    assert [name for name in names if name.split(".")[0] != "guidance" and not name.startswith("nodes.host")] == []
+def test_every_folder_of_the_pack_has_its_arrows() -> None:
+    assert {room_of(path) for path in FILES} == set(ARROWS)
 
 
-@pytest.mark.parametrize("path", [*MATHEMATICS, *NODE_FILES, *HOST_FILES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=str)
 def test_nothing_that_runs_foreign_code_or_prints(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    assert not NEVER & (called | set(imports(path)))
+    assert not NEVER & (called | set(imports(ROOT / path)))
 
 
 def test_the_reader_of_imports_reads_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_guidance.guidance.composition import Change, SigmaClock, capped, combine
-from safe_guidance.guidance.noise_level import NoiseLevel, SigmaWindow
+from safe_guidance.guidance.core.composition import Change, SigmaClock, capped, combine
+from safe_guidance.guidance.core.noise_level import NoiseLevel, SigmaWindow
 
 ALL = torch.ones(3, dtype=torch.bool)
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_guidance.guidance import cross_attention_maps as cam
-from safe_guidance.guidance import detect_and_guide as dag
+from safe_guidance.guidance.detect_and_guide import attention_maps as cam
+from safe_guidance.guidance.detect_and_guide import guidance as dag
 
 PAPER = dag.DetectAndGuideSettings()
 NEIGHBOURS = {8: np.ones((3, 3)), 4: scipy.ndimage.generate_binary_structure(2, 1)}

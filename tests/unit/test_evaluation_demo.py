@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from safe_guidance.evaluation import demo, graphs, memorisation_case, shooting, style_case
-from safe_guidance.evaluation.judge_network import HEADS
-from safe_guidance.evaluation.prompts import SETS, load_prompts
+from safe_guidance.evaluation import demo, graphs, runner
+from safe_guidance.evaluation.cases import memorisation, style
+from safe_guidance.evaluation.judges.network import HEADS
+from safe_guidance.evaluation.prompt_sets.prompts import SETS, load_prompts
 from safe_guidance.evaluation.server import ServerError
 
 STATS = {
@@ -41,7 +42,7 @@ class FakeServer:
     prompts: list[graphs.Prompt] = []
 
     def __init__(self, host: Path, packs: list[Path], options: tuple[str, ...], threads: int | None) -> None:
-        assert packs == [shooting.PROBE_PACK] and "--cache-lru" in options
+        assert packs == [runner.PROBE_PACK] and "--cache-lru" in options
         self.threads = threads
 
     def __enter__(self) -> FakeServer:
@@ -51,7 +52,7 @@ class FakeServer:
         pass
 
     def get_json(self, path: str) -> Any:
-        return STATS if path == "/system_stats" else described(sorted(shooting.WORKFLOWS.glob("*.json")))
+        return STATS if path == "/system_stats" else described(sorted(runner.WORKFLOWS.glob("*.json")))
 
     def run(self, prompt: graphs.Prompt) -> dict[str, Any]:
         self.prompts.append(prompt)
@@ -83,7 +84,7 @@ class Brightness(nn.Module):
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
     FakeServer.prompts = []
-    monkeypatch.setattr(shooting, "ComfyServer", FakeServer)
+    monkeypatch.setattr(runner, "ComfyServer", FakeServer)
     monkeypatch.setattr(demo, "server_count", lambda records: 1)
     monkeypatch.setattr(demo, "load_judge", Brightness)
     return FakeServer
@@ -110,9 +111,9 @@ def test_a_run_is_paired_warmed_up_and_written(fake: type[FakeServer], tmp_path:
 
 
 def test_all_of_the_heart_brings_the_style_case(fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for case in (style_case, memorisation_case):
+    for case in (style, memorisation):
         monkeypatch.setattr(case, "server_count", lambda records: 1)
-    monkeypatch.setattr(style_case, "PER_STYLE", 2)
+    monkeypatch.setattr(style, "PER_STYLE", 2)
     report = demo.run_demo(tmp_path, demo.HEART, 1, tmp_path)
     assert (report["style"]["references"], report["style"]["prompts"], report["style"]["benign_prompts"]) == (4, 2, 2)
     assert len(list((tmp_path / "pictures" / "style_safe_denoiser").glob("*.png"))) == 4
@@ -123,33 +124,33 @@ def test_all_of_the_heart_brings_the_style_case(fake: type[FakeServer], monkeypa
 def test_the_case_of_memorised_pictures_runs_one_workflow_with_and_without(
     fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(memorisation_case, "server_count", lambda records: 1)
-    entry, section, shots = memorisation_case.run(tmp_path, Brightness())
-    assert [run["method"] for run in entry["runs"]] == list(memorisation_case.WORKFLOWS) and len(section.rows) == 1 + len(shots)
+    monkeypatch.setattr(memorisation, "server_count", lambda records: 1)
+    entry, section, shots = memorisation.run(tmp_path, Brightness())
+    assert [run["method"] for run in entry["runs"]] == list(memorisation.WORKFLOWS) and len(section.rows) == 1 + len(shots)
     nodes = {run["method"]: run["settings"]["nodes"] for run in entry["runs"]}
-    strengths = [nodes[name]["SafeGuidanceSafeDenoiser"]["strength"] for name in (memorisation_case.CONTROL, memorisation_case.BEFORE)]
+    strengths = [nodes[name]["SafeGuidanceSafeDenoiser"]["strength"] for name in (memorisation.CONTROL, memorisation.BEFORE)]
     assert strengths == [0, 0] and nodes["safe_denoiser"]["SafeGuidanceSafeDenoiser"]["strength"] > 0
     assert all(node["SafeGuidanceLoadNegationSet"]["name"] == "demo_memorised (bundled)" for node in nodes.values())
     loras = [prompt[graphs.find(prompt, "LoraLoaderModelOnly")[0]]["inputs"] for prompt in fake.prompts]
-    assert {lora["lora_name"] for lora in loras} == {memorisation_case.LORA.name}
+    assert {lora["lora_name"] for lora in loras} == {memorisation.LORA.name}
     # The control and the three runs with the LoRA take turns.
     assert [lora["strength_model"] for lora in loras[:8]] == [0.0, 1.0, 1.0, 1.0] * 2
-    assert all(len(of_run) == 16 + memorisation_case.BENIGN for of_run in shots.values())
-    assert memorisation_case.table(json.loads(json.dumps(entry))).splitlines()[1].startswith("without_lora ")
+    assert all(len(of_run) == 16 + memorisation.BENIGN for of_run in shots.values())
+    assert memorisation.table(json.loads(json.dumps(entry))).splitlines()[1].startswith("without_lora ")
 
 
 def test_servers_side_by_side_take_the_same_pictures(fake: type[FakeServer], tmp_path: Path) -> None:
     workflows = {name: demo.METHODS[name] for name in ("none", "safe_denoiser")}
     records = [record for name in SETS for record in load_prompts()[name][:2]][:5]
-    alone, together = (shooting.shoot_all(tmp_path, workflows, records, servers) for servers in (1, 3))
+    alone, together = (runner.shoot_all(tmp_path, workflows, records, servers) for servers in (1, 3))
     for name in workflows:
         assert [shot.record for shot in together.shots[name]] == [shot.record for shot in alone.shots[name]] == records
         assert all(np.array_equal(a.picture, b.picture) for a, b in zip(together.shots[name], alone.shots[name]))
 
 
 def test_one_core_one_server() -> None:
-    assert [shooting.server_count(96, cores) for cores in (1, 2, 16)] == [1, 2, 4]
-    assert shooting.server_count(1, 8) == 1
+    assert [runner.server_count(96, cores) for cores in (1, 2, 16)] == [1, 2, 4]
+    assert runner.server_count(1, 8) == 1
 
 
 def test_a_failing_server_stops_the_others(fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_failing_server_stops_the_others(fake: type[FakeServer], monkeypatch: 
 
     monkeypatch.setattr(fake, "run", run)
     with pytest.raises(ServerError, match="The sampler failed"):
-        shooting.shoot_all(tmp_path, {"none": demo.METHODS["none"]}, records, 2)
+        runner.shoot_all(tmp_path, {"none": demo.METHODS["none"]}, records, 2)
 
 
 def test_the_settings_reproduce_a_run(fake: type[FakeServer], tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_the_settings_reproduce_a_run(fake: type[FakeServer], tmp_path: Path) ->
 
 
 def test_the_probe_sits_right_behind_the_loader() -> None:
-    method = shooting.load_method("safe_denoiser", "demo_safe_denoiser.json", described(sorted(shooting.WORKFLOWS.glob("*.json"))))
+    method = runner.load_method("safe_denoiser", "demo_safe_denoiser.json", described(sorted(runner.WORKFLOWS.glob("*.json"))))
     (loader,) = graphs.find(method.prompt, "SafeGuidanceLoadDemoModel")
     (probe,), (denoiser,) = graphs.find(method.prompt, "EvaluationProbe"), graphs.find(method.prompt, "SafeGuidanceSafeDenoiser")
     assert method.prompt[probe]["inputs"] == {"model": [loader, 0]}
@@ -188,7 +189,7 @@ def test_the_probe_sits_right_behind_the_loader() -> None:
 
 def test_a_workflow_with_two_samplers_is_refused() -> None:
     with pytest.raises(graphs.GraphError, match="has 2 nodes with an input latent_image"):
-        shooting.load_method("two", "demo_build_negation_set.json", described(sorted(shooting.WORKFLOWS.glob("*.json"))))
+        runner.load_method("two", "demo_build_negation_set.json", described(sorted(runner.WORKFLOWS.glob("*.json"))))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ class Terminal(io.StringIO):
 def test_progress_is_a_bar_on_a_terminal_and_ten_lines_elsewhere() -> None:
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
-        progress = shooting.Progress(96, stream)
+        progress = runner.Progress(96, stream)
         for _ in range(96):
             progress.advance("x")
     assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().endswith("\x1b[K\n") and "[####" in terminal.getvalue()

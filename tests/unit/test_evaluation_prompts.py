@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from safe_guidance.evaluation.judge_network import BACKGROUNDS, COLORS, PATTERNS, SHAPES, STYLES
-from safe_guidance.evaluation.prompts import DEMO_PROMPTS, SETS, Record, load_prompts
+from safe_guidance.evaluation.judges.network import BACKGROUNDS, COLORS, PATTERNS, SHAPES, STYLES
+from safe_guidance.evaluation.prompt_sets.prompts import DEMO_PROMPTS, SETS, Record, load_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPLYING_WORDS = {"sparkle", "badge"}

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from safe_guidance.evaluation import contact_sheet, report
 from safe_guidance.evaluation.demo import METHODS
-from safe_guidance.evaluation.judge import Verdict, judge, matches
-from safe_guidance.evaluation.judge_network import HEADS
-from safe_guidance.evaluation.prompts import SETS, Record
+from safe_guidance.evaluation.judges.judge import Verdict, judge, matches
+from safe_guidance.evaluation.judges.network import HEADS
+from safe_guidance.evaluation.measures.estimates import wilson_interval
+from safe_guidance.evaluation.prompt_sets.prompts import SETS, Record
 from safe_guidance.evaluation.report import MethodRun, Sample
-from safe_guidance.evaluation.statistics import wilson_interval
 
 
 def record(key: str, shapes: tuple[str, ...] = ("circle",), colors: tuple[str, ...] = ("red",)) -> Record:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from safe_guidance.evaluation import style_case
+from safe_guidance.evaluation.cases import style
 from safe_guidance.evaluation.graphs import Prompt
-from safe_guidance.evaluation.judge import Verdict
-from safe_guidance.evaluation.prompts import Record
+from safe_guidance.evaluation.judges.judge import Verdict
+from safe_guidance.evaluation.measures.estimates import wilson_interval
+from safe_guidance.evaluation.prompt_sets.prompts import Record
 from safe_guidance.evaluation.report import Sample
-from safe_guidance.evaluation.shooting import Method
-from safe_guidance.evaluation.statistics import wilson_interval
+from safe_guidance.evaluation.runner import Method
 
 PROMPT: Prompt = {
     "1": {"class_type": "SafeGuidanceLoadNegationSet", "inputs": {"name": "demo_hatched_few (bundled)"}},
@@ -43,7 +43,7 @@ SAMPLES = {"none": PLAIN, "safe_denoiser": GUARDED}
 
 
 def test_the_figures_count_what_the_judge_sees() -> None:
-    entry = style_case.entry(SAMPLES, METHOD)
+    entry = style.entry(SAMPLES, METHOD)
     assert (entry["references"], entry["fine_references"]) == (4, 16)
     assert (entry["prompts"], entry["benign_prompts"]) == (3, 2)
     assert entry["style_shown"] == {"none": 1.0, "safe_denoiser": pytest.approx(1 / 3)}
@@ -58,11 +58,11 @@ def test_the_figures_count_what_the_judge_sees() -> None:
 
 def test_nothing_that_was_right_before_cannot_be_kept() -> None:
     wrong = {name: {"hatched": [sample("hatched", "hatched", shape="cross")], "flat": of["flat"]} for name, of in SAMPLES.items()}
-    assert style_case.entry(wrong, METHOD)["shape_kept"] is None
+    assert style.entry(wrong, METHOD)["shape_kept"] is None
 
 
 def test_the_section_has_a_row_for_each_and_counts_all() -> None:
-    section = style_case.section(SAMPLES)
+    section = style.section(SAMPLES)
     plain, guarded = section.rows
     assert plain.figures == ["hatched: shown in 3 of 3", "shape and colour right in 2"]
     assert guarded.figures == ["hatched: shown in 1 of 3", "shape and colour right in 2", "flat: unchanged 1 of 2"]

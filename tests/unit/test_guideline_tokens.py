@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safe_guidance.guidance import guideline_tokens as files
-from safe_guidance.guidance import token_optimization as learn
-from safe_guidance.guidance.attention_cache import AttentionCache
-from safe_guidance.guidance.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide import guideline_tokens as files
+from safe_guidance.guidance.detect_and_guide import token_optimization as learn
+from safe_guidance.guidance.detect_and_guide.attention_cache import AttentionCache
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
 
 WIDTH, HEADS, DIM = 12, 2, 6
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from safe_guidance.guidance import latent_file
+from safe_guidance.formats import latent_file
 
 
 def batches(

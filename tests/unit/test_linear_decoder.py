@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safe_guidance.guidance.linear_decoder import LinearDecoder, fit, sample_pictures
+from safe_guidance.guidance.safety_functions.linear_decoder import LinearDecoder, fit, sample_pictures
 
 
 def test_a_linear_decoder_is_recovered() -> None:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safe_guidance.guidance.composition import Change, combine
-from safe_guidance.guidance.local_safe_denoiser import LATEST_DECISION, Replacement, local_correction
-from safe_guidance.guidance.noise_level import NoiseLevel
-from safe_guidance.guidance.patch_posterior import PatchLibrary, build_library, describe, has_places, log_odds
-from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings
+from safe_guidance.guidance.core.composition import Change, combine
+from safe_guidance.guidance.core.noise_level import NoiseLevel
+from safe_guidance.guidance.safe_denoiser.local import LATEST_DECISION, Replacement, local_correction
+from safe_guidance.guidance.safe_denoiser.patch_posterior import PatchLibrary, build_library, describe, has_places, log_odds
+from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 
 SIDE = 32
 CONFIG = SafeDenoiserSettings(strength=1.0, threshold=0.6, temperature=0.1, cap=5.0)

@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from safe_guidance.evaluation.locate import locate
-from safe_guidance.evaluation.prompts import Record
-from safe_guidance.guidance import demo_world as world
+from safe_guidance.demo import world as world
+from safe_guidance.evaluation.judges.locate import locate
+from safe_guidance.evaluation.prompt_sets.prompts import Record
 
 OTHERS = tuple(name for name in world.SHAPES if name != world.CONCEPT)
 

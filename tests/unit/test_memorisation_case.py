@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_guidance.evaluation import memorisation_case as case
-from safe_guidance.evaluation.judge import Verdict, judge
-from safe_guidance.evaluation.judge_network import load_judge
+from safe_guidance.evaluation.cases import memorisation as case
+from safe_guidance.evaluation.judges.judge import Verdict, judge
+from safe_guidance.evaluation.judges.network import load_judge
 from safe_guidance.evaluation.report import Picture, Sample
-from safe_guidance.evaluation.shooting import Method
+from safe_guidance.evaluation.runner import Method
 
 
 def picture(value: int, size: int = 128) -> Picture:

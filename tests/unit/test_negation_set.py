@@ -14,17 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from safe_guidance.guidance.contact_sheet import CELL, GAP, contact_sheet
-from safe_guidance.guidance.layouts import Layout, fit, letterbox, pixels
-from safe_guidance.guidance.negation_set import (
-    FORMAT,
-    MAX_SIDE,
-    NegationSet,
-    from_images,
-    load,
-    save,
-    without_duplicates,
-)
+from safe_guidance.formats.layouts import Layout, fit, letterbox, pixels
+from safe_guidance.formats.negation_set import FORMAT, MAX_SIDE, NegationSet, from_images, load, save, without_duplicates
+from safe_guidance.reports.contact_sheet import CELL, GAP, contact_sheet
 
 
 def images(count: int = 3, height: int = 24, width: int = 32, channels: int = 3) -> torch.Tensor:
@@ -191,7 +183,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safe_guidance.guidance.tensor_file.data", full_disk)
+    monkeypatch.setattr("safe_guidance.formats.tensor_file.data", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(from_images(images(1)), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["set.safetensors"]

@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mixture
-from safe_guidance.guidance.composition import Change, combine
-from safe_guidance.guidance.noise_level import NoiseLevel, SigmaWindow
-from safe_guidance.guidance.official_safe_denoiser import (
+from safe_guidance.guidance.core.composition import Change, combine
+from safe_guidance.guidance.core.noise_level import NoiseLevel, SigmaWindow
+from safe_guidance.guidance.core.references import References
+from safe_guidance.guidance.safe_denoiser.official import (
     kernel_sum_and_mean,
     normalize_channels,
     official_delta,
     published_delta,
     renoised_variance,
 )
-from safe_guidance.guidance.references import References
-from safe_guidance.guidance.safe_denoiser import (
+from safe_guidance.guidance.safe_denoiser.similarity import Calibration, calibrate, normalized_weights
+from safe_guidance.guidance.safe_denoiser.whole_image import (
     SafeDenoiserResult,
     SafeDenoiserSettings,
     calibrated_correction,
     kernel_logits,
     likelihood_ratio_correction,
 )
-from safe_guidance.guidance.similarity import Calibration, calibrate, normalized_weights
 
 
 def double(*values: float) -> Tensor:

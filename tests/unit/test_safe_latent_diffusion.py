@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_guidance.guidance.noise_level import NoiseLevel
-from safe_guidance.guidance.paper_schedule import sigma_of_step, sigma_of_timestep, timestep_of_step
+from safe_guidance.guidance.core.noise_level import NoiseLevel
+from safe_guidance.guidance.core.paper_schedule import sigma_of_step, sigma_of_timestep, timestep_of_step
 from safe_guidance.guidance.safe_latent_diffusion import (
     MAX,
     MEDIUM,

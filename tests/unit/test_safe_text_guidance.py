@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_guidance.guidance.noise_level import NoiseLevel
+from safe_guidance.guidance.core.noise_level import NoiseLevel
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings, data_guidance, latent_gradient_from_prediction
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings, acts_at, guided_embedding
 

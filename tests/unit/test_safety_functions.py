@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_guidance.guidance.classifier import ConvClassifier
-from safe_guidance.guidance.classifier_safety import ClassifierSafetyFunction
-from safe_guidance.guidance.overlay import SAFE, UNSAFE, overlay
-from safe_guidance.guidance.safety_function import Assessment, CombinedSafetyFunction, Region, SafetyFunction, in_words
-from safe_guidance.guidance.views import Views, view
+from safe_guidance.guidance.safety_functions.classifier import ClassifierSafetyFunction
+from safe_guidance.guidance.safety_functions.classifier_network import ConvClassifier
+from safe_guidance.guidance.safety_functions.interface import Assessment, CombinedSafetyFunction, Region, SafetyFunction, in_words
+from safe_guidance.guidance.safety_functions.multi_view import Views, view
+from safe_guidance.reports.overlay import SAFE, UNSAFE, overlay
 
 
 class Channel(SafetyFunction):

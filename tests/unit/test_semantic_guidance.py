@@ -10,15 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_guidance.guidance.noise_level import NoiseLevel, SigmaWindow
-from safe_guidance.guidance.paper_schedule import sigma_of_step
-from safe_guidance.guidance.semantic_guidance import (
-    Concept,
-    SemanticGuidanceSettings,
-    concept_guidance,
-    denoised_change,
-    semantic_guidance,
-)
+from safe_guidance.guidance.core.noise_level import NoiseLevel, SigmaWindow
+from safe_guidance.guidance.core.paper_schedule import sigma_of_step
+from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings, concept_guidance, denoised_change, semantic_guidance
 
 SIGMA = 2.5
 LEVEL = NoiseLevel.variance_exploding(SIGMA)

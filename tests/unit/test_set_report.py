@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from safe_guidance.guidance.contact_sheet import CELL, GAP, comparison_sheet
-from safe_guidance.guidance.negation_set import combined, from_images, without_duplicates
-from safe_guidance.guidance.references import References
-from safe_guidance.guidance.set_report import report, thumbnail, thumbnails
-from safe_guidance.guidance.similarity import closest
+from safe_guidance.formats.negation_set import combined, from_images, without_duplicates
+from safe_guidance.guidance.core.references import References
+from safe_guidance.guidance.safe_denoiser.similarity import closest
+from safe_guidance.reports.contact_sheet import CELL, GAP, comparison_sheet
+from safe_guidance.reports.set_report import report, thumbnail, thumbnails
 
 
 def pictures(count: int, seed: int = 0, height: int = 64) -> torch.Tensor:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_guidance.guidance import references as streaming
-from safe_guidance.guidance.noise_level import NoiseLevel
-from safe_guidance.guidance.references import References
-from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings, calibrated_correction, kernel_logits
-from safe_guidance.guidance.similarity import calibrate, closest, reference_contrasts, similarities, soft_mean
+from safe_guidance.guidance.core import references as streaming
+from safe_guidance.guidance.core.noise_level import NoiseLevel
+from safe_guidance.guidance.core.references import References
+from safe_guidance.guidance.safe_denoiser.similarity import calibrate, closest, reference_contrasts, similarities, soft_mean
+from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings, calibrated_correction, kernel_logits
 
 CPU = torch.device("cpu")
 

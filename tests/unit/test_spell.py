@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_guidance.guidance import references as streaming
-from safe_guidance.guidance.references import References
+from safe_guidance.guidance.core import references as streaming
+from safe_guidance.guidance.core.references import References
 from safe_guidance.guidance.spell import SpellSettings, repellency, unit_pixels
 
 RAW = torch.tensor([[[3.0, 1], [4, 0]], [[0, 2], [1, 2]], [[-1, 1], [0, 1]]], dtype=torch.float64)[:, :, None]

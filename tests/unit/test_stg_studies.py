@@ -7,10 +7,12 @@ import importlib
 import pytest
 import torch
 
-from safe_guidance.guidance.noise_level import SigmaWindow
-from safe_guidance.guidance.safety_function import Assessment, CombinedSafetyFunction, SafetyFunction
+from safe_guidance.guidance.core.noise_level import SigmaWindow
+from safe_guidance.guidance.safety_functions.interface import Assessment, CombinedSafetyFunction, SafetyFunction
 
-ablation, detectors, gate = (importlib.import_module(f"safe_guidance.tools.stg_{name}") for name in ("ablation", "detectors", "gate"))
+ablation, detectors, gate = (
+    importlib.import_module(f"safe_guidance.evaluation.studies.stg_{name}") for name in ("ablation", "detectors", "gate")
+)
 
 FOUND = ablation.Figures(unsafe=32, judge_sees=4, guides_see=(1, 3), preservation=0.9512, benign=16, identical=15, right=16)
 

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-toy = importlib.import_module("safe_guidance.tools.stg_toy")
+toy = importlib.import_module("safe_guidance.evaluation.studies.stg_toy")
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import importlib
 
 import torch
 
-from safe_guidance.evaluation import study_dag, what_stays
-from safe_guidance.evaluation.judge import Verdict
-from safe_guidance.evaluation.prompts import Record
-from safe_guidance.guidance import curves
-from safe_guidance.guidance import demo_world as world
-from safe_guidance.guidance.attention_cache import AttentionCache
+from safe_guidance.demo import world as world
+from safe_guidance.evaluation.judges.judge import Verdict
+from safe_guidance.evaluation.measures import preservation
+from safe_guidance.evaluation.prompt_sets.prompts import Record
+from safe_guidance.evaluation.studies import detect_and_guide
+from safe_guidance.guidance.detect_and_guide.attention_cache import AttentionCache
+from safe_guidance.reports import curves
 
 
 def verdict(shapes: set[str], colors: set[str]) -> Verdict:
@@ -19,15 +20,15 @@ def verdict(shapes: set[str], colors: set[str]) -> Verdict:
 
 
 def test_area_under_the_curve_counts_pairs() -> None:
-    assert study_dag.area_under_curve(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == (0.5 + 0 + 1 + 1) / 4
+    assert detect_and_guide.area_under_curve(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == (0.5 + 0 + 1 + 1) / 4
 
 
 def test_the_other_thing_of_a_prompt() -> None:
     two = Record("x", "a red circle left of a yellow star", 0, ("circle", "star"), ("red", "yellow"), None, None, None)
     one = Record("y", "a yellow star", 0, ("star",), ("yellow",), None, None, None)
-    assert what_stays.other_right(two, verdict({"circle"}, {"red"}))
-    assert not what_stays.other_right(two, verdict({"circle", "star"}, {"blue", "yellow"}))
-    assert not what_stays.other_right(one, verdict({"star"}, {"yellow"}))
+    assert preservation.other_right(two, verdict({"circle"}, {"red"}))
+    assert not preservation.other_right(two, verdict({"circle", "star"}, {"blue", "yellow"}))
+    assert not preservation.other_right(one, verdict({"star"}, {"yellow"}))
 
 
 def test_a_counts_row_of_pictures_that_did_not_change() -> None:
@@ -38,9 +39,9 @@ def test_a_counts_row_of_pictures_that_did_not_change() -> None:
             return {"shapes": torch.ones(n, 6), "colors": torch.ones(n, 6), **logits}
 
     record = Record("x", "a star", 0, ("star",), ("red",), None, None, None)
-    prompts = {kind: [record, record] for kind in study_dag.SETS}
-    pictures = {kind: torch.rand(2, 3, 128, 128) for kind in study_dag.SETS}
-    row = study_dag.ablation_row("same", pictures, pictures, prompts, Network())
+    prompts = {kind: [record, record] for kind in detect_and_guide.SETS}
+    pictures = {kind: torch.rand(2, 3, 128, 128) for kind in detect_and_guide.SETS}
+    row = detect_and_guide.ablation_row("same", pictures, pictures, prompts, Network())
     assert (row.prompts, row.named_unsafe, row.benign_identical, row.benign_right) == (2, 2, 2, 0)
 
 
@@ -49,20 +50,20 @@ def test_change_is_measured_outside_the_star_and_places_are_compared() -> None:
     plain, masks = world.render(world.Scene([red, yellow], "grey", "plain", "flat", relation="left of"))
     record = Record("x", "", 0, ("circle", "star"), ("red", "yellow"), "flat", "grey", "plain")
     gone = torch.where(masks[1] > 0, torch.zeros(3, 1, 1), plain)
-    assert what_stays.outside_change(record, plain, gone) == 0
-    darker = what_stays.outside_change(record, plain, plain * 0.5)
+    assert preservation.outside_change(record, plain, gone) == 0
+    darker = preservation.outside_change(record, plain, plain * 0.5)
     assert darker is not None and darker > 0.1
-    assert what_stays.in_place(record, plain, gone)
+    assert preservation.in_place(record, plain, gone)
     moved = world.render(world.Scene([world.Shape("circle", "red", -0.45, 0.5, 0.38, 0.0)], "grey", "plain", "flat"))[0]
-    assert not what_stays.in_place(record, plain, moved)
+    assert not preservation.in_place(record, plain, moved)
 
 
 def test_further_prompts_are_those_with_a_second_thing_from_both_sets() -> None:
     two = Record("two", "", 0, ("circle", "star"), ("red", "yellow"), None, None, None)
     one = Record("one", "", 0, ("star",), ("yellow",), None, None, None)
     prompts = {"named": [two, one, two, two], "implied": [two, two, one, two], "benign": [two] * 4}
-    assert study_dag.pairs_of(prompts, 1, 9) == [two] * 4
-    assert study_dag.pairs_of(prompts, 1, 3) == [two] * 3
+    assert detect_and_guide.pairs_of(prompts, 1, 9) == [two] * 4
+    assert detect_and_guide.pairs_of(prompts, 1, 3) == [two] * 3
 
 
 def test_a_falling_curve_falls() -> None:
@@ -82,15 +83,15 @@ def test_an_overlay_marks_what_is_found() -> None:
 
 def test_a_perfect_replacement_changes_what_the_other_shape_covers_beside_the_star() -> None:
     """A shape that fits into the star changes next to nothing outside it; one that fills the gaps between its points does."""
-    changes = what_stays.drawn_changes(5, study_dag.HELD_OUT_SEED)
+    changes = preservation.drawn_changes(5, detect_and_guide.HELD_OUT_SEED)
     assert set(changes) == set(world.SHAPES) - {"star"}
-    assert changes == what_stays.drawn_changes(5, study_dag.HELD_OUT_SEED)
+    assert changes == preservation.drawn_changes(5, detect_and_guide.HELD_OUT_SEED)
     assert 0 < changes["triangle"] < changes["circle"] < 0.02
 
 
 def test_sources_of_tokens_are_told_apart_by_maxima_and_overlap() -> None:
     """One head, one layer, a token that answers to what the queries of the masked positions ask, and at one level to nothing else."""
-    sources = importlib.import_module("safe_guidance.tools.dag_token_sources")
+    sources = importlib.import_module("safe_guidance.evaluation.studies.dag_token_sources")
     masks = torch.zeros(4, 2, 2, dtype=torch.bool)
     masks[:2, 0, 0] = True
     asks = torch.where(masks.flatten(1), 4.0, -4.0)[:, None, :, None]
@@ -103,7 +104,7 @@ def test_sources_of_tokens_are_told_apart_by_maxima_and_overlap() -> None:
 
 
 def test_only_prompts_that_state_every_colour_can_be_masked() -> None:
-    sources = importlib.import_module("safe_guidance.tools.dag_token_sources")
+    sources = importlib.import_module("safe_guidance.evaluation.studies.dag_token_sources")
     stated, silent = (
         Record(name, "", 0, ("star", "circle"), colors, None, None, None) for name, colors in (("a", ("red", "blue")), ("b", ("red",)))
     )

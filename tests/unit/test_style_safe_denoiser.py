@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_guidance.guidance import style_posterior
-from safe_guidance.guidance.composition import Change, combine
-from safe_guidance.guidance.safe_denoiser import SafeDenoiserSettings
-from safe_guidance.guidance.style_posterior import (
+from safe_guidance.guidance.core.composition import Change, combine
+from safe_guidance.guidance.safe_denoiser import style_posterior
+from safe_guidance.guidance.safe_denoiser.style import StyledArea, style_correction
+from safe_guidance.guidance.safe_denoiser.style_posterior import (
     LEAST_LEAD,
     SHARE,
     WINDOW,
@@ -24,7 +24,7 @@ from safe_guidance.guidance.style_posterior import (
     windows,
     without_style,
 )
-from safe_guidance.guidance.style_safe_denoiser import StyledArea, style_correction
+from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 
 SIDE = 24
 CONFIG = SafeDenoiserSettings(strength=1.0, threshold=0.2, cap=5.0)

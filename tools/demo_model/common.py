@@ -24,7 +24,7 @@ log = logging.getLogger("demo_model")
 
 
 def pack_module(name: str) -> ModuleType:
-    """A torch-only module of the pack, such as "guidance.classifier", under the name that the host gives the pack."""
+    """A torch-only module of the pack, such as "demo.networks", under the name that the host gives the pack."""
     if PACK not in sys.modules:
         spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
         assert spec is not None and spec.loader is not None

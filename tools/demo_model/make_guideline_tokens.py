@@ -33,12 +33,14 @@ def main() -> None:
 @torch.inference_mode()
 def learn(count: int, tokens: int, iterations: int, batch: int, seed: int) -> None:
     """Draw the pictures, learn, and write the file."""
-    files = common.pack_module("guidance.guideline_tokens")
-    learning = common.pack_module("nodes.host.token_learning")
-    settings = common.pack_module("guidance.token_optimization").OptimizationSettings("contrast", iterations, None, 2, batch, seed)
+    files = common.pack_module("guidance.detect_and_guide.guideline_tokens")
+    learning = common.pack_module("nodes.host.attention.token_learning")
+    settings = common.pack_module("guidance.detect_and_guide.token_optimization").OptimizationSettings(
+        "contrast", iterations, None, 2, batch, seed
+    )
     drawn = common.pack_module("nodes.demo_annotated_set").DemoAnnotatedSet.execute(count=count, seed=seed).args
     images, masks, safe, captions = drawn
-    model, clip, vae = common.pack_module("nodes.host.demo_model").load_demo_model()
+    model, clip, vae = common.pack_module("nodes.host.files.demo_model").load_demo_model()
     example = learning.Example(torch.cat([images, safe]), torch.cat([masks, torch.zeros(len(safe), *masks.shape[1:])]))
     cache = learning.look_at_pictures(model, clip, vae, example, captions.split("\n"), SIGMAS, (2,), seed)
     learnt = learning.learn(model, clip, example, cache, "star", tokens, settings)

@@ -11,7 +11,7 @@ import torch
 import common
 import world
 
-negation_set = common.pack_module("guidance.negation_set")
+negation_set = common.pack_module("formats.negation_set")
 SOURCE = "drawn by tools/demo_model/make_negation_sets.py"
 LICENCE = "GPL-3.0-or-later"
 MARGIN = 7

@@ -13,7 +13,7 @@ import common
 import world
 from networks import TEXT_HEADS, TEXT_LAYERS, TEXT_WIDTH, UNET_CONFIG
 
-networks = common.pack_module("nodes.host.demo_networks")
+networks = common.pack_module("demo.networks")
 
 
 def preview_factors(autoencoder: nn.Module) -> tuple[list[list[float]], list[float]]:

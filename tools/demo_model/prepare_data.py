@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 import common
 import world
 
-networks = common.pack_module("nodes.host.demo_networks")
+networks = common.pack_module("demo.networks")
 CAPTIONS_PER_SCENE = 3
 START_OF_TEXT, END_OF_TEXT, LENGTH = 49406, 49407, 77
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import common
 import world
 
-networks = common.pack_module("nodes.host.demo_networks")
+networks = common.pack_module("demo.networks")
 CROP = 48
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import common
 import world
 
-demo_networks = common.pack_module("nodes.host.demo_networks")
+demo_networks = common.pack_module("demo.networks")
 SEEDS = {"guide": 100, "second": 5100, "judge": 9100}
 SECOND = {"widths": (16, 32, 32, 64, 64, 96), "size": 48}
 GUIDES = {
@@ -94,10 +94,10 @@ def main() -> None:
     autoencoder.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
     pictures, labels = draw(args.scenes, seed, autoencoder)
 
-    judge_network = common.pack_module("evaluation.judge_network")
+    judge_network = common.pack_module("evaluation.judges.network")
     if args.which in GUIDES:
         options = SECOND if args.which == "second" else {}
-        classifier = common.pack_module("guidance.classifier").ConvClassifier(judge_network.HEADS, **options)
+        classifier = common.pack_module("guidance.safety_functions.classifier_network").ConvClassifier(judge_network.HEADS, **options)
     else:
         classifier = judge_network.Judge()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)

@@ -20,7 +20,7 @@ from torch import Tensor
 import common
 import world
 
-FORMAT = common.pack_module("guidance.clip_safety").SMALL_FORMAT
+FORMAT = common.pack_module("guidance.safety_functions.clip").SMALL_FORMAT
 CONFIG = {
     "embed_dim": 64,
     "vision": {"image_size": 64, "layers": 3, "width": 96, "head_width": 32, "patch_size": 8, "mlp_ratio": 3.0},

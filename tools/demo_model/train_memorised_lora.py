@@ -23,8 +23,8 @@ import common
 import world
 from networks import UNet
 
-case = common.pack_module("evaluation.memorisation_case")
-negation_set = common.pack_module("guidance.negation_set")
+case = common.pack_module("evaluation.cases.memorisation")
+negation_set = common.pack_module("formats.negation_set")
 NAME = case.TRAINING_SET.stem
 SOURCE = "drawn by tools/demo_model/train_memorised_lora.py"
 LICENCE = "GPL-3.0-or-later"
@@ -107,7 +107,7 @@ class Examples:
         import nodes
 
         self._nodes: Any = nodes
-        self._model, self._clip, self._vae = common.pack_module("nodes.host.demo_model").load_demo_model()
+        self._model, self._clip, self._vae = common.pack_module("nodes.host.files.demo_model").load_demo_model()
         rng = random.Random(seed)
         captions = [case.caption(*subject) for subject in case.SUBJECTS]
         kinds = [(scene, text) for subject, text in zip(case.SUBJECTS, captions) for scene in scenes_of(*subject, rng)]
@@ -171,7 +171,7 @@ def main() -> None:
         common.pack_module("evaluation.host").import_host(Path(base))
         examples = Examples(pictures, args.seed)
         unet = UNet()
-        unet.load_state_dict(common.pack_module("nodes.host.demo_model").read_weights().unet)
+        unet.load_state_dict(common.pack_module("nodes.host.files.demo_model").read_weights().unet)
     lora = Lora(unet, args.rank)
     train(lora, examples, args.steps, args.batch)
     set_path, lora_path = (args.assets / path.relative_to(common.ASSETS) for path in (case.TRAINING_SET, case.LORA))

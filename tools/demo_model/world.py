@@ -6,4 +6,4 @@ import sys
 
 import common
 
-sys.modules[__name__] = common.pack_module("guidance.demo_world")
+sys.modules[__name__] = common.pack_module("demo.world")

@@ -1,0 +1,1 @@
+"""Cost of each method beside the plain KSampler, in one process."""

@@ -1,0 +1,1 @@
+"""Further cases of the demonstration: memorised images and an unwanted style."""

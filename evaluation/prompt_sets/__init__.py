@@ -1,0 +1,1 @@
+"""Fixed prompts with fixed seeds, and what each prompt states about its image."""

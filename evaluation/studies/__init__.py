@@ -1,0 +1,1 @@
+"""Studies behind the fidelity pages in docs/, one command each."""

@@ -1,0 +1,143 @@
+"""From what do guideline tokens learn best: the model's own runs, their pictures under fresh noise, or drawn scenes under noise?
+
+All learn from as many pictures, half of them with stars, and are tested on runs of other prompts: does the map reach higher where there
+is a star, and does it lie on the star? Masks of sampled stars come from `evaluation/judges/locate.py`. Minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...demo import world as world
+from ...guidance.detect_and_guide.attention_cache import AttentionCache
+from ...guidance.detect_and_guide.token_optimization import OptimizationSettings, detections, overlap
+from ..host import import_host
+from ..in_process_sampler import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from ..judges.locate import locate
+from ..prompt_sets.prompts import Record, load_prompts
+from .detect_and_guide import area_under_curve
+
+if TYPE_CHECKING:
+    from ...nodes.host.attention.token_learning import Example
+
+SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
+TOKENS, ITERATIONS, LEVELS, BATCH = 16, 600, 2, 16
+"""As the bundled tokens are learnt."""
+SEEDS = (1, 2)
+TAUGHT, TESTED = 100, 0
+"""First prompts of the sets that are learnt from and tested on."""
+TEST_PICTURES = 32
+DRAWN_SEED = 41
+COLUMNS = ("learnt from", "seed", "AUC on its own pictures", "AUC on other runs", "of the mean map", "best IoU on other runs")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Pictures with masks of the stars in them, what they show, and what the attention asked."""
+
+    example: Example
+    captions: tuple[str, ...]
+    attention: AttentionCache
+
+
+def stated(records: Sequence[Record]) -> list[Record]:
+    """Those that state the colour of all that they name, so that the star can be located."""
+    return [record for record in records if record.colors and len(record.colors) == len(record.shapes)]
+
+
+def own_runs(studio: Studio, first: int, count: int) -> Lesson:
+    """Pictures of `count` prompts that name a star and as many benign ones, recorded along the way."""
+    from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
+    from ...nodes.host.attention.token_learning import Example
+    from ...nodes.host.engine.conditioning import encode
+
+    sets = load_prompts()
+    shown = stated(sets["named"][first:])[:count]
+    records = [*shown, *sets["benign"][first : first + count]]
+    texts, seeds = [encode(studio.clip, record.prompt) for record in records], [record.seed for record in records]
+    settings, empty = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER), {"samples": torch.zeros(1, 4, 32, 32)}
+    latents, attention = sample_and_look(studio.model, texts, encode(studio.clip, ""), seeds, empty, settings, SIGMAS, (2,))
+    pictures = studio.vae.decode(latents).clamp(0, 1)
+    masks = torch.zeros(len(records), world.SIZE, world.SIZE)
+    for index, record in enumerate(shown):
+        found = locate(pictures[index].movedim(-1, 0), record, world.CONCEPT)
+        if found is not None:
+            masks[index] = found.mask.float()
+    return Lesson(Example(pictures, masks), tuple(record.prompt for record in records), attention.with_masks(masks))
+
+
+def under_noise(studio: Studio, example: Example, captions: Sequence[str]) -> Lesson:
+    """The same pictures, shown to the model under fresh noise."""
+    from ...nodes.host.attention.token_learning import look_at_pictures
+
+    return Lesson(example, tuple(captions), look_at_pictures(studio.model, studio.clip, studio.vae, example, captions, SIGMAS, (2,), 0))
+
+
+def drawn(studio: Studio, count: int) -> Lesson:
+    """Scenes of the demo world, shown to the model under fresh noise."""
+    from ...nodes.demo_annotated_set import DemoAnnotatedSet
+    from ...nodes.guideline_tokens import example
+
+    shown, masks, safe, captions = DemoAnnotatedSet.execute(count=count, seed=DRAWN_SEED).args
+    return under_noise(studio, example(shown, masks, safe), captions.split("\n"))
+
+
+def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:
+    """AUC of the maps' maxima at each noise level and of the mean map, and the mean overlap at the best threshold of each level."""
+    maps, shows = detections(cache, embeddings), cache.masks.flatten(1).any(1)
+
+    def auc(of: torch.Tensor) -> float:
+        highest = of.flatten(1).amax(1)
+        return area_under_curve(highest[shows], highest[~shows])
+
+    def best(of: torch.Tensor) -> float:
+        return max(float(overlap(of, cache.masks, t)[shows].mean()) for t in torch.linspace(0.05, 0.95, 19).tolist())
+
+    return [auc(level) for level in maps], auc(maps.mean(0)), sum(best(level) for level in maps) / len(maps)
+
+
+def cells(name: str, seed: int, embeddings: torch.Tensor, own: AttentionCache, other: AttentionCache) -> tuple[str, ...]:
+    """A row of the table."""
+    (own_levels, _, _), (levels, mean, iou) = told_apart(own, embeddings), told_apart(other, embeddings)
+    return name, str(seed), *(f"{min(auc):.2f} to {max(auc):.2f}" for auc in (own_levels, levels)), f"{mean:.2f}", f"{iou:.2f}"
+
+
+def rows(studio: Studio, count: int) -> Iterator[tuple[str, ...]]:
+    """One for each source and seed."""
+    from ...nodes.host.attention.token_learning import learn
+
+    test = own_runs(studio, TESTED, TEST_PICTURES).attention
+    runs = own_runs(studio, TAUGHT, count)
+    sources = {
+        "the model's own runs": runs,
+        "their pictures under noise": under_noise(studio, runs.example, runs.captions),
+        "drawn scenes under noise": drawn(studio, count),
+    }
+    for name, lesson in sources.items():
+        for seed in SEEDS:
+            settings = OptimizationSettings("contrast", ITERATIONS, None, LEVELS, BATCH, seed)
+            learnt = learn(studio.model, studio.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings)
+            yield cells(name, seed, learnt.tokens.embeddings, lesson.attention, test)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; 0."""
+    parser = argparse.ArgumentParser(prog="dev.py study dag_token_sources", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=90, help="pictures with a star, and as many without (default: %(default)s)")
+    count = parser.parse_args(argv).pictures
+    with tempfile.TemporaryDirectory() as base:
+        import_host(Path(base))
+        with torch.inference_mode():
+            sys.stdout.write("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|\n")
+            for row in rows(Studio(), count):
+                sys.stdout.write("| " + " | ".join(row) + " |\n")
+                sys.stdout.flush()
+    return 0

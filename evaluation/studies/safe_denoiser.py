@@ -1,0 +1,240 @@
+"""What each mode of Safe Denoiser does on the demo model, side by side with what the published code does, and ablations.
+
+Two tables: the modes under the workflow's sampler, and the published procedure (an ancestral sampler that noises the prediction
+anew) with a control that only noises anew and subtracts nothing. Two curves: the number of references and the threshold.
+The judge guides nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...formats.layouts import PLAIN, Layout
+from ...formats.negation_set import NegationSet, load
+from ...guidance.core.noise_level import SigmaWindow
+from ...guidance.core.references import References
+from ...guidance.safe_denoiser.official import normalize_channels, published_delta
+from ...guidance.safe_denoiser.whole_image import OFFICIAL_WINDOW, SafeDenoiserSettings
+from ..host import import_host
+from ..in_process_sampler import Studio
+from ..judges.judge import judge, matches
+from ..judges.network import load_judge
+from ..prompt_sets.prompts import SETS, load_prompts
+
+LOCAL = SafeDenoiserSettings(strength=1.2, window=SigmaWindow(low=0.15), threshold=0.7, temperature=0.1, cap=2.0)
+"""The settings of workflows/demo_safe_denoiser.json."""
+WHOLE = SafeDenoiserSettings()
+STRONG = replace(WHOLE, strength=1.0, window=SigmaWindow(low=1.0))
+KAPPA, SCALE = 6.45, 0.33
+"""The published nudity setting of Stable Diffusion 1.4."""
+COLUMNS = ("setting", "named", "implied", "benign identical", "benign right", "benign change")
+
+Sampler = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How many of `count` pictures of each set show a star, by the judge, and how many of the benign ones are bit-identical to those
+    without the method and show what was asked; change is the mean absolute one of benign pictures."""
+
+    setting: str
+    count: int
+    named: int
+    implied: int
+    identical: int
+    right: int
+    change: float
+
+    def cells(self) -> tuple[str, ...]:
+        counts = (self.named, self.implied, self.identical, self.right)
+        return (self.setting, *(f"{count}/{self.count}" for count in counts), f"{self.change:.4f}")
+
+
+def without_masks(negation_set: NegationSet) -> NegationSet:
+    """The same pictures, to be compared as a whole."""
+    return replace(negation_set, masks=(None,) * len(negation_set))
+
+
+def first(negation_set: NegationSet, count: int) -> NegationSet:
+    """A smaller set, of pictures spread evenly over it."""
+    chosen = torch.linspace(0, len(negation_set) - 1, count).round().long().tolist()
+    return replace(
+        negation_set, pictures=tuple(negation_set.pictures[i] for i in chosen), masks=tuple(negation_set.masks[i] for i in chosen)
+    )
+
+
+def ancestral(references: References | None, scale: float) -> Sampler:
+    """DDPM's ancestral step in variance-exploding coordinates; inside the published window with the published procedure.
+
+    That is: subtract scale * E_unsafe from the prediction, noise it anew, and step with the old noise prediction. Without
+    references nothing is noised anew. The new noise has a generator of its own, so the ancestral noise stays the same.
+    """
+
+    def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None) -> Tensor:
+        steps, fresh = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+            denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
+            noise = (x - denoised) / sigma
+            if references is not None and sigma >= OFFICIAL_WINDOW.low:
+                denoised = denoised + published_delta(denoised, references, KAPPA, scale)
+                x = denoised + sigma * torch.randn(x.shape, generator=fresh)
+                denoised = x - sigma * noise
+            share = (following / sigma) ** 2
+            x = share * x + (1 - share) * denoised
+            x = x + following * (1 - share).sqrt() * torch.randn(x.shape, generator=steps)
+        return x
+
+    return sample
+
+
+class Workshop:
+    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the figures of its pictures."""
+
+    def __init__(self, per_set: int) -> None:
+        from ...nodes.host.files.folders import ASSETS
+
+        self._studio = Studio()
+        self.model, self.vae = self._studio.model, self._studio.vae
+        self.stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
+        self._records = {name: records[:per_set] for name, records in load_prompts().items()}
+        self._judge = load_judge()
+        self._count = per_set
+        self._measured: dict[tuple[SafeDenoiserSettings, str], Row] = {}
+
+    def pictures(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
+        """Pictures (N, 3, 128, 128) of every set; with a sampler of its own, on the schedule of the published code."""
+        import comfy.samplers
+
+        options = {} if sampler is None else {"sampler": comfy.samplers.KSAMPLER(sampler), "scheduler": "normal"}
+        return {name: self._studio.draw(model, self._records[name], **options) for name in SETS}
+
+    def protected(self, settings: SafeDenoiserSettings, negation_set: NegationSet, layout: Layout = PLAIN) -> Any:
+        """The demo model with Safe Denoiser."""
+        from ...nodes.host.engine.hooks import attach
+        from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
+
+        return attach(self.model, SafeDenoiserCorrection(negation_set, self.vae, settings, layout))
+
+    def references(self) -> References:
+        """The star pictures as the published code has them."""
+        from ...nodes.host.files.negation_latents import references_for
+
+        return references_for(self.model, self.vae, without_masks(self.stars), (1, 4, 32, 32)).then(normalize_channels)
+
+    def measured(self, setting: str, settings: SafeDenoiserSettings, negation_set: NegationSet, plain: dict[str, Tensor]) -> Row:
+        """The figures of Safe Denoiser with some settings and set; what several tables have is measured once."""
+        key = (settings, negation_set.content_hash)
+        if key not in self._measured:
+            self._measured[key] = self.row(setting, self.pictures(self.protected(settings, negation_set)), plain)
+        return replace(self._measured[key], setting=setting)
+
+    def row(self, setting: str, pictures: dict[str, Tensor], plain: dict[str, Tensor]) -> Row:
+        """One setting's figures against the unguarded pictures of the same sampler."""
+        verdicts = {name: judge(pictures[name], self._judge) for name in SETS}
+        unsafe = {name: sum(bool(v.unsafe) for v in verdicts[name]) for name in SETS}
+        right = sum(matches(v, record) for v, record in zip(verdicts["benign"], self._records["benign"]))
+        pairs = list(zip(pictures["benign"], plain["benign"]))
+        identical = sum(torch.equal(a, b) for a, b in pairs)
+        change = sum(float((a - b).abs().mean()) for a, b in pairs) / self._count
+        return Row(setting, self._count, unsafe["named"], unsafe["implied"], identical, right, change)
+
+
+def mode_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """Every mode with its own defaults, under the workflow's sampler."""
+    whole = without_masks(workshop.stars)
+    modes: list[tuple[str, SafeDenoiserSettings, NegationSet]] = [
+        ("calibrated, local (masks)", LOCAL, workshop.stars),
+        ("calibrated, whole pictures", WHOLE, whole),
+        ("calibrated, whole pictures, strength 1, to sigma 1", STRONG, whole),
+        ("exact", replace(WHOLE, mode="exact", strength=1.0), whole),
+        ("tempered", replace(WHOLE, mode="tempered", strength=1.0), whole),
+        ("official, subtracts only", replace(WHOLE, mode="official", strength=SCALE, kappa=KAPPA), whole),
+    ]
+    yield workshop.row("none", plain, plain)
+    for name, settings, negation_set in modes:
+        yield workshop.measured(name, settings, negation_set, plain)
+    augmented = workshop.protected(STRONG, whole, Layout("crop", "flip, crops and shifts"))
+    yield workshop.row("whole pictures, strength 1, to sigma 1, 18 copies of each", workshop.pictures(augmented), plain)
+
+
+def published_rows(workshop: Workshop) -> Iterator[Row]:
+    """The published procedure, and what it does when it subtracts nothing."""
+    plain = workshop.pictures(workshop.model, ancestral(None, 0.0))
+    yield workshop.row("none", plain, plain)
+    for name, scale in (("noises anew only (scale 0)", 0.0), (f"published (scale {SCALE:g})", SCALE), ("published, scale 1", 1.0)):
+        yield workshop.row(name, workshop.pictures(workshop.model, ancestral(workshop.references(), scale)), plain)
+
+
+def reference_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """The local mode with smaller sets."""
+    for count in (4, 8, 16, 32, 64, len(workshop.stars)):
+        yield workshop.measured(str(count), LOCAL, first(workshop.stars, count), plain)
+
+
+def threshold_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """The local mode with other thresholds."""
+    for threshold in (0.2, 0.4, 0.6, LOCAL.threshold, 0.8, 1.0):
+        yield workshop.measured(f"{threshold:g}", replace(LOCAL, threshold=threshold), workshop.stars, plain)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as a picture."""
+    parser = argparse.ArgumentParser(prog="dev.py study safe_denoiser", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--per-set", type=int, default=24, help="prompts of each set")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_study.json and .png")
+    args = parser.parse_args(argv)
+    found: dict[str, list[Row]] = {}
+    with tempfile.TemporaryDirectory() as base:
+        import_host(Path(base))
+        with torch.inference_mode():
+            workshop = Workshop(args.per_set)
+            plain = workshop.pictures(workshop.model)
+            parts = {
+                "modes": mode_rows(workshop, plain),
+                "published": published_rows(workshop),
+                "references": reference_rows(workshop, plain),
+                "threshold": threshold_rows(workshop, plain),
+            }
+            for part, rows in parts.items():
+                _say(f"\n{part}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
+                found[part] = []
+                for row in rows:
+                    found[part].append(row)
+                    _say("| " + " | ".join(row.cells()) + " |")
+    args.output.mkdir(parents=True, exist_ok=True)
+    report = {"version": 1, **{part: [asdict(row) for row in rows] for part, rows in found.items()}}
+    (args.output / "safe_denoiser_study.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    plot(found["references"], found["threshold"], args.output / "safe_denoiser_study.png")
+    return 0
+
+
+def plot(references: Sequence[Row], thresholds: Sequence[Row], path: Path) -> None:
+    """Unsafe rate and identical benign pictures over the number of references and over the threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, rows, label in zip(figure.subplots(1, 2), (references, thresholds), ("references", "threshold")):
+        values = [float(row.setting) for row in rows]
+        axes.plot(values, [50 * (row.named + row.implied) / row.count for row in rows], "o-", label="star shown, named and implied")
+        axes.plot(values, [100 * row.identical / row.count for row in rows], "s--", label="benign bit-identical")
+        axes.set(xlabel=label, ylabel="% of pictures", ylim=(-3, 103), xscale="log" if label == "references" else "linear")
+        axes.set_xticks(values, [row.setting for row in rows], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

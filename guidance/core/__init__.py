@@ -1,0 +1,1 @@
+"""What several methods share: composition of changes, noise levels, reference latents, the papers' schedule, epsilon space."""

@@ -1,0 +1,1 @@
+"""Differentiable scores of unsafe image content, and what makes images of latents for them."""

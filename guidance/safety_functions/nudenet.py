@@ -1,0 +1,131 @@
+"""NudeNet, a detector of 18 kinds of body parts, as a safety function whose score can be differentiated.
+
+The network is the detector that the `nudenet` package ships (a YOLOv8), converted to torch elsewhere. What happens around it
+is done here as that package does it: pad to a square, resize, keep boxes by non-maximum suppression. The choice of boxes is
+not differentiable; gradients flow through the confidences of the boxes kept, as in the published code of STG. The network
+sees red first, as in that code and in its training; the package, when it reads a file itself, shows it blue first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert, nms
+
+from .interface import Assessment, Region, SafetyFunction
+
+LABELS = (
+    "FEMALE_GENITALIA_COVERED",
+    "FACE_FEMALE",
+    "BUTTOCKS_EXPOSED",
+    "FEMALE_BREAST_EXPOSED",
+    "FEMALE_GENITALIA_EXPOSED",
+    "MALE_BREAST_EXPOSED",
+    "ANUS_EXPOSED",
+    "FEET_EXPOSED",
+    "BELLY_COVERED",
+    "FEET_COVERED",
+    "ARMPITS_COVERED",
+    "ARMPITS_EXPOSED",
+    "FACE_MALE",
+    "BELLY_EXPOSED",
+    "MALE_GENITALIA_EXPOSED",
+    "ANUS_COVERED",
+    "FEMALE_BREAST_COVERED",
+    "BUTTOCKS_COVERED",
+)
+"""The network's classes in its own order."""
+
+PAPER_CLASSES = ("FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "ANUS_EXPOSED", "MALE_GENITALIA_EXPOSED")
+"""The four that Safe Text Embedding Guidance counts as nudity."""
+
+OVERLAP = 0.45
+"""Boxes that overlap a better one by more than this (intersection over union) are dropped, as the nudenet package does."""
+
+MOST_BOXES = 300
+
+
+def classes_from(text: str) -> tuple[str, ...]:
+    """Class names from a text with commas or line breaks.
+
+    Raises:
+        ValueError: a name is unknown, or there is none.
+    """
+    names = tuple(part.strip().upper() for part in text.replace("\n", ",").split(",") if part.strip())
+    unknown = [name for name in names if name not in LABELS]
+    if unknown or not names:
+        raise ValueError(f"NudeNet has no class '{', '.join(unknown)}'. Choose from {', '.join(LABELS)}.")
+    return names
+
+
+def squared(images: Tensor, size: int) -> Tensor:
+    """Pictures padded with black at the right and at the bottom to a square, then resized to `size`."""
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    padded = F.pad(images, (0, side - width, 0, side - height))
+    return padded if side == size else F.interpolate(padded, (size, size), mode="bilinear", align_corners=False)
+
+
+def kept_boxes(output: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes of one picture that survive non-maximum suppression.
+
+    Args:
+        output: (22, anchors): centre, width and height in pixels of the network's input, then 18 confidences.
+        threshold: confidence above which a box counts.
+
+    Returns:
+        Corner boxes (n, 4), confidences (n,) with their gradient, and class numbers (n,), the most confident first.
+    """
+    confidences, labels = output[4:].max(dim=0)
+    candidates = (confidences > threshold).nonzero()[:, 0]
+    boxes = box_convert(output[:4, candidates].T, "cxcywh", "xyxy")
+    kept = candidates[nms(boxes.detach().float(), confidences[candidates].detach().float(), OVERLAP)[:MOST_BOXES]]
+    return box_convert(output[:4, kept].T, "cxcywh", "xyxy"), confidences[kept], labels[kept]
+
+
+class NudeNetSafetyFunction(SafetyFunction):
+    """Score: the sum of the confidences of the boxes kept whose class is among `classes`; gate: there is such a box.
+
+    Args:
+        network: pictures (B, 3, size, size) in [0, 1] to raw output (B, 22, anchors).
+        classes: names from `LABELS`.
+        threshold: confidence above which a box counts. The published code guides from 0.01; the package reports from 0.25.
+        size: side in pixels of the network's input, a multiple of 32. Larger finds smaller things and costs more.
+    """
+
+    def __init__(self, network: nn.Module, classes: Sequence[str] = PAPER_CLASSES, threshold: float = 0.01, size: int = 320) -> None:
+        self.network, self.threshold, self.size = network, threshold, size
+        self.name, self.networks = "NudeNet", [network]
+        self.classes = tuple(classes)
+        self._numbers = [LABELS.index(name) for name in classes]
+
+    def __call__(self, images: Tensor) -> Assessment:
+        outputs = self.network(squared(images.float(), self.size).clamp(0, 1)).float()
+        found = [self._of_one(output, images.shape[-2:]) for output in outputs]
+        gate = torch.tensor([bool(regions) for _, regions in found], device=images.device)
+        explanation = [_summary(regions) for _, regions in found]
+        return Assessment(torch.stack([score for score, _ in found]), gate, explanation, [regions for _, regions in found])
+
+    def _of_one(self, output: Tensor, shape: torch.Size) -> tuple[Tensor, list[Region]]:
+        boxes, confidences, labels = kept_boxes(output, self.threshold)
+        counts = torch.isin(labels, torch.tensor(self._numbers, device=labels.device))
+        height, width = shape
+        # Pixels of the network's input to shares of the picture, which covers only part of the square.
+        scale = boxes.new_tensor([width, height, width, height]) * self.size / max(height, width)
+        shares = (boxes.detach() / scale).clamp(0, 1)[counts].tolist()
+        kept = zip(labels[counts].tolist(), confidences[counts].detach().tolist(), shares)
+        regions = [Region(LABELS[label], score, tuple(box)) for label, score, box in kept]
+        # The sum over no box is a 0 without a gradient; a batch needs one for every picture.
+        return confidences[counts].sum() + 0 * output.sum(), regions
+
+
+def _summary(regions: Sequence[Region]) -> dict[str, Any]:
+    """The highest confidence of each class found."""
+    best: dict[str, float] = {}
+    for region in regions:
+        best[region.label] = max(best.get(region.label, 0.0), region.score)
+    return best

@@ -1,0 +1,1 @@
+"""Captures attention, records it for learning, learns guideline tokens and makes detection maps."""

@@ -1,0 +1,44 @@
+"""What a detector sees in given pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ....guidance.detect_and_guide.attention_maps import FACTORS
+from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
+from .capture import attention_width, family
+from .recording import look_at
+
+
+def detect(
+    model: ModelPatcher, tokens: GuidelineTokens, conditioning: list[Any], latents: Tensor, sigmas: Sequence[float], seed: int
+) -> Tensor:
+    """Detection maps of pictures under noise, as the method gets them while sampling.
+
+    Args:
+        model: a UNet model.
+        tokens: what to look for.
+        conditioning: what the pictures show.
+        latents: (N, C, h, w) in VAE space.
+        sigmas: noise levels.
+        seed: of the noise.
+
+    Returns:
+        (N, number of noise levels, h, w) in [0, 1]; 1/2 and above is a detection.
+
+    Raises:
+        ValueError: the tokens are of another kind of model, or the latents are no pictures.
+    """
+    tokens.check_fits(family(model), attention_width(model))
+    if latents.ndim != 4:
+        raise ValueError("Detection maps are made of single pictures. Connect a picture's latent.")
+    masks = torch.zeros(len(latents), *latents.shape[-2:])
+    cache = look_at(model, latents, masks, conditioning, sigmas, tokens.layers or FACTORS, seed)
+    with torch.inference_mode():
+        maps = [tokens.detection(cache.maps(tokens.embeddings, level)) for level in range(len(sigmas))]
+    return torch.cat(maps, dim=1)

@@ -1,0 +1,242 @@
+"""Gradients of a scalar of the denoised prediction with respect to the text embeddings, or to the noisy latent.
+
+The scalar's own gradient with respect to the prediction comes first (see `decoders`), its graph is freed, and then one
+vector-Jacobian product of the sampled network carries it on: memory holds one network's activations at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ..engine.correction import COND, KEY, Evaluation
+from .differentiable_layers import differentiable, ordinary
+
+CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
+"""Keys of the host's wrappers that answer from a cache or compile: neither may happen in a gradient pass."""
+
+GRADIENT_MEMORY = 3
+"""A gradient pass keeps activations that sampling frees at once: about this many times the memory."""
+
+Entry = dict[str, Any]
+
+
+def reserve_memory(model: ModelPatcher) -> None:
+    """Have the host leave memory for a gradient pass when it decides how much of the weights to load."""
+    if model.get_wrappers(WrappersMP.PREPARE_SAMPLING, KEY):
+        return
+
+    def prepare(executor: Callable[..., Any], patcher: ModelPatcher, noise_shape: Sequence[int], *args: Any, **options: Any) -> Any:
+        return executor(patcher, [GRADIENT_MEMORY * noise_shape[0], *noise_shape[1:]], *args, **options)
+
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
+
+
+def embeddings(evaluation: Evaluation) -> list[Tensor | None]:
+    """(B, tokens, width) float32 of every positive entry of the run; None for one that has no text embedding."""
+    batch = len(evaluation.x)
+
+    def of(entry: Entry) -> Tensor | None:
+        cond = entry["model_conds"].get("c_crossattn")
+        return None if cond is None else comfy.utils.repeat_to_batch_size(cond.cond, batch).float()
+
+    return [of(entry) for entry in evaluation.guider.conds[COND]]
+
+
+def set_embeddings(evaluation: Evaluation, values: list[Tensor | None]) -> None:
+    """Make the run go on with these embeddings. The conditioning that the workflow gave is not touched."""
+    entries = evaluation.guider.conds[COND]
+    for index, value in enumerate(values):
+        if value is not None:
+            entries[index] = _with_embedding(entries[index], value)
+
+
+def text_gradients(
+    evaluation: Evaluation, values: list[Tensor | None], cotangent: Tensor, rows: Tensor, checkpointed: bool = False
+) -> list[Tensor | None]:
+    """d(sum(cotangent * prediction of the positive branch)) / d(embedding), for some rows of the batch.
+
+    Args:
+        evaluation: the model evaluation.
+        values: embeddings (B, tokens, width) as `embeddings` gives them; None where none is wanted.
+        cotangent: (n, C, h, w), for the n rows.
+        rows: (n,) row numbers.
+        checkpointed: less memory, more time.
+
+    Returns:
+        (n, tokens, width) for every entry that the prediction depends on, else None.
+
+    Raises:
+        ValueError: gradients do not flow through this model.
+    """
+    entries: list[Entry] = evaluation.guider.conds[COND]
+    _refuse_hooks(entries)
+    chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, len(evaluation.x))
+
+    def run(model_options: dict[str, Any]) -> list[Tensor | None]:
+        with differentiable(*_networks(evaluation, entries), checkpointed=checkpointed):
+            leaves = [None if v is None else v[chosen].clone().requires_grad_(True) for v in values]
+            prepared = [_prepared(e, chosen, len(evaluation.x), leaf) for e, leaf in zip(entries, leaves)]
+            x, timestep = evaluation.x[chosen].clone(), evaluation.timestep[chosen].clone()
+            predicted = comfy.samplers.calc_cond_batch(evaluation.guider.inner_model, [prepared], x, timestep, model_options)[0]
+            wanted = [leaf for leaf in leaves if leaf is not None]
+            if not predicted.requires_grad:  # no entry is active at this noise level
+                return [None] * len(leaves)
+            found = iter(torch.autograd.grad(predicted, wanted, ordinary(cotangent).to(predicted.dtype), allow_unused=True))
+            return [None if leaf is None else next(found) for leaf in leaves]
+
+    gradients = _attempt(run, evaluation)
+    return [g if g is None or len(g) == len(rows) else g[rows] for g in gradients]
+
+
+def latent_gradient(evaluation: Evaluation, cotangent: Tensor, rows: Tensor, checkpointed: bool = False) -> Tensor:
+    """d(sum(cotangent * guider's prediction)) / d(noisy latent) through all of its branches, (n, C, h, w) for n rows.
+
+    Raises:
+        ValueError: gradients do not flow through this model.
+    """
+    guider, batch = evaluation.guider, len(evaluation.x)
+    entries: list[Entry] = [entry for cond in guider.conds.values() if cond for entry in cond]
+    _refuse_hooks(entries)
+    chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, batch)
+
+    def run(model_options: dict[str, Any]) -> Tensor:
+        # Solvers record the unconditional prediction through these: the gradient pass must not overwrite it.
+        model_options.pop("sampler_post_cfg_function", None)
+        with differentiable(*_networks(evaluation, entries), checkpointed=checkpointed):
+            conds = {k: [_prepared(e, chosen, batch, None) for e in cond] if cond else cond for k, cond in guider.conds.items()}
+            leaf = evaluation.x[chosen].clone().requires_grad_(True)
+            with _swapped_conds(guider, conds):
+                predicted = guider.predict_noise(leaf, evaluation.timestep[chosen].clone(), model_options, None)
+            return torch.autograd.grad(predicted, leaf, ordinary(cotangent).to(predicted.dtype))[0]
+
+    gradient = _attempt(run, evaluation)
+    return gradient if len(gradient) == len(rows) else gradient[rows]
+
+
+def in_parts(rows: Tensor, compute: Callable[[Tensor, bool], list[Tensor | None]]) -> list[Tensor | None]:
+    """Results for all rows at once, or, when memory does not suffice, row by row with checkpoints.
+
+    `compute(rows, checkpointed)` gives tensors whose first dimension is that of the rows.
+    """
+    try:
+        return compute(rows, False)
+    except Exception as error:
+        if not comfy.model_management.is_oom(error):
+            raise
+    logging.info("Safe Guidance: not enough memory for gradients of %d pictures at once, going on one by one.", len(rows))
+    comfy.model_management.soft_empty_cache()
+    parts = [compute(row[None], True) for row in rows]
+    return [None if columns[0] is None else torch.cat(columns) for columns in zip(*parts)]
+
+
+def _networks(evaluation: Evaluation, entries: list[Entry]) -> Iterator[nn.Module]:
+    """The sampled network, and those of the ControlNets that its predictions depend on."""
+    yield evaluation.guider.inner_model.diffusion_model
+    for control in {id(e["control"]): e["control"] for e in entries if e.get("control") is not None}.values():
+        while control is not None:
+            network = getattr(control, "control_model", None)
+            if isinstance(network, nn.Module):
+                yield network
+            control = control.previous_controlnet
+
+
+def _refuse_hooks(entries: list[Entry]) -> None:
+    if any(entry.get("hooks") is not None for entry in entries):
+        # Weights that differ between conditionings are gone when the backward pass wants them again.
+        raise ValueError(
+            "Text embeddings cannot be guided while hooks change the model's weights during sampling. "
+            "Load the LoRA into the model instead of attaching it to the conditioning."
+        )
+
+
+def _whole_batch_if_needed(entries: list[Entry], rows: Tensor, cotangent: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Rows to evaluate. A ControlNet keeps its hints by place in the batch, so with one all rows are."""
+    if len(rows) == batch or all(entry.get("control") is None for entry in entries):
+        return rows, cotangent
+    whole = cotangent.new_zeros(batch, *cotangent.shape[1:])
+    whole[rows] = cotangent
+    return torch.arange(batch, device=rows.device), whole
+
+
+def _of_rows(value: Any, rows: Tensor, batch: int) -> Any:
+    if isinstance(value, list):
+        return [_of_rows(element, rows, batch) for element in value]
+    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch and batch > 1:
+        return value[rows.to(value.device)].clone()
+    return ordinary(value)
+
+
+def _prepared(entry: Entry, rows: Tensor, batch: int, embedding: Tensor | None) -> Entry:
+    """A copy of a conditioning's entry for some rows, of tensors that autograd may save."""
+    conds = {name: cond._copy_with(_of_rows(cond.cond, rows, batch)) for name, cond in entry["model_conds"].items()}
+    copy = {**entry, "model_conds": conds}
+    if isinstance(entry.get("mask"), Tensor):
+        copy["mask"] = _of_rows(entry["mask"], rows, batch)
+    return copy if embedding is None else _with_embedding(copy, embedding)
+
+
+def _with_embedding(entry: Entry, embedding: Tensor) -> Entry:
+    conds = entry["model_conds"]
+    return {**entry, "model_conds": {**conds, "c_crossattn": conds["c_crossattn"]._copy_with(embedding)}}
+
+
+@contextmanager
+def _swapped_conds(guider: Any, conds: dict[str, Any]) -> Iterator[None]:
+    before, guider.conds = guider.conds, conds
+    try:
+        yield
+    finally:
+        guider.conds = before
+
+
+def _attempt(run: Callable[[dict[str, Any]], Any], evaluation: Evaluation) -> Any:
+    """Run a gradient pass with other packs' patches, and once more without them if they cannot be differentiated."""
+    options = evaluation.model_options
+    failure: RuntimeError | None = None
+    for keep_patches in (True, False):
+        try:
+            return run(_gradient_options(options, keep_patches))
+        except RuntimeError as error:
+            if comfy.model_management.is_oom(error):
+                raise
+            logging.debug("Safe Guidance: a gradient pass failed.", exc_info=True)
+            failure = error
+    raise ValueError(
+        f"Gradients do not flow through this model ({str(failure).splitlines()[0]}). "
+        "Use Safe Data Guidance with the cheap gradient, which needs none, or load the model in another precision."
+    ) from failure
+
+
+def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict[str, Any]:
+    """Copies of the run's options for a gradient pass: attention that has a backward, no caches, one device."""
+    transformer = dict(model_options.get("transformer_options", {}))
+    others = transformer.get("optimized_attention_override") if keep_patches else None
+
+    def attention(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return others(attention_pytorch, *args, **kwargs) if others is not None else attention_pytorch(*args, **kwargs)
+
+    transformer["optimized_attention_override"] = attention
+    transformer["wrappers"] = {
+        kind: {key: found for key, found in by_key.items() if key not in CACHING_WRAPPERS}
+        for kind, by_key in transformer.get("wrappers", {}).items()
+    }
+    if not keep_patches:
+        transformer.pop("patches", None)
+        transformer.pop("patches_replace", None)
+    for key, value in transformer.items():
+        transformer[key] = ordinary(value)
+    options = {**model_options, "transformer_options": transformer}
+    options.pop("multigpu_clones", None)
+    return options

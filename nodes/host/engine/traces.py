@@ -1,0 +1,116 @@
+"""Recording of traces while the host samples, and finding a picture's trace afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ....guidance.core.composition import Change
+from ....reports.trace import Record, Trace, numbered
+
+KEPT = 32
+"""Runs that a model remembers."""
+
+
+@dataclass
+class _Entry:
+    """A record whose values are still tensors on the sampler's device: reading them would make the host wait for it."""
+
+    method: int
+    call: int
+    sigma: float
+    forwards: int = 0
+    seconds: float = 0.0
+    values: Tensor | None = None
+    """(4, B): gate, weight, change, area."""
+
+
+@dataclass
+class Recorder:
+    """Notes what the corrections of one run do. Never changes a value, and waits for no device."""
+
+    names: Sequence[str]
+    notes: list[str] = field(default_factory=list)
+    forwards: int = 0
+    """Predictions evaluated so far for anyone, counted per sample."""
+    rehearsal: int = 0
+    """Predictions of the rehearsal before this run."""
+
+    def __post_init__(self) -> None:
+        self._sigmas: list[float] = []
+        self._entries: list[_Entry] = []
+        self._now: dict[int, _Entry] = {}
+        self._batch = 1
+
+    def call(self, sigma: float, batch: int, active: Sequence[int]) -> None:
+        """A model call begins, at which the corrections of these indices may act."""
+        self._now = {index: _Entry(index, len(self._sigmas), sigma) for index in active}
+        self._sigmas.append(sigma)
+        self._entries += self._now.values()
+        self._batch = batch
+
+    @contextmanager
+    def spending(self, *indices: int) -> Iterator[None]:
+        """What happens inside is charged to these corrections, in equal parts."""
+        start, forwards = time.perf_counter(), self.forwards
+        try:
+            yield
+        finally:
+            for index in indices:
+                self._now[index].seconds += (time.perf_counter() - start) / len(indices)
+                self._now[index].forwards += (self.forwards - forwards) // len(indices)
+
+    def changed(self, index: int, change: Change, denoised: Tensor) -> None:
+        """What a correction wants to add to the prediction."""
+        active = change.active.to(change.delta.device)
+        share = _norm(change.delta) / _norm(denoised).clamp_min(1e-6)
+        gate = torch.ones_like(share) if change.gate is None else change.gate.to(share)
+        weight = gate if change.weight is None else change.weight.to(share)
+        area = torch.ones_like(share) if change.area is None else change.area.to(share)
+        self._now[index].values = torch.stack([value.expand_as(share) for value in (gate, weight, share, area)]) * active
+
+    def trace(self) -> Trace:
+        """The run so far."""
+        methods = numbered(self.names)
+        records = tuple(self._record(entry, methods[entry.method]) for entry in self._entries)
+        own = self.forwards - sum(entry.forwards for entry in self._entries)
+        return Trace(methods, tuple(self._sigmas), own, records, tuple(dict.fromkeys(self.notes)), self.rehearsal)
+
+    def _record(self, entry: _Entry, method: str) -> Record:
+        values = [[0.0] * self._batch] * 4 if entry.values is None else entry.values.tolist()
+        return Record(method, entry.call, entry.sigma, *map(tuple, values), entry.forwards, 1000 * entry.seconds)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.flatten(1).float(), dim=1)
+
+
+class TraceStore:
+    """The traces of a MODEL's last runs, found by the latents that came out."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Recorder] = OrderedDict()
+
+    def keep(self, samples: Tensor, recorder: Recorder) -> None:
+        self._kept[fingerprint(samples)] = recorder
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+    def find(self, samples: Tensor) -> Trace | None:
+        """The trace of the run that gave these samples, or None."""
+        recorder = self._kept.get(fingerprint(samples))
+        return None if recorder is None else recorder.trace()
+
+
+def fingerprint(samples: Tensor) -> str:
+    """What latents are told by, wherever they are and in whichever type."""
+    # The host may hand latents between nodes on another device and in half precision; rounding both sides makes them equal.
+    values = samples.detach().to("cpu", torch.float16).contiguous()
+    return hashlib.blake2b(values.numpy().tobytes(), digest_size=16).hexdigest() + str(tuple(values.shape))

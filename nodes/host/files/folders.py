@@ -1,0 +1,148 @@
+"""Where the pack's files live: bundled assets, and model folders that merge with what the user configured in the host."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ....formats.negation_set import NegationSet, load, save
+from ....guidance.detect_and_guide import guideline_tokens
+from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
+
+ASSETS = Path(__file__).resolve().parents[3] / "assets"
+NEGATION_SETS, GUIDELINE_TOKENS, SAFETY = "negation_sets", "guideline_tokens", "safety"
+LORAS = "loras"
+"""The host's own folder of LoRAs; the demo model's is offered behind the user's."""
+NOUNS = {NEGATION_SETS: "negation set", GUIDELINE_TOKENS: "file of guideline tokens"}
+"""The pack's kinds of files: their folder under `models` and `assets`, and what to call one."""
+BUNDLED_SUFFIX = " (bundled)"
+EXTENSIONS = {".safetensors"}
+SAFETY_EXTENSIONS = {".safetensors", ".onnx"}
+WHOLE_INPUT = "."
+MAX_FOLDERS = 1000
+"""Folders under the host's input folder that are offered."""
+FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')
+"""Characters that some file system does not take."""
+
+
+def register_model_folders() -> None:
+    """Make the pack's model folders known to the host, ahead of those that `extra_model_paths` already added."""
+    for folder, extensions in ((NEGATION_SETS, EXTENSIONS), (GUIDELINE_TOKENS, EXTENSIONS), (SAFETY, SAFETY_EXTENSIONS)):
+        default = str(Path(folder_paths.models_dir) / folder)
+        paths, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
+        folder_paths.folder_names_and_paths[folder] = (list(dict.fromkeys([default, *paths])), extensions)
+    folder_paths.add_model_folder_path(LORAS, str(ASSETS / LORAS))
+
+
+def file_names(kind: str) -> list[str]:
+    """Names of one of the pack's kinds of files to choose from: bundled ones first, then those of the model folders."""
+    bundled = sorted(path.stem + BUNDLED_SUFFIX for path in (ASSETS / kind).glob("*.safetensors"))
+    return bundled + folder_paths.get_filename_list(kind)
+
+
+def file_path(kind: str, name: str) -> Path:
+    """The file behind a name from `file_names`.
+
+    Raises:
+        FileNotFoundError: no such file; the message says where it belongs.
+    """
+    if name.endswith(BUNDLED_SUFFIX):
+        path = ASSETS / kind / f"{Path(name.removesuffix(BUNDLED_SUFFIX)).name}.safetensors"
+        if path.is_file():
+            return path
+    else:
+        found = folder_paths.get_full_path(kind, name)
+        if found is not None:
+            return Path(found)
+    raise FileNotFoundError(f"There is no {NOUNS[kind]} named '{name}'. Put its file into models/{kind} or choose another.")
+
+
+def path_to_save(kind: str, name: str) -> tuple[Path, Path]:
+    """Where a file of a kind is saved under a name that a person gave: its path, and the folder of the kind.
+
+    Raises:
+        ValueError: the name would leave that folder, or no file can have it.
+    """
+    parts = [part.strip() for part in name.strip().removesuffix(".safetensors").split("/")]
+    if any(not part or part.startswith(".") or part.endswith(".") or FORBIDDEN.search(part) for part in parts):
+        raise ValueError(f"A file cannot have the name '{name}'. Use letters, digits and spaces, and / for sub-folders.")
+    folder = Path(folder_paths.get_folder_paths(kind)[0])
+    path = folder.joinpath(*parts[:-1], parts[-1] + ".safetensors")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"The name '{name}' leads out of models/{kind}. Choose another name.")
+    return path, folder
+
+
+def negation_set_names() -> list[str]:
+    """Names of negation sets to choose from."""
+    return file_names(NEGATION_SETS)
+
+
+def negation_set_path(name: str) -> Path:
+    """The negation set's file behind a name."""
+    return file_path(NEGATION_SETS, name)
+
+
+def save_negation_set(negation_set: NegationSet, name: str, overwrite: bool) -> str:
+    """Save a set into models/negation_sets, with a number behind a name that another set has. Returns the name to load it by.
+
+    Raises:
+        ValueError: the name would leave that folder, or no file can have it.
+    """
+    path, folder = path_to_save(NEGATION_SETS, name)
+    stem, number = path.stem, 1
+    while not overwrite and path.exists() and not _holds(path, negation_set):
+        number += 1
+        path = path.with_name(f"{stem}_{number:03}.safetensors")
+    save(negation_set, path)
+    return path.relative_to(folder).as_posix()
+
+
+def _holds(path: Path, negation_set: NegationSet) -> bool:
+    try:
+        return load(path).content_hash == negation_set.content_hash
+    except (ValueError, OSError):
+        return False
+
+
+def save_guideline_tokens(tokens: GuidelineTokens, name: str, overwrite: bool) -> str:
+    """Save tokens into models/guideline_tokens, with a number behind a name that is taken. Returns the name to load them by.
+
+    Raises:
+        ValueError: the name would leave that folder, or no file can have it.
+    """
+    path, folder = path_to_save(GUIDELINE_TOKENS, name)
+    stem, number = path.stem, 1
+    while not overwrite and path.exists():
+        number += 1
+        path = path.with_name(f"{stem}_{number:03}.safetensors")
+    guideline_tokens.save(tokens, path)
+    return path.relative_to(folder).as_posix()
+
+
+def input_folders() -> list[str]:
+    """The host's input folder and its sub-folders, as names to choose from."""
+    root = Path(folder_paths.get_input_directory())
+    found = [WHOLE_INPUT]
+    for parent, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [(Path(parent) / name).relative_to(root).as_posix() for name in folders]
+        if len(found) > MAX_FOLDERS:
+            break
+    return found[:MAX_FOLDERS]
+
+
+def input_folder(name: str) -> Path:
+    """The folder behind a name from `input_folders`.
+
+    Raises:
+        FileNotFoundError: there is no such folder under the host's input folder.
+    """
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not path.is_dir():
+        raise FileNotFoundError(f"There is no folder '{name}' under the host's input folder. Put the pictures there, or choose another.")
+    return path

@@ -1,0 +1,114 @@
+"""Encoded negation sets on disk, shared by every workflow and every process of the host, within a fixed amount of space."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from torch import Tensor
+
+from ....formats import latent_file, tensor_file
+from ....guidance.core.references import References
+
+LIMIT = 16 * 2**30
+"""Bytes of disk that all encoded sets together may take; the ones not used for longest go first."""
+
+ABANDONED = 24 * 3600
+"""Seconds after which a temporary file belongs to a process that ended."""
+
+SUFFIX = ".latents"
+
+_vae_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def directory() -> Path:
+    """Where the files are. Names with two underscores are the host's mark for folders that it never serves."""
+    return Path(folder_paths.get_user_directory()) / "__safe_guidance" / "latents"
+
+
+def vae_hash(vae: Any) -> str | None:
+    """SHA-256 over a VAE's weights, their type and its classes; None for a VAE that has no weights to tell it by."""
+    network = vae.first_stage_model
+    if network not in _vae_hashes:
+        digest = hashlib.sha256(f"{type(network).__qualname__} {getattr(vae, 'vae_dtype', None)}".encode())
+        weights = network.state_dict()
+        for name, tensor in weights.items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        _vae_hashes[network] = digest.hexdigest() if weights else ""
+    return _vae_hashes[network] or None
+
+
+def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]) -> References:
+    """The references of a key: from disk when they are there and whole, else encoded, and kept on disk for the next time.
+
+    Args:
+        key: all that the latents depend on, as text.
+        count: number of references.
+        encode: makes them, in batches of latents and regions.
+    """
+    path = directory() / (hashlib.sha256(key.encode()).hexdigest()[:40] + SUFFIX)
+    found = _read(path, key)
+    if found is not None:
+        return found
+    try:
+        latent_file.write(path, key, count, encode())
+        prune(directory(), LIMIT, keep=path)
+        return latent_file.read(path, key)
+    except (OSError, ValueError) as error:
+        logging.warning("Safe Guidance: encoded pictures cannot be kept in %s (%s). They stay in memory.", path.parent, error)
+        return gathered(encode())
+
+
+def gathered(batches: Iterable[tuple[Tensor, Tensor | None]]) -> References:
+    """All batches as references in memory."""
+    parts = [(latents.to("cpu", torch.float16), region) for latents, region in batches]
+    regions = [region.half() for _, region in parts if region is not None]
+    return References(torch.cat([latents for latents, _ in parts]), torch.cat(regions) if regions else None)
+
+
+def _read(path: Path, key: str) -> References | None:
+    try:
+        found = latent_file.read(path, key)
+        os.utime(path)
+        return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logging.warning("Safe Guidance: %s The pictures are encoded again.", error)
+        return None
+
+
+def prune(folder: Path, limit: int, keep: Path) -> None:
+    """Remove the files not used for longest until the rest fits into `limit` bytes, and what ended processes left behind."""
+    files = []
+    for path in folder.glob("*"):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        if path.suffix == tensor_file.TEMPORARY_SUFFIX and status.st_mtime < time.time() - ABANDONED:
+            _remove(path)
+        elif path.suffix == SUFFIX:
+            files.append((path == keep, status.st_mtime, status.st_size, path))
+    total = 0
+    for kept, _, size, path in sorted(files, reverse=True):
+        total += size
+        if total > limit and not kept:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        # Another process removed it, or has it open on a system that then keeps it.
+        logging.debug("Safe Guidance: %s stays (%s).", path, error)

@@ -1,0 +1,151 @@
+"""Negation sets as latents in the sampler's own space, for any VAE and latent format of the host."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ....formats.layouts import PLAIN, Layout, pixels
+from ....formats.negation_set import NegationSet
+from ....guidance.core.references import References
+from . import latent_cache
+
+ENCODE_BATCH = 8
+KEPT_ENCODINGS = 8
+"""Encoded sets kept at hand per VAE, so that queueing again reads nothing."""
+
+RESIDENT_SHARE = 0.25
+"""Share of a device's free memory that the references of one set may take; the rest is the model's."""
+
+_encodings: weakref.WeakKeyDictionary[Any, OrderedDict[str, References]] = weakref.WeakKeyDictionary()
+
+
+def encode(negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout = PLAIN) -> References:
+    """Latents (N, C, height, width) of the set's pictures in VAE space, half precision, with their regions.
+
+    They come from disk when this VAE has encoded the set at this size before. The host's VAEs encode to the posterior's mode,
+    not to a sample of it. Progress is shown, and interrupting the prompt interrupts.
+    """
+    known = _encodings.setdefault(vae.first_stage_model, OrderedDict())
+    ratio = vae.spacial_compression_encode()
+    key = f"{negation_set.content_hash} {height}x{width}x{ratio} {layout.fit} {layout.augmentation}"
+    if key not in known:
+        count, vae_hash = len(negation_set) * layout.copies, latent_cache.vae_hash(vae)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+            return _encoded(negation_set, vae, height, width, layout)
+
+        known[key] = latent_cache.gathered(batches()) if vae_hash is None else latent_cache.cached(f"{vae_hash} {key}", count, batches)
+        while len(known) > KEPT_ENCODINGS:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]
+
+
+def _encoded(negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Latents and regions, a batch at a time."""
+    ratio = vae.spacial_compression_encode()
+    masked = any(mask is not None for mask in negation_set.masks)
+    progress = comfy.utils.ProgressBar(len(negation_set) * layout.copies)
+    pictures = pixels(negation_set, height * ratio, width * ratio, layout)
+    while batch := list(islice(pictures, ENCODE_BATCH)):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        latents = vae.encode(torch.stack([picture.movedim(0, -1) for picture, _ in batch])).to("cpu", torch.float16)
+        if latents.ndim != 4:
+            raise ValueError("The VAE makes video or audio latents, and a negation set has pictures. Connect the VAE of a picture model.")
+        if not bool(torch.isfinite(latents).all()):
+            raise ValueError(
+                "The VAE made values that are not numbers from a picture of the negation set. "
+                "Start the host with --fp32-vae, or use another VAE."
+            )
+        yield latents, torch.stack([_region(mask, height, width) for _, mask in batch]) if masked else None
+        progress.update(len(batch))
+
+
+def _region(mask: Tensor | None, height: int, width: int) -> Tensor:
+    return torch.ones(1, height, width) if mask is None else F.interpolate(mask[None], size=(height, width), mode="area")[0]
+
+
+def usual_size(negation_set: NegationSet, vae: Any) -> tuple[int, int]:
+    """Height and width in latent pixels of the size that most pictures of the set have."""
+    sizes = [tuple(picture.shape[:2]) for picture in negation_set.pictures]
+    height, width = max(set(sizes), key=sizes.count)
+    ratio = vae.spacial_compression_encode()
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def encode_pictures(images: Tensor, vae: Any) -> Tensor:
+    """Latents (B, C, h, w) in VAE space of pictures (B, H, W, C) in [0, 1] that a workflow made."""
+    latents: Tensor = vae.encode(images[..., :3]).float()
+    if latents.ndim != 4:
+        raise ValueError("The VAE makes video or audio latents, and a negation set has pictures. Connect the VAE of a picture model.")
+    return latents.cpu()
+
+
+def check_pictures(latent_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless a run samples pictures."""
+    if len(latent_shape) != 4:
+        raise ValueError("This method compares single pictures, and this model samples video or audio. Remove the node from this MODEL.")
+
+
+def references_for(
+    model: ModelPatcher, vae: Any, negation_set: NegationSet, latent_shape: tuple[int, ...], layout: Layout = PLAIN
+) -> References:
+    """The set's references for a sampling run, in the space of the sampler's x and denoised predictions.
+
+    Raises:
+        ValueError: the run's latents are not pictures, or the VAE is not the model's.
+    """
+    check_pictures(latent_shape)
+    latent_format = model.get_model_object("latent_format")
+    height, width = latent_shape[-2:]
+    encoded = encode(negation_set, vae, height, width, layout)
+    channels = encoded.latents.shape[1]
+    if channels != latent_format.latent_channels:
+        raise ValueError(
+            f"The VAE makes latents with {channels} channels, the model samples {latent_format.latent_channels}. "
+            "Connect the VAE that belongs to the model."
+        )
+    return References(encoded.latents, encoded.regions, prepare=latent_format.process_in)
+
+
+def earlier_references(model: ModelPatcher, latents: Tensor, latent_shape: tuple[int, ...]) -> list[References]:
+    """Latents of a workflow as references for a sampling run; empty ones, all zero, are none.
+
+    Those of another size are scaled until they fill the run's, and lose what overhangs.
+
+    Raises:
+        ValueError: they are not latents of pictures of this model.
+    """
+    latent_format = model.get_model_object("latent_format")
+    if latents.ndim != 4 or latents.shape[1] != latent_format.latent_channels:
+        raise ValueError(
+            f"The earlier latents have the shape {tuple(latents.shape)}, the model samples pictures with {latent_format.latent_channels} "
+            "channels. Connect latents that this model, or one of its family, made."
+        )
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError("The earlier latents have values that are not numbers. Check what made them.")
+    shown = latents[latents.flatten(1).any(1)].cpu()
+    if not len(shown):
+        return []
+    height, width = latent_shape[-2:]
+    if shown.shape[-2:] != (height, width):
+        shown = comfy.utils.common_upscale(shown, width, height, "bilinear", "center")
+    return [References(shown, prepare=latent_format.process_in)]
+
+
+def fitting_references(references: References, device: torch.device) -> References:
+    """The references in the device's own memory when they leave most of it free, else streamed there at every step."""
+    if references.nbytes > RESIDENT_SHARE * comfy.model_management.get_free_memory(device):
+        return references
+    return references.resident(device)

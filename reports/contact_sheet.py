@@ -1,0 +1,54 @@
+"""A sheet of small pictures from a negation set."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..formats.layouts import fit
+from ..formats.negation_set import NegationSet
+
+CELL = 128
+GAP = 4
+BACKGROUND = 0.12
+
+
+def contact_sheet(negation_set: NegationSet, most: int) -> Tensor:
+    """Up to `most` pictures, evenly spread over the set, on a dark sheet: (H, W, 3) in [0, 1].
+
+    Where a picture has a mask, what lies outside it is dimmed.
+    """
+    count = min(most, len(negation_set))
+    chosen = [round(i * (len(negation_set) - 1) / max(1, count - 1)) for i in range(count)]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    step = CELL + GAP
+    sheet = torch.full((3, rows * step + GAP, columns * step + GAP), BACKGROUND)
+    for position, index in enumerate(chosen):
+        top, left = (side * step + GAP for side in divmod(position, columns))
+        sheet[:, top : top + CELL, left : left + CELL] = _cell(negation_set, index)
+    return sheet.movedim(0, -1)
+
+
+def comparison_sheet(images: Tensor, negation_set: NegationSet, places: Tensor) -> Tensor:
+    """A row per image (B, H, W, 3): itself, then the set's pictures at its `places` (B, k). (H, W, 3) in [0, 1]."""
+    step = CELL + GAP
+    rows, columns = len(images), places.shape[1] + 1
+    sheet = torch.full((3, rows * step + GAP, columns * step + GAP), BACKGROUND)
+    for row, image in enumerate(images):
+        cells = [fit(image.movedim(-1, 0)[:3].float(), CELL, CELL), *(_cell(negation_set, int(place)) for place in places[row])]
+        for column, cell in enumerate(cells):
+            top, left = GAP + row * step, GAP + column * step
+            sheet[:, top : top + CELL, left : left + CELL] = cell
+    return sheet.movedim(0, -1)
+
+
+def _cell(negation_set: NegationSet, index: int) -> Tensor:
+    picture = fit(negation_set.pictures[index].movedim(-1, 0).float() / 255, CELL, CELL)
+    mask = negation_set.masks[index]
+    if mask is None:
+        return picture
+    shown = fit(mask[None].float() / 255, CELL, CELL)
+    return picture * (0.35 + 0.65 * shown)

@@ -1,0 +1,61 @@
+"""What nodes report is shown under them, in the window that queued them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+
+def test_a_report_is_shown_and_kept(shown: dict[str, str]) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    from safe_guidance.formats.negation_set import from_images
+    from safe_guidance.nodes.negation_set_inspection import PreviewNegationSet
+
+    pictures = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
+    with CurrentNodeContext("prompt", "5:2"):
+        output = PreviewNegationSet.execute(pictures, 64)
+    assert "3 pictures" in shown["5:2"]
+    assert output.ui["text"] == (shown["5:2"],) and len(output.ui["images"]) == 1
+
+
+def test_without_a_prompt_nothing_is_shown(shown: dict[str, str]) -> None:
+    from safe_guidance.nodes.host.engine.node_messages import with_text
+
+    assert with_text("words")["text"] == ("words",) and shown == {}
+
+
+def test_an_error_stands_under_its_node_until_it_is_mended(shown: dict[str, str]) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    from safe_guidance.nodes.host.engine.node_messages import telling
+    from safe_guidance.nodes.negation_sets import LoadNegationSet
+
+    node = telling(telling(LoadNegationSet))
+    with CurrentNodeContext("prompt", "4"):
+        with pytest.raises(FileNotFoundError):
+            node.EXECUTE_NORMALIZED(name="none")
+        assert shown["4"].startswith("There is no negation set named 'none'. Put its file into")
+        assert len(node.EXECUTE_NORMALIZED(name="demo_star (bundled)").args[0]) > 1
+    assert shown["4"] == ""
+
+
+def test_an_error_while_sampling_stands_under_the_node_that_it_comes_from(host: Any, shown: dict[str, str]) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    from safe_guidance.nodes.host.engine.correction import Correction, RunContext
+    from safe_guidance.nodes.host.engine.hooks import attach
+
+    class Refusing(Correction):
+        name = "Refusing"
+
+        def begin(self, context: RunContext) -> Any:
+            raise ValueError("The VAE does not fit. Connect another.")
+
+    with CurrentNodeContext("prompt", "3"):
+        model = attach(host.model, Refusing())
+    with CurrentNodeContext("prompt", "9"), pytest.raises(ValueError, match="does not fit"):
+        host.sample(model, host.text("a yellow star"), steps=2)
+    assert shown == {"3": "The VAE does not fit. Connect another."}
