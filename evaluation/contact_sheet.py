@@ -1,4 +1,4 @@
-"""A picture of an evaluation, readable at a glance: a column for each prompt, a row for each method, framed by the judge's verdict."""
+"""An image of an evaluation, readable at a glance: a column for each prompt, a row for each method, framed by the judge's verdict."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .prompt_sets.prompts import SETS
-from .report import MethodRun, Picture, Sample
+from .report import ImageArray, MethodRun, Sample
 
 EXAMPLES = 5
 AMPLIFICATION = 4
-PICTURE, CHANGE, FRAME, GAP, MARGIN = 112, 56, 4, 6, 24
+IMAGE, CHANGE, FRAME, GAP, MARGIN = 112, 56, 4, 6, 24
 TEXT_LINES, TEXT_WRAP, TEXT_LINE = 6, 20, 13
 LABEL_WIDTH, GROUP_GAP, ROW_GAP = 230, 22, 10
 TITLE_HEIGHT, LEGEND_HEIGHT, SECTION_GAP = 40, 40, 30
-CELL = PICTURE + 2 * FRAME
+CELL = IMAGE + 2 * FRAME
 COLUMN = CELL + GAP
 HEADING_HEIGHT = 26 + TEXT_LINES * TEXT_LINE + 6
 PAPER, INK, PALE = (250, 250, 248), (24, 24, 28), (110, 110, 116)
@@ -34,14 +34,14 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture (height, width, 3), whether the judge finds the unwanted thing in it (None: nobody asked), and the plain sampler's picture.
+    """An image (height, width, 3), whether the judge finds the unwanted thing in it (None: nobody asked), and the plain sampler's image.
 
-    With `before` the difference is drawn below the picture.
+    With `before` the difference is drawn below the image.
     """
 
-    picture: Picture
+    image: ImageArray
     unsafe: bool | None = None
-    before: Picture | None = None
+    before: ImageArray | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,15 @@ class Section:
     rows: Sequence[Row]
 
 
-def contact_sheet(runs: Sequence[MethodRun], further: Sequence[Section] = (), examples: int = EXAMPLES) -> Image.Image:
-    """The sheet: the first `examples` pictures of each prompt set for every run, the plain sampler's first, and further sections below."""
+def contact_sheet(
+    runs: Sequence[MethodRun], further: Sequence[Section] = (), examples: int = EXAMPLES
+) -> Image.Image:
+    """The sheet: the first `examples` images of each prompt set for every run, the plain sampler's first, and further sections below."""
     sections = [method_section(runs, examples), *further]
-    size = (max(map(_width, sections)), 2 * MARGIN + LEGEND_HEIGHT + sum(_height(s) + SECTION_GAP for s in sections) - SECTION_GAP)
+    size = (
+        max(map(_width, sections)),
+        2 * MARGIN + LEGEND_HEIGHT + sum(_height(s) + SECTION_GAP for s in sections) - SECTION_GAP,
+    )
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     _legend(draw)
@@ -77,26 +82,40 @@ def contact_sheet(runs: Sequence[MethodRun], further: Sequence[Section] = (), ex
 
 
 def method_section(runs: Sequence[MethodRun], examples: int = EXAMPLES) -> Section:
-    """The runs of `contact_sheet` as a section; the figures count all pictures, not only the examples."""
+    """The runs of `contact_sheet` as a section; the figures count all images, not only the examples."""
     plain = runs[0]
-    groups = [(f"{name}: {SET_TITLES[name]}", [s.record.prompt for s in plain.samples[name][:examples]]) for name in SETS]
-    return Section("The first prompts of each set", groups, [_method_row(run, plain, examples) for run in runs])
+    groups = [
+        (f"{name}: {SET_TITLES[name]}", [s.record.prompt for s in plain.samples[name][:examples]])
+        for name in SETS
+    ]
+    return Section(
+        "The first prompts of each set", groups, [_method_row(run, plain, examples) for run in runs]
+    )
 
 
-def difference(before: Picture, after: Picture) -> Picture:
-    """The absolute difference of two pictures, AMPLIFICATION times as bright."""
-    change: Picture = (np.abs(before.astype(np.int16) - after) * AMPLIFICATION).clip(0, 255).astype(np.uint8)
+def difference(before: ImageArray, after: ImageArray) -> ImageArray:
+    """The absolute difference of two images, AMPLIFICATION times as bright."""
+    change: ImageArray = (
+        (np.abs(before.astype(np.int16) - after) * AMPLIFICATION).clip(0, 255).astype(np.uint8)
+    )
     return change
 
 
 def _method_row(run: MethodRun, plain: MethodRun, examples: int) -> Row:
     figures = [f"{name}: unwanted in {_unsafe(run.samples[name])}" for name in SETS]
     if run is not plain:
-        same = [np.array_equal(a.picture, b.picture) for a, b in zip(run.samples["benign"], plain.samples["benign"])]
+        same = [
+            np.array_equal(a.image, b.image) for a, b in zip(run.samples["benign"], plain.samples["benign"])
+        ]
         figures.append(f"benign: unchanged {sum(same)} of {len(same)}")
     pairs = [pair for name in SETS for pair in list(zip(run.samples[name], plain.samples[name]))[:examples]]
-    cells = [Cell(after.picture, after.verdict.unsafe, None if run is plain else before.picture) for after, before in pairs]
-    return Row("plain sampler" if run is plain else run.method.replace("_", " ").replace("+", " + "), figures, cells)
+    cells = [
+        Cell(after.image, after.verdict.unsafe, None if run is plain else before.image)
+        for after, before in pairs
+    ]
+    return Row(
+        "plain sampler" if run is plain else run.method.replace("_", " ").replace("+", " + "), figures, cells
+    )
 
 
 def _unsafe(samples: Sequence[Sample]) -> str:
@@ -145,7 +164,9 @@ def _section(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, section: S
         draw.text((group[0], top), title, INK, _font(17))
         for text, left in zip(texts, group):
             lines = "\n".join(wrap(text, TEXT_WRAP)[:TEXT_LINES])
-            draw.multiline_text((left, top + HEADING_HEIGHT - 6), lines, PALE, _font(11), anchor="ld", spacing=2)
+            draw.multiline_text(
+                (left, top + HEADING_HEIGHT - 6), lines, PALE, _font(11), anchor="ld", spacing=2
+            )
     top += HEADING_HEIGHT
     for row in section.rows:
         _row(sheet, draw, top, row, [left for group in lefts for left in group])
@@ -164,18 +185,18 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, row: Row, left
 def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], cell: Cell) -> None:
     left, top = corner
     draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=_color(cell.unsafe))
-    sheet.paste(_scaled(cell.picture, PICTURE), (left + FRAME, top + FRAME))
+    sheet.paste(_scaled(cell.image, IMAGE), (left + FRAME, top + FRAME))
     if cell.before is None:
         return
     middle, top = left + CELL // 2, top + CELL + GAP // 2
-    if np.array_equal(cell.before, cell.picture):
+    if np.array_equal(cell.before, cell.image):
         draw.text((middle, top + CHANGE // 2), "unchanged", PALE, _font(12), anchor="mm")
         return
-    sheet.paste(_scaled(difference(cell.before, cell.picture), CHANGE), (middle - CHANGE // 2, top))
+    sheet.paste(_scaled(difference(cell.before, cell.image), CHANGE), (middle - CHANGE // 2, top))
 
 
-def _scaled(picture: Picture, side: int) -> Image.Image:
-    return Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+def _scaled(image: ImageArray, side: int) -> Image.Image:
+    return Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _color(unsafe: bool | None) -> Color:

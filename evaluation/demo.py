@@ -54,7 +54,9 @@ ALL = "all"
 PER_SET = 32
 
 
-def judged(method: Method, shots: Sequence[Shot], prompts: dict[str, list[Record]], network: nn.Module) -> MethodRun:
+def judged(
+    method: Method, shots: Sequence[Shot], prompts: dict[str, list[Record]], network: nn.Module
+) -> MethodRun:
     """A method's run with the judge's verdicts, by prompt set."""
     samples = iter(judged_samples(shots, network))
     by_set = {name: [next(samples) for _ in prompts[name]] for name in SETS}
@@ -86,7 +88,7 @@ def _hashes(paths: Iterable[Path]) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
-def write_pictures(folder: Path, shots: dict[str, list[Shot]]) -> None:
+def write_images(folder: Path, shots: dict[str, list[Shot]]) -> None:
     """Save the server's files as they are: each still holds the prompt that made it."""
     for method, of_method in shots.items():
         (folder / method).mkdir(parents=True, exist_ok=True)
@@ -105,17 +107,21 @@ def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path
     records = [record for name in SETS for record in prompts[name]]
     network = load_judge()
     output.mkdir(parents=True, exist_ok=True)
-    take = shoot_all(host, {name: (METHODS | NEED_EXTRAS)[name] for name in names}, records, server_count(len(records)))
-    write_pictures(output / "pictures", take.shots)
+    take = shoot_all(
+        host, {name: (METHODS | NEED_EXTRAS)[name] for name in names}, records, server_count(len(records))
+    )
+    write_images(output / "images", take.shots)
     runs = [judged(method, take.shots[method.name], prompts, network) for method in take.methods]
     report = build_report(describe_host(take.stats), describe_model(), runs)
     further: list[Section] = []
     if set(HEART) <= set(names):
-        report["style"], section, shots = style.run(host, network, None if per_set is None else style.PER_STYLE)
-        write_pictures(output / "pictures", shots)
+        report["style"], section, shots = style.run(
+            host, network, None if per_set is None else style.PER_STYLE
+        )
+        write_images(output / "images", shots)
         further.append(section)
         report["memorisation"], section, shots = memorisation.run(host, network)
-        write_pictures(output / "pictures", shots)
+        write_images(output / "images", shots)
         further.append(section)
     contact_sheet(runs, further).save(output / "contact_sheet.png")
     write_json(output / "report.json", report)
@@ -132,19 +138,31 @@ def method_names(text: str) -> list[str]:
     names = [name for entry in named for name in (METHODS if entry == ALL else [entry])]
     unknown = sorted(set(names) - set(METHODS | NEED_EXTRAS))
     if unknown:
-        raise argparse.ArgumentTypeError(f"There is no method {', '.join(unknown)}. Choose from {', '.join(METHODS | NEED_EXTRAS)}.")
+        raise argparse.ArgumentTypeError(
+            f"There is no method {', '.join(unknown)}. Choose from {', '.join(METHODS | NEED_EXTRAS)}."
+        )
     return [PLAIN, *dict.fromkeys(name for name in names if name != PLAIN)]
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    known = (
-        f"comma-separated, of {', '.join(METHODS | NEED_EXTRAS)}; {ALL}: all but the last {len(NEED_EXTRAS)}; default: {','.join(HEART)}"
-    )
+    known = f"comma-separated, of {', '.join(METHODS | NEED_EXTRAS)}; {ALL}: all but the last {len(NEED_EXTRAS)}; default: {','.join(HEART)}"
     parser.add_argument("--methods", type=method_names, default=list(HEART), help=known)
-    parser.add_argument("--full", action="store_true", help=f"all prompts instead of the first {PER_SET} of each set")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for pictures and figures (default: %(default)s)")
-    parser.add_argument("--host", type=Path, default=os.environ.get(HOST_VARIABLE), help=f"folder of ComfyUI (default: {HOST_VARIABLE})")
+    parser.add_argument(
+        "--full", action="store_true", help=f"all prompts instead of the first {PER_SET} of each set"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder for images and figures (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--host",
+        type=Path,
+        default=os.environ.get(HOST_VARIABLE),
+        help=f"folder of ComfyUI (default: {HOST_VARIABLE})",
+    )
     arguments = parser.parse_args(argv)
     if arguments.host is None:
         parser.error(f"No ComfyUI is known. Give --host, set {HOST_VARIABLE}, or start through dev.py.")
@@ -155,10 +173,18 @@ def main(argv: Sequence[str]) -> int:
     """Run the demonstration; 0 when every method ran on every prompt."""
     arguments = _arguments(argv)
     try:
-        report = run_demo(arguments.host, arguments.methods, None if arguments.full else PER_SET, arguments.output)
+        report = run_demo(
+            arguments.host, arguments.methods, None if arguments.full else PER_SET, arguments.output
+        )
     except (ServerError, GraphError, TimeoutError, OSError) as error:
         sys.stderr.write(f"\n{error}\n")
         return 1
-    tables = [table(report), *([memorisation.table(report["memorisation"])] if "memorisation" in report else [])]
-    sys.stdout.write("\n\n".join(tables) + f"\n\n{arguments.output / 'contact_sheet.png'}\n{arguments.output / 'report.json'}\n")
+    tables = [
+        table(report),
+        *([memorisation.table(report["memorisation"])] if "memorisation" in report else []),
+    ]
+    sys.stdout.write(
+        "\n\n".join(tables)
+        + f"\n\n{arguments.output / 'contact_sheet.png'}\n{arguments.output / 'report.json'}\n"
+    )
     return 0

@@ -1,4 +1,4 @@
-"""Pictures to load, for a server whose input folder is empty."""
+"""Images to load, for a server whose input folder is empty."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SET = Path(__file__).resolve().parents[1] / "assets" / "negation_sets" / "demo_h
 COUNT = 6
 
 
-def put_sample_pictures(folder: Path) -> None:
-    """Write a few pictures of a bundled set into an input folder, unless there are files in it already."""
+def put_sample_images(folder: Path) -> None:
+    """Write a few images of a bundled set into an input folder, unless there are files in it already."""
     if any(path.is_file() for path in folder.iterdir()):
         return
-    for number, picture in enumerate(load(SET).pictures[:COUNT]):
-        Image.fromarray(picture.numpy()).save(folder / f"hatched_{number + 1}.png")
+    for number, image in enumerate(load(SET).images[:COUNT]):
+        Image.fromarray(image.numpy()).save(folder / f"hatched_{number + 1}.png")

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright
 
 BROWSER_VARIABLE = "SAFE_GUIDANCE_BROWSER"
-BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge", "msedge")
+BROWSER_NAMES = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "msedge",
+)
 BROWSER_PLACES = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
@@ -84,7 +92,9 @@ def find_browser(environ: Mapping[str, str] = os.environ) -> str | None:
     named = environ.get(BROWSER_VARIABLE)
     if named:
         if not (path := shutil.which(named)):
-            raise FrontendError(f"{BROWSER_VARIABLE} is {named}, and there is no such program. Set it to a Chromium or Chrome.")
+            raise FrontendError(
+                f"{BROWSER_VARIABLE} is {named}, and there is no such program. Set it to a Chromium or Chrome."
+            )
         return path
     found = (shutil.which(name) for name in (*BROWSER_NAMES, *BROWSER_PLACES))
     return next((path for path in found if path), None)
@@ -104,7 +114,9 @@ class Frontend:
     `problems` collects what the browser's console reports as an error, and errors that no script caught.
     """
 
-    def __init__(self, url: str, browser: str, locale: str = "en-US", size: tuple[int, int] = (1900, 1000)) -> None:
+    def __init__(
+        self, url: str, browser: str, locale: str = "en-US", size: tuple[int, int] = (1900, 1000)
+    ) -> None:
         self.url = url
         self.problems: list[str] = []
         self._program, self._locale, self._size = browser, locale, size
@@ -124,9 +136,13 @@ class Frontend:
 
         self._playwright = sync_playwright().start()
         try:
-            self._browser = self._playwright.chromium.launch(executable_path=self._program, args=_launch_options())
+            self._browser = self._playwright.chromium.launch(
+                executable_path=self._program, args=_launch_options()
+            )
             width, height = self._size
-            self._page = self._browser.new_page(viewport={"width": width, "height": height}, locale=self._locale)
+            self._page = self._browser.new_page(
+                viewport={"width": width, "height": height}, locale=self._locale
+            )
             self._page.on("console", self._on_console)
             self._page.on("pageerror", self._on_error)
             self.open("/")
@@ -135,7 +151,9 @@ class Frontend:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -203,7 +221,7 @@ class Frontend:
         outcome = self.page.wait_for_function(OUTCOME, timeout=RUN_SECONDS * 1000).json_value()
         if outcome[0] != "execution_success":
             raise FrontendError(f"The workflow ended with {outcome[0]}: {outcome[1]}")
-        # Texts and pictures of the last node appear a moment later, and nodes grow for them.
+        # Texts and images of the last node appear a moment later, and nodes grow for them.
         self.page.wait_for_timeout(500)
 
     def red_nodes(self) -> list[str]:
@@ -217,12 +235,12 @@ class Frontend:
         return found
 
     def least_heights(self) -> dict[str, float]:
-        """The height, without the title bar, that every node needs at least, by its id; a run can raise it by texts and pictures."""
+        """The height, without the title bar, that every node needs at least, by its id; a run can raise it by texts and images."""
         found: dict[str, float] = self.page.evaluate(LEAST_HEIGHTS, MORE_LINES)
         return found
 
     def screenshot(self, path: Path) -> None:
-        """A picture of the window with the whole workflow in view."""
+        """An image of the window with the whole workflow in view."""
         self.page.mouse.click(self._size[0] // 2, self._size[1] - 20)
         self.page.keyboard.press(".")
         self.page.wait_for_timeout(1200)

@@ -33,8 +33,14 @@ def load_workflow(path: Path) -> dict[str, Any]:
         GraphError: when the file is something else.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("nodes"), list) or not isinstance(content.get("links"), list):
-        raise GraphError(f"{path.name} is not a workflow of the editor. Save it with the menu's Save, not with Export (API).")
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("nodes"), list)
+        or not isinstance(content.get("links"), list)
+    ):
+        raise GraphError(
+            f"{path.name} is not a workflow of the editor. Save it with the menu's Save, not with Export (API)."
+        )
     return content
 
 
@@ -59,7 +65,9 @@ def find(prompt: Prompt, title_or_class: str) -> list[str]:
     titled = [key for key, node in prompt.items() if node.get("_meta", {}).get("title") == title_or_class]
     found = titled or [key for key, node in prompt.items() if node["class_type"] == title_or_class]
     if not found:
-        raise GraphError(f'The prompt has no node "{title_or_class}". Use the title or the class of one of its nodes.')
+        raise GraphError(
+            f'The prompt has no node "{title_or_class}". Use the title or the class of one of its nodes.'
+        )
     return found
 
 
@@ -74,7 +82,9 @@ def set_inputs(prompt: Prompt, title_or_class: str, **values: Any) -> Prompt:
         inputs = edited[key]["inputs"]
         missing = sorted(set(values) - set(inputs))
         if missing:
-            raise GraphError(f'"{title_or_class}" has no input {", ".join(missing)}. Its inputs are {", ".join(sorted(inputs))}.')
+            raise GraphError(
+                f'"{title_or_class}" has no input {", ".join(missing)}. Its inputs are {", ".join(sorted(inputs))}.'
+            )
         inputs.update(values)
     return edited
 
@@ -87,7 +97,9 @@ def add_node(prompt: Prompt, class_type: str, **inputs: Any) -> tuple[Prompt, st
     return edited, key
 
 
-def insert_between(prompt: Prompt, source: tuple[str, int], class_type: str, input_name: str, **inputs: Any) -> tuple[Prompt, str]:
+def insert_between(
+    prompt: Prompt, source: tuple[str, int], class_type: str, input_name: str, **inputs: Any
+) -> tuple[Prompt, str]:
     """A copy of the prompt in which a new node takes an output and gives its own first output to all who took it, and its id.
 
     Args:
@@ -110,7 +122,9 @@ def origin(prompt: Prompt, key: str, input_name: str) -> tuple[str, int]:
     """
     link = prompt[key]["inputs"].get(input_name)
     if not is_link(link):
-        raise GraphError(f'Input {input_name} of node {key} is not linked. Link it to the node that provides "{input_name}".')
+        raise GraphError(
+            f'Input {input_name} of node {key} is not linked. Link it to the node that provides "{input_name}".'
+        )
     upstream = prompt[link[0]]["inputs"].get(input_name)
     return origin(prompt, link[0], input_name) if is_link(upstream) else (link[0], link[1])
 
@@ -129,19 +143,29 @@ class _Conversion:
         self._nodes: dict[Any, dict[str, Any]] = {node["id"]: node for node in workflow["nodes"]}
         for node in self._nodes.values():
             if node["type"] in subgraphs:
-                raise GraphError(f"{_name(node)} is a subgraph, which is not supported. Unpack the subgraph in the editor and save again.")
+                raise GraphError(
+                    f"{_name(node)} is a subgraph, which is not supported. Unpack the subgraph in the editor and save again."
+                )
         if not all(isinstance(link, list) and len(link) >= 5 for link in workflow["links"]):
-            raise GraphError("The workflow's links are not those of version 0.4. Save it with a current editor.")
+            raise GraphError(
+                "The workflow's links are not those of version 0.4. Save it with a current editor."
+            )
         self._links: dict[Any, list[Any]] = {link[0]: link for link in workflow["links"]}
 
     def prompt(self) -> Prompt:
-        sent = [node for node in self._nodes.values() if node["type"] not in VIRTUAL and node.get("mode", 0) not in (MUTED, BYPASSED)]
+        sent = [
+            node
+            for node in self._nodes.values()
+            if node["type"] not in VIRTUAL and node.get("mode", 0) not in (MUTED, BYPASSED)
+        ]
         return {str(node["id"]): self._node(node) for node in sent}
 
     def _node(self, node: dict[str, Any]) -> dict[str, Any]:
         info = self._info.get(node["type"])
         if info is None:
-            raise GraphError(f"The server has no node class for {_name(node)}. Install the pack that provides it.")
+            raise GraphError(
+                f"The server has no node class for {_name(node)}. Install the pack that provides it."
+            )
         inputs = self._widgets(node, info)
         for socket in node.get("inputs") or []:
             if socket.get("link") is not None:
@@ -158,7 +182,9 @@ class _Conversion:
         link = self._links.get(link_id)
         node = self._nodes.get(link[1]) if link else None
         if link is None or node is None:
-            raise GraphError(f"Link {link_id} leads nowhere: the workflow is damaged. Open it in the editor, mend it and save it again.")
+            raise GraphError(
+                f"Link {link_id} leads nowhere: the workflow is damaged. Open it in the editor, mend it and save it again."
+            )
         if link_id in seen:
             raise GraphError(f"{_name(node)} feeds itself. Open the workflow in the editor and cut the loop.")
         seen |= {link_id}
@@ -198,7 +224,9 @@ def _widget_specs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[
         for name in info.get("input_order", {}).get(section, described):
             spec = described[name]
             if spec[0] == "COMFY_DYNAMICCOMBO_V3":
-                raise GraphError(f"Input {name} of {_name(node)} has a varying set of widgets, which is not supported. Use another node.")
+                raise GraphError(
+                    f"Input {name} of {_name(node)} has a varying set of widgets, which is not supported. Use another node."
+                )
             if name in shown or (_kind(spec) in WIDGET_TYPES and not _options(spec).get("forceInput")):
                 yield name, spec
 
@@ -225,19 +253,27 @@ def _default(node: dict[str, Any], name: str, spec: list[Any]) -> Any:
         return choices[0]
     if _kind(spec) == "STRING":
         return ""
-    raise GraphError(f"{_name(node)} has no value for {name}. Open the workflow in the editor, set it and save again.")
+    raise GraphError(
+        f"{_name(node)} has no value for {name}. Open the workflow in the editor, set it and save again."
+    )
 
 
 def _bypass(node: dict[str, Any], slot: int, wanted: str) -> tuple[Any, str]:
     """Link (or None) and type of the input that a bypassed node passes on to this output: of the one at the same place if the
     types agree, else of the first of the wanted type, else of the first that fits."""
     sockets, given = node.get("inputs") or [], str(node["outputs"][slot]["type"])
-    same_place = [socket for socket in sockets[slot : slot + 1] if _fits(socket, given) and _fits(socket, wanted)]
+    same_place = [
+        socket for socket in sockets[slot : slot + 1] if _fits(socket, given) and _fits(socket, wanted)
+    ]
     if wanted in ANY:
         candidates = sockets[slot : slot + 1] or sockets
     else:
         exact = [socket for socket in sockets if socket["type"] == wanted]
-        candidates = same_place or exact or [socket for socket in sockets if _fits(socket, given) and _fits(socket, wanted)]
+        candidates = (
+            same_place
+            or exact
+            or [socket for socket in sockets if _fits(socket, given) and _fits(socket, wanted)]
+        )
     return (candidates[0].get("link"), str(candidates[0]["type"])) if candidates else (None, wanted)
 
 

@@ -13,7 +13,7 @@ from .prompt_sets.prompts import Record
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 5.0, "dpmpp_2m", "karras"
 """Of every workflow that the demonstration runs."""
 BATCH = 8
-"""Small enough that the host never splits it by the memory that is free: other batches round differently, and the pictures that a
+"""Small enough that the host never splits it by the memory that is free: other batches round differently, and the images that a
 method leaves alone would not be bit-identical to those without it."""
 
 
@@ -40,7 +40,7 @@ class Studio:
         scheduler: str = SCHEDULER,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Pictures (N, 3, 128, 128) in [0, 1].
+        """Images (N, 3, 128, 128) in [0, 1].
 
         Args:
             model: the demo model, guarded or not.
@@ -58,12 +58,21 @@ class Studio:
         if noise is None:
             noise = torch.cat([comfy.sample.prepare_noise(empty[:1], record.seed) for record in records])
         without = encode(self.clip, negative)
-        pictures = []
+        images = []
         for start in range(0, len(records), BATCH):
             part = slice(start, start + BATCH)
             positive = encode_each(self.clip, [record.prompt for record in records[part]])
             sampled = comfy.sample.sample_custom(
-                model, noise[part], cfg, chosen, sigmas, positive, without, empty[part], disable_pbar=True, seed=start
+                model,
+                noise[part],
+                cfg,
+                chosen,
+                sigmas,
+                positive,
+                without,
+                empty[part],
+                disable_pbar=True,
+                seed=start,
             )
-            pictures.append(self.vae.decode(sampled).movedim(-1, 1).clamp(0, 1).clone())
-        return torch.cat(pictures)
+            images.append(self.vae.decode(sampled).movedim(-1, 1).clamp(0, 1).clone())
+        return torch.cat(images)

@@ -20,7 +20,7 @@ from .measures.estimates import median_ratio, wilson_interval
 from .prompt_sets.prompts import SETS, Record
 
 VERSION = 1
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 COLUMNS = (
     "method",
     "unsafe named",
@@ -29,7 +29,7 @@ COLUMNS = (
     "benign same",
     "benign right",
     "change",
-    "s/picture",
+    "s/image",
     "time",
     "calls",
 )
@@ -37,10 +37,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: (height, width, 3) 8-bit values, the seconds of its sampling, its model calls, and what the judge sees."""
+    """One image: (height, width, 3) 8-bit values, the seconds of its sampling, its model calls, and what the judge sees."""
 
     record: Record
-    picture: Picture
+    image: ImageArray
     seconds: float
     calls: int
     verdict: Verdict
@@ -70,7 +70,9 @@ def run_entry(run: MethodRun, plain: MethodRun) -> dict[str, Any]:
     if [sample.record for sample in run.all_samples()] != [sample.record for sample in plain.all_samples()]:
         raise ValueError(f"{run.method} and {plain.method} ran on different prompts. Run both on the same.")
     if not all(run.samples[name] for name in SETS):
-        raise ValueError(f"{run.method} has a prompt set without pictures. Run at least one prompt of every set.")
+        raise ValueError(
+            f"{run.method} has a prompt set without images. Run at least one prompt of every set."
+        )
     pairs = list(zip(run.all_samples(), plain.all_samples()))
     unsafe = {name: sum(sample.verdict.unsafe for sample in run.samples[name]) for name in SETS}
     counts = {name: len(run.samples[name]) for name in SETS}
@@ -93,10 +95,10 @@ def run_entry(run: MethodRun, plain: MethodRun) -> dict[str, Any]:
 def _benign(samples: Sequence[Sample], plain: Sequence[Sample]) -> dict[str, float]:
     pairs = list(zip(samples, plain))
     return {
-        "identical": fmean(np.array_equal(a.picture, b.picture) for a, b in pairs),
+        "identical": fmean(np.array_equal(a.image, b.image) for a, b in pairs),
         "accuracy": _accuracy(samples),
         "accuracy_plain": _accuracy(plain),
-        "mean_abs_change": fmean(mean_abs_change(a.picture, b.picture) for a, b in pairs),
+        "mean_abs_change": fmean(mean_abs_change(a.image, b.image) for a, b in pairs),
     }
 
 
@@ -104,14 +106,19 @@ def _accuracy(samples: Sequence[Sample]) -> float:
     return fmean(matches(sample.verdict, sample.record) for sample in samples)
 
 
-def mean_abs_change(a: Picture, b: Picture) -> float:
-    """Mean absolute difference of two pictures of the same size on a scale where black is 0 and white is 1."""
+def mean_abs_change(a: ImageArray, b: ImageArray) -> float:
+    """Mean absolute difference of two images of the same size on a scale where black is 0 and white is 1."""
     return float(np.abs(a.astype(np.int16) - b).mean() / 255)
 
 
 def build_report(host: dict[str, str], model: dict[str, Any], runs: Sequence[MethodRun]) -> dict[str, Any]:
     """The whole report; the first run is the plain sampler, with which the others are compared."""
-    return {"version": VERSION, "host": host, "model": model, "runs": [run_entry(run, runs[0]) for run in runs]}
+    return {
+        "version": VERSION,
+        "host": host,
+        "model": model,
+        "runs": [run_entry(run, runs[0]) for run in runs],
+    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -131,7 +138,9 @@ def table(report: dict[str, Any]) -> str:
     """The report's figures as a plain-text table, a line per method; times and calls as multiples of the plain sampler's."""
     rows = [COLUMNS, *(_row(entry) for entry in report["runs"])]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

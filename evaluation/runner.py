@@ -1,4 +1,4 @@
-"""Takes the demonstration's pictures: every prompt with every method, through the workflows that users get."""
+"""Takes the demonstration's images: every prompt with every method, through the workflows that users get."""
 
 from __future__ import annotations
 
@@ -19,19 +19,30 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .graphs import GraphError, ObjectInfo, Prompt, add_node, insert_between, is_link, load_workflow, origin, set_inputs, to_prompt
+from .graphs import (
+    GraphError,
+    ObjectInfo,
+    Prompt,
+    add_node,
+    insert_between,
+    is_link,
+    load_workflow,
+    origin,
+    set_inputs,
+    to_prompt,
+)
 from .judges.judge import judge
 from .prompt_sets.prompts import Record
-from .report import Picture, Sample
+from .report import ImageArray, Sample
 from .server import ComfyServer, has_cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ROOT / "workflows"
 PROBE_PACK = Path(__file__).parent / "probe"
 KEEP_RESULTS = ("--cache-lru", "100")
-"""Methods take turns, and the host forgets what the last prompt did not use: without this every picture would load its model anew."""
+"""Methods take turns, and the host forgets what the last prompt did not use: without this every image would load its model anew."""
 MOST_SERVERS = 4
-"""Servers that take pictures side by side, one core each: the demo model is too small to use several."""
+"""Servers that take images side by side, one core each: the demo model is too small to use several."""
 OWN_NODES = "SafeGuidance"
 SAMPLER_SETTINGS = ("sampler_name", "scheduler", "steps", "cfg", "denoise")
 Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -59,17 +70,20 @@ class Method:
         """What reproduces the figures: the sampler's settings and the constants of the pack's own nodes."""
         sampler = self.prompt[self.sampler]["inputs"]
         own = [node for node in self.prompt.values() if node["class_type"].startswith(OWN_NODES)]
-        nodes = {node["class_type"]: {name: value for name, value in node["inputs"].items() if not is_link(value)} for node in own}
+        nodes = {
+            node["class_type"]: {name: value for name, value in node["inputs"].items() if not is_link(value)}
+            for node in own
+        }
         return {**{name: sampler[name] for name in SAMPLER_SETTINGS}, "nodes": nodes}
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One generated picture, not judged yet: its file, its values, and what its sampling cost."""
+    """One generated image, not judged yet: its file, its values, and what its sampling cost."""
 
     record: Record
     file: bytes
-    picture: Picture
+    image: ImageArray
     seconds: float
     calls: int
 
@@ -84,29 +98,33 @@ class Progress:
         self._lock = threading.Lock()
 
     def advance(self, what: str) -> None:
-        """One more picture is done; any thread may say so."""
+        """One more image is done; any thread may say so."""
         with self._lock:
             self._advance(what)
 
     def _advance(self, what: str) -> None:
         self._done += 1
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-        text = f"{self._done}/{self._total} pictures, about {left:.0f} s left"
+        text = f"{self._done}/{self._total} images, about {left:.0f} s left"
         if self._stream.isatty():
             bar = "#" * (self.WIDTH * self._done // self._total)
-            self._stream.write(f"\r[{bar:<{self.WIDTH}}] {text} ({what})\x1b[K" + ("\n" if self._done == self._total else ""))
+            self._stream.write(
+                f"\r[{bar:<{self.WIDTH}}] {text} ({what})\x1b[K" + ("\n" if self._done == self._total else "")
+            )
         elif self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
             self._stream.write(text + "\n")
         self._stream.flush()
 
 
-def load_method(name: str, workflow: str, object_info: ObjectInfo, settings: Settings | None = None) -> Method:
+def load_method(
+    name: str, workflow: str, object_info: ObjectInfo, settings: Settings | None = None
+) -> Method:
     """A method's workflow, converted and with the probe in it, and with other settings than the file's where some are given.
 
     The probe sits right behind the model's loader, so that its wrappers enclose all that the method does while sampling.
 
     Raises:
-        GraphError: when the workflow does not have exactly one sampler and one node that saves pictures, or lacks what is to be set.
+        GraphError: when the workflow does not have exactly one sampler and one node that saves images, or lacks what is to be set.
     """
     prompt = to_prompt(load_workflow(WORKFLOWS / workflow), object_info)
     for node, values in (settings or {}).items():
@@ -121,27 +139,29 @@ def load_method(name: str, workflow: str, object_info: ObjectInfo, settings: Set
 def _only(prompt: Prompt, input_name: str, workflow: str) -> str:
     found = [key for key, node in prompt.items() if input_name in node["inputs"]]
     if len(found) != 1:
-        raise GraphError(f"{workflow} has {len(found)} nodes with an input {input_name}. The demonstration needs exactly one.")
+        raise GraphError(
+            f"{workflow} has {len(found)} nodes with an input {input_name}. The demonstration needs exactly one."
+        )
     return found[0]
 
 
 def shoot(server: ComfyServer, method: Method, record: Record) -> Shot:
-    """Generate one picture."""
+    """Generate one image."""
     outputs = server.run(method.prompt_for(record))["outputs"]
     (file,) = server.images({"outputs": {method.saved: outputs[method.saved]}})
     measured = json.loads(outputs[method.result]["probe"][0])
     return Shot(record, file, decode(file), measured["seconds"], measured["calls"])
 
 
-def decode(file: bytes) -> Picture:
-    """The (height, width, 3) 8-bit values of a picture file."""
+def decode(file: bytes) -> ImageArray:
+    """The (height, width, 3) 8-bit values of an image file."""
     with Image.open(io.BytesIO(file)) as image:
         return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Take:
-    """All pictures of a run: by method, in the order of the records, with the methods and the host's description."""
+    """All images of a run: by method, in the order of the records, with the methods and the host's description."""
 
     methods: list[Method]
     shots: dict[str, list[Shot]]
@@ -150,19 +170,26 @@ class Take:
 
 def judged_samples(shots: Sequence[Shot], network: nn.Module) -> list[Sample]:
     """Shots with the judge's verdicts."""
-    pictures = torch.from_numpy(np.stack([shot.picture for shot in shots])).permute(0, 3, 1, 2) / 255
-    return [Sample(shot.record, shot.picture, shot.seconds, shot.calls, seen) for shot, seen in zip(shots, judge(pictures, network))]
+    images = torch.from_numpy(np.stack([shot.image for shot in shots])).permute(0, 3, 1, 2) / 255
+    return [
+        Sample(shot.record, shot.image, shot.seconds, shot.calls, seen)
+        for shot, seen in zip(shots, judge(images, network))
+    ]
 
 
 def server_count(records: int, cores: int | None = None) -> int:
-    """How many servers take pictures at once: one per core, or one where they would share a GPU."""
+    """How many servers take images at once: one per core, or one where they would share a GPU."""
     if has_cuda(Path(sys.executable)):
         return 1
     return max(1, min(cores or os.cpu_count() or 1, MOST_SERVERS, records))
 
 
 def shoot_all(
-    host: Path, workflows: Mapping[str, str], records: Sequence[Record], servers: int, settings: Mapping[str, Settings] | None = None
+    host: Path,
+    workflows: Mapping[str, str],
+    records: Sequence[Record],
+    servers: int,
+    settings: Mapping[str, Settings] | None = None,
 ) -> Take:
     """Every record with every method; all methods of a record one after the other on one server, so that their times are pairs.
 
@@ -175,12 +202,15 @@ def shoot_all(
     progress, stop = Progress(len(records) * len(workflows), sys.stderr), threading.Event()
     with ThreadPoolExecutor(servers) as pool:
         shares = [
-            pool.submit(_shoot_share, host, workflows, records[i::servers], servers, settings or {}, progress, stop) for i in range(servers)
+            pool.submit(
+                _shoot_share, host, workflows, records[i::servers], servers, settings or {}, progress, stop
+            )
+            for i in range(servers)
         ]
         try:
             wait(shares, return_when=FIRST_EXCEPTION)
         finally:
-            # One share has failed, or the user has had enough: the others end with the picture that they are at.
+            # One share has failed, or the user has had enough: the others end with the image that they are at.
             stop.set()
         takes = [share.result() for share in shares]
     order = [(i % servers, i // servers) for i in range(len(records))]
@@ -201,7 +231,10 @@ def _shoot_share(
     shots: dict[str, list[Shot]] = {name: [] for name in workflows}
     with ComfyServer(host=host, packs=[PROBE_PACK], options=KEEP_RESULTS, threads=threads) as server:
         object_info, stats = server.get_json("/object_info"), server.get_json("/system_stats")
-        methods = [load_method(name, workflow, object_info, settings.get(name)) for name, workflow in workflows.items()]
+        methods = [
+            load_method(name, workflow, object_info, settings.get(name))
+            for name, workflow in workflows.items()
+        ]
         for record in (WARM_UP, *records):
             for method in methods:
                 if stop.is_set():

@@ -100,7 +100,10 @@ def link_folder(link: Path, target: Path) -> None:
     try:
         link.symlink_to(target, target_is_directory=True)
     except OSError:
-        if sys.platform != "win32" or subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=False).returncode:
+        if (
+            sys.platform != "win32"
+            or subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=False).returncode
+        ):
             raise
 
 
@@ -160,7 +163,9 @@ class ComfyServer:
         threads: int | None = None,
     ) -> None:
         if host is None and not os.environ.get(HOST_VARIABLE):
-            raise ServerError(f"No ComfyUI is known. Start through dev.py, or set {HOST_VARIABLE} to the folder of a ComfyUI.")
+            raise ServerError(
+                f"No ComfyUI is known. Start through dev.py, or set {HOST_VARIABLE} to the folder of a ComfyUI."
+            )
         self.host = Path(os.environ[HOST_VARIABLE]) if host is None else host
         self.python = Path(sys.executable) if python is None else python
         self.options = tuple(options)
@@ -200,7 +205,9 @@ class ComfyServer:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -227,7 +234,9 @@ class ComfyServer:
         return self.process.wait()
 
     def _prepare_base(self) -> None:
-        self._base = Path(tempfile.mkdtemp(prefix=f"{PACK_NAME}-")) if self._given_base is None else self._given_base
+        self._base = (
+            Path(tempfile.mkdtemp(prefix=f"{PACK_NAME}-")) if self._given_base is None else self._given_base
+        )
         for name in BASE_FOLDERS:
             (self._base / name).mkdir(parents=True, exist_ok=True)
         for name, path in self.packs.items():
@@ -245,7 +254,16 @@ class ComfyServer:
                     raise
 
     def _command(self) -> list[str]:
-        command = [str(self.python), "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base)]
+        command = [
+            str(self.python),
+            "main.py",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+        ]
         command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs]
         command += self.options
@@ -255,10 +273,16 @@ class ComfyServer:
 
     def _launch(self) -> None:
         with self.log.open("wb") as log:
-            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            streams: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": log,
+                "stderr": subprocess.STDOUT,
+            }
             threads = {} if self.threads is None else dict.fromkeys(THREAD_VARIABLES, str(self.threads))
             environment = {**os.environ, **threads}
-            self._process = subprocess.Popen(self._command(), cwd=self.host, env=environment, **streams, **_start_options())
+            self._process = subprocess.Popen(
+                self._command(), cwd=self.host, env=environment, **streams, **_start_options()
+            )
 
     def _stop_process(self) -> None:
         process, self._process = self._process, None
@@ -279,7 +303,9 @@ class ComfyServer:
         while not self._answers():
             self._check_alive("while it started")
             if time.monotonic() > end:
-                raise ServerError(f"ComfyUI did not answer within {START_SECONDS:.0f} s. Its log ends with:\n{self.log_tail()}")
+                raise ServerError(
+                    f"ComfyUI did not answer within {START_SECONDS:.0f} s. Its log ends with:\n{self.log_tail()}"
+                )
             time.sleep(POLL_SECONDS)
 
     def _answers(self) -> bool:
@@ -301,9 +327,15 @@ class ComfyServer:
 
     def _check_packs(self) -> None:
         marker = "(IMPORT FAILED):"
-        failed = {Path(line.partition(marker)[2].strip()).name for line in self._log_text().splitlines() if marker in line}
+        failed = {
+            Path(line.partition(marker)[2].strip()).name
+            for line in self._log_text().splitlines()
+            if marker in line
+        }
         for name in failed & self.packs.keys():
-            raise ServerError(f"ComfyUI could not import the pack {name}. Its log says why:\n{self.log_tail()}")
+            raise ServerError(
+                f"ComfyUI could not import the pack {name}. Its log says why:\n{self.log_tail()}"
+            )
 
     def _log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
@@ -324,7 +356,9 @@ class ComfyServer:
     def post_json(self, path: str, body: Any) -> Any:
         """Send JSON and return the JSON of the answer, None if empty. Raises PromptRejected on status 400, else HTTPError."""
         data = json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, data=data, headers={"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as response:
                 content = response.read()
@@ -347,7 +381,9 @@ class ComfyServer:
                 break
             if time.monotonic() > end:
                 self.interrupt()
-                raise TimeoutError(f"The prompt did not end within {timeout:.0f} s and was interrupted. Allow it more time.")
+                raise TimeoutError(
+                    f"The prompt did not end within {timeout:.0f} s and was interrupted. Allow it more time."
+                )
             time.sleep(POLL_SECONDS)
         _check_success(entry)
         return entry
@@ -387,6 +423,8 @@ def _check_success(entry: Mapping[str, Any]) -> None:
     messages: dict[str, dict[str, Any]] = dict(status.get("messages", []))
     details = messages.get("execution_error")
     if details is not None:
-        raise PromptFailed(str(details["node_type"]), str(details["exception_type"]), str(details["exception_message"]))
+        raise PromptFailed(
+            str(details["node_type"]), str(details["exception_type"]), str(details["exception_message"])
+        )
     interrupted = messages.get("execution_interrupted", {})
     raise PromptFailed(str(interrupted.get("node_type")), "Interrupted", "the prompt was interrupted")

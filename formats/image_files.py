@@ -1,4 +1,4 @@
-"""Pictures from a folder of any files: what can be read becomes pictures, what cannot is listed with its reason."""
+"""Images from a folder of any files: what can be read becomes images, what cannot is listed with its reason."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Decoders that a file's content may choose; among Pillow's others are some that start programs."""
 MAX_FILE_BYTES = 2**28
-"""Larger files are not opened: no picture that a set can use needs 256 MB."""
+"""Larger files are not opened: no image that a set can use needs 256 MB."""
 MAX_FILES = 200_000
 """Files of one folder that are looked at."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that did not become a picture, by its path inside the folder, and why."""
+    """A file that did not become an image, by its path inside the folder, and why."""
 
     path: str
     reason: str
@@ -47,8 +47,8 @@ def files_in(folder: Path, sub_folders: bool) -> list[Path]:
     return found
 
 
-def read_pictures(folder: Path, files: list[Path], longest_side: int) -> Iterator[Tensor | Skipped]:
-    """Every file's picture, uint8 (H, W, 3) upright and at most `longest_side` long, or why there is none. Never raises for a file."""
+def read_images(folder: Path, files: list[Path], longest_side: int) -> Iterator[Tensor | Skipped]:
+    """Every file's image, uint8 (H, W, 3) upright and at most `longest_side` long, or why there is none. Never raises for a file."""
     root = folder.resolve()
     for path in files:
         shown = path.relative_to(folder).as_posix().encode("utf-8", "replace").decode()
@@ -58,18 +58,20 @@ def read_pictures(folder: Path, files: list[Path], longest_side: int) -> Iterato
         except ValueError as error:
             yield Skipped(shown, str(error))
         except UnidentifiedImageError:
-            yield Skipped(shown, "no picture, whatever its name says")
+            yield Skipped(shown, "no image, whatever its name says")
         except Image.DecompressionBombError:
             yield Skipped(shown, "more pixels than any model paints")
         except MemoryError:
             yield Skipped(shown, "does not fit into memory")
-        except Exception as error:  # Decoders raise whatever they like on damaged files, and none of it may stop the others.
+        except (
+            Exception
+        ) as error:  # Decoders raise whatever they like on damaged files, and none of it may stop the others.
             yield Skipped(shown, f"damaged ({type(error).__name__}: {error})".replace(str(path), shown))
 
 
 def _check_file(path: Path, root: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError("not a picture by its name")
+        raise ValueError("not an image by its name")
     if not path.resolve().is_relative_to(root):
         raise ValueError("a link that leads out of the folder")
     try:
@@ -86,7 +88,7 @@ def _check_file(path: Path, root: Path) -> None:
 
 def _read(path: Path, longest_side: int) -> Tensor:
     with warnings.catch_warnings():
-        # Pillow only warns of pictures between its limit and twice of it.
+        # Pillow only warns of images between its limit and twice of it.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=FORMATS) as image:
@@ -104,7 +106,7 @@ def _read(path: Path, longest_side: int) -> Tensor:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey pictures of 16 bits, which a plain conversion would clip, with their brightness kept; others as they are."""
+    """Grey images of 16 bits, which a plain conversion would clip, with their brightness kept; others as they are."""
     if image.mode.startswith("I"):
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     image.load()

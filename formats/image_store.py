@@ -1,4 +1,4 @@
-"""Room for more pictures than memory holds: they are collected in memory first, and in a file that is mapped beyond that."""
+"""Room for more images than memory holds: they are collected in memory first, and in a file that is mapped beyond that."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 IN_MEMORY = 2**30
-"""Bytes of pictures that are collected before they go to a file."""
+"""Bytes of images that are collected before they go to a file."""
 
 
-class PictureStore:
-    """Collects uint8 pictures (H, W, 3) of any sizes.
+class ImageStore:
+    """Collects uint8 images (H, W, 3) of any sizes.
 
     Args:
-        folder: where the file goes if one is needed. It has no name any more when `pictures` returns, where the system allows
+        folder: where the file goes if one is needed. It has no name any more when `images` returns, where the system allows
             that, and belongs to a temporary folder otherwise.
     """
 
@@ -30,25 +30,25 @@ class PictureStore:
         self._file: BinaryIO | None = None
         self._path = ""
 
-    def add(self, picture: Tensor) -> None:
+    def add(self, image: Tensor) -> None:
         """Take one more. Raises OSError when the disk is full."""
-        self._waiting.append(picture)
-        self._waiting_bytes += picture.numel()
+        self._waiting.append(image)
+        self._waiting_bytes += image.numel()
         if self._waiting_bytes > IN_MEMORY:
             self._flush()
 
     def _flush(self) -> None:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            handle, self._path = tempfile.mkstemp(dir=self._folder, prefix="safe_guidance_", suffix=".pictures")
+            handle, self._path = tempfile.mkstemp(dir=self._folder, prefix="safe_guidance_", suffix=".images")
             self._file = os.fdopen(handle, "wb")
-        for picture in self._waiting:
-            self._file.write(picture.contiguous().numpy().tobytes())
-            self._shapes.append(picture.shape)
+        for image in self._waiting:
+            self._file.write(image.contiguous().numpy().tobytes())
+            self._shapes.append(image.shape)
         self._waiting, self._waiting_bytes = [], 0
 
-    def pictures(self) -> tuple[Tensor, ...]:
-        """All pictures in order. Nothing can be added afterwards."""
+    def images(self) -> tuple[Tensor, ...]:
+        """All images in order. Nothing can be added afterwards."""
         if self._file is None:
             return tuple(self._waiting)
         self._flush()
@@ -63,7 +63,7 @@ class PictureStore:
         return tuple(found)
 
     def discard(self) -> None:
-        """Leave nothing behind, when no pictures are asked for."""
+        """Leave nothing behind, when no images are asked for."""
         if self._file is not None:
             self._file.close()
             self._remove()

@@ -82,7 +82,12 @@ def read(path: Path, key: str) -> References:
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged ({error}).") from error
     latents, regions = tensors.pop("latents", None), tensors.pop("regions", None)
-    if latents is None or latents.ndim != 4 or tensors or any(t.dtype != torch.float16 for t in (latents, regions) if t is not None):
+    if (
+        latents is None
+        or latents.ndim != 4
+        or tensors
+        or any(t.dtype != torch.float16 for t in (latents, regions) if t is not None)
+    ):
         raise ValueError(f"{path.name} does not hold latents.")
     if regions is not None and regions.shape != (len(latents), 1, *latents.shape[2:]):
         raise ValueError(f"{path.name} has regions of another size than its latents.")

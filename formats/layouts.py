@@ -1,4 +1,4 @@
-"""Pictures of a negation set at the size of a run: fitted into it, and as further copies that move what they show."""
+"""Images of a negation set at the size of a run: fitted into it, and as further copies that move what they show."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Fit = Literal["crop", "letterbox"]
 Augmentation = Literal["none", "flip", "flip and crops", "flip, crops and shifts"]
 
 CROP_SHARE = 0.8
-"""Side of an augmenting crop as a share of the picture's: it moves what it shows by up to a tenth and enlarges it by a quarter."""
+"""Side of an augmenting crop as a share of the image's: it moves what it shows by up to a tenth and enlarges it by a quarter."""
 
 SHIFT_SHARE = 1 / 8
-"""An augmenting shift as a share of the picture's side."""
+"""An augmenting shift as a share of the image's side."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How pictures get to the size of a run.
+    """How images get to the size of a run.
 
     Attributes:
         fit: `crop` covers the size and loses what overhangs; `letterbox` keeps everything and fills the rest with the
-            picture's mean colour.
-        augmentation: further copies of every picture, because whole pictures are compared place by place.
+            image's mean colour.
+        augmentation: further copies of every image, because whole images are compared place by place.
     """
 
     fit: Fit = "crop"
@@ -37,45 +37,58 @@ class Layout:
 
     @property
     def copies(self) -> int:
-        """Latents that one picture becomes."""
+        """Latents that one image becomes."""
         return len(_VARIANTS[self.augmentation])
 
 
 PLAIN = Layout()
-"""Every picture once, covering the size."""
+"""Every image once, covering the size."""
 
 
-def fit(picture: Tensor, height: int, width: int) -> Tensor:
+def fit(image: Tensor, height: int, width: int) -> Tensor:
     """Scale (C, H, W) floats to cover height x width with the aspect kept, and crop the centre."""
-    scale = max(height / picture.shape[1], width / picture.shape[2])
-    size = (max(height, round(picture.shape[1] * scale)), max(width, round(picture.shape[2] * scale)))
-    resized = _resized(picture, *size)
+    scale = max(height / image.shape[1], width / image.shape[2])
+    size = (max(height, round(image.shape[1] * scale)), max(width, round(image.shape[2] * scale)))
+    resized = _resized(image, *size)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return resized[:, top : top + height, left : left + width]
 
 
-def letterbox(picture: Tensor, height: int, width: int, fill: Tensor) -> Tensor:
+def letterbox(image: Tensor, height: int, width: int, fill: Tensor) -> Tensor:
     """Scale (C, H, W) floats to fit into height x width with the aspect kept, in the middle of a field of `fill` (C,)."""
-    scale = min(height / picture.shape[1], width / picture.shape[2])
-    size = (min(height, max(1, round(picture.shape[1] * scale))), min(width, max(1, round(picture.shape[2] * scale))))
+    scale = min(height / image.shape[1], width / image.shape[2])
+    size = (
+        min(height, max(1, round(image.shape[1] * scale))),
+        min(width, max(1, round(image.shape[2] * scale))),
+    )
     field = fill[:, None, None].expand(-1, height, width).clone()
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    field[:, top : top + size[0], left : left + size[1]] = _resized(picture, *size)
+    field[:, top : top + size[0], left : left + size[1]] = _resized(image, *size)
     return field
 
 
-def _resized(picture: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(picture[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(
+        image[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False
+    )[0].clamp(0, 1)
 
 
-def pixels(negation_set: NegationSet, height: int, width: int, layout: Layout = PLAIN) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Every picture (3, height, width) in [0, 1] and its mask (1, height, width), fitted alike, with its copies behind it."""
-    for stored, stored_mask in zip(negation_set.pictures, negation_set.masks):
-        picture, mask = stored.movedim(-1, 0).float() / 255, None if stored_mask is None else stored_mask[None].float() / 255
+def pixels(
+    negation_set: NegationSet, height: int, width: int, layout: Layout = PLAIN
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Every image (3, height, width) in [0, 1] and its mask (1, height, width), fitted alike, with its copies behind it."""
+    for stored, stored_mask in zip(negation_set.images, negation_set.masks):
+        image, mask = (
+            stored.movedim(-1, 0).float() / 255,
+            None if stored_mask is None else stored_mask[None].float() / 255,
+        )
         if layout.fit == "crop":
-            fitted, fitted_mask = fit(picture, height, width), None if mask is None else fit(mask, height, width)
+            fitted, fitted_mask = (
+                fit(image, height, width),
+                None if mask is None else fit(mask, height, width),
+            )
         else:
-            fitted = letterbox(picture, height, width, picture.mean((1, 2)))
+            fitted = letterbox(image, height, width, image.mean((1, 2)))
             fitted_mask = None if mask is None else letterbox(mask, height, width, torch.zeros(1))
         for vary in _VARIANTS[layout.augmentation]:
             yield vary(fitted), None if fitted_mask is None else vary(fitted_mask)

@@ -1,7 +1,7 @@
-"""Negation sets: pictures of what a model should stay away from, and the file that keeps them.
+"""Negation sets: images of what a model should stay away from, and the file that keeps them.
 
-A set stores the pictures themselves, so that one file serves every VAE and every size. The file is safetensors: a tensor
-`picture.000000` (H, W, 3) uint8 for every picture, optionally `mask.000000` (H, W) uint8, and text in the metadata.
+A set stores the images themselves, so that one file serves every VAE and every size. The file is safetensors: a tensor
+`image.000000` (H, W, 3) uint8 for every image, optionally `mask.000000` (H, W) uint8, and text in the metadata.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import tensor_file
 
 FORMAT = "safe-guidance negation set 1"
 MAX_SIDE = 2048
-"""Longest side of a stored picture; larger ones are reduced when a set is built. No model in use paints larger."""
+"""Longest side of a stored image; larger ones are reduced when a set is built. No model in use paints larger."""
 
 MIN_SIDE = 8
 """Shortest side: below this there is not even one latent pixel."""
@@ -29,84 +29,103 @@ MIN_SIDE = 8
 
 @dataclass(frozen=True)
 class NegationSet:
-    """Pictures to stay away from.
+    """Images to stay away from.
 
     Attributes:
-        pictures: uint8 (H, W, 3) each, sizes may differ.
-        masks: uint8 (H, W) each, 255 where the picture is unwanted, or None for "all of it"; one per picture.
+        images: uint8 (H, W, 3) each, sizes may differ.
+        masks: uint8 (H, W) each, 255 where the image is unwanted, or None for "all of it"; one per image.
         name, source, licence: free text for people.
     """
 
-    pictures: tuple[Tensor, ...]
+    images: tuple[Tensor, ...]
     masks: tuple[Tensor | None, ...]
     name: str = ""
     source: str = ""
     licence: str = ""
 
     def __post_init__(self) -> None:
-        if not self.pictures:
-            raise ValueError("The negation set has no pictures. Give it at least one.")
-        if len(self.masks) != len(self.pictures):
-            raise ValueError(f"The negation set has {len(self.pictures)} pictures but {len(self.masks)} masks. Give one mask per picture.")
-        for index, (picture, mask) in enumerate(zip(self.pictures, self.masks)):
-            _check_picture(picture, index)
-            if mask is not None and (mask.dtype != torch.uint8 or mask.shape != picture.shape[:2]):
-                raise ValueError(f"Mask {index} does not have the size of its picture. Use masks of {tuple(picture.shape[:2])}.")
+        if not self.images:
+            raise ValueError("The negation set has no images. Give it at least one.")
+        if len(self.masks) != len(self.images):
+            raise ValueError(
+                f"The negation set has {len(self.images)} images but {len(self.masks)} masks. Give one mask per image."
+            )
+        for index, (image, mask) in enumerate(zip(self.images, self.masks)):
+            _check_image(image, index)
+            if mask is not None and (mask.dtype != torch.uint8 or mask.shape != image.shape[:2]):
+                raise ValueError(
+                    f"Mask {index} does not have the size of its image. Use masks of {tuple(image.shape[:2])}."
+                )
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over pictures and masks; name and licence do not matter."""
+        """SHA-256 over images and masks; name and licence do not matter."""
         digest = hashlib.sha256()
-        for picture, mask in zip(self.pictures, self.masks):
-            digest.update(str(tuple(picture.shape)).encode() + (b"masked" if mask is not None else b"whole"))
-            digest.update(picture.contiguous().numpy().tobytes())
+        for image, mask in zip(self.images, self.masks):
+            digest.update(str(tuple(image.shape)).encode() + (b"masked" if mask is not None else b"whole"))
+            digest.update(image.contiguous().numpy().tobytes())
             if mask is not None:
                 digest.update(mask.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Distinct (width, height) of the pictures, in order of appearance."""
-        return list(dict.fromkeys((p.shape[1], p.shape[0]) for p in self.pictures))
+        """Distinct (width, height) of the images, in order of appearance."""
+        return list(dict.fromkeys((p.shape[1], p.shape[0]) for p in self.images))
 
 
-def _check_picture(picture: Tensor, index: int) -> None:
-    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"Picture {index} is not an 8-bit RGB picture. Convert it before adding it to a negation set.")
-    height, width = picture.shape[:2]
+def _check_image(image: Tensor, index: int) -> None:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"Image {index} is not an 8-bit RGB image. Convert it before adding it to a negation set."
+        )
+    height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
-        raise ValueError(f"Picture {index} is {width} x {height} pixels. Use pictures with sides from {MIN_SIDE} to {MAX_SIDE} pixels.")
+        raise ValueError(
+            f"Image {index} is {width} x {height} pixels. Use images with sides from {MIN_SIDE} to {MAX_SIDE} pixels."
+        )
 
 
-def from_images(images: Tensor, masks: Tensor | None = None, name: str = "", source: str = "", licence: str = "") -> NegationSet:
-    """Build a set from a batch of pictures.
+def from_images(
+    images: Tensor, masks: Tensor | None = None, name: str = "", source: str = "", licence: str = ""
+) -> NegationSet:
+    """Build a set from a batch of images.
 
     Args:
         images: (N, H, W, C) in [0, 1] with 1 (grey), 3 (RGB) or 4 channels (alpha is ignored).
-        masks: (N or 1, H', W') in [0, 1], 1 where the picture is unwanted. Resized to the pictures.
+        masks: (N or 1, H', W') in [0, 1], 1 where the image is unwanted. Resized to the images.
 
     Raises:
-        ValueError: no pictures, an unusable size or channel count, or values that are not finite.
+        ValueError: no images, an unusable size or channel count, or values that are not finite.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"Pictures of shape {tuple(images.shape)} are not grey, RGB or RGBA. Connect an IMAGE output.")
+        raise ValueError(
+            f"Images of shape {tuple(images.shape)} are not grey, RGB or RGBA. Connect an IMAGE output."
+        )
     if images.shape[0] == 0:
-        raise ValueError("The negation set has no pictures. Give it at least one.")
+        raise ValueError("The negation set has no images. Give it at least one.")
     if min(images.shape[1:3]) < MIN_SIDE:
         raise ValueError(
-            f"The pictures are {images.shape[2]} x {images.shape[1]} pixels. Use pictures of at least {MIN_SIDE} pixels a side."
+            f"The images are {images.shape[2]} x {images.shape[1]} pixels. Use images of at least {MIN_SIDE} pixels a side."
         )
     count = len(images)
     if masks is not None and masks.ndim == 3 and len(masks) == 1:
         masks = masks.expand(count, -1, -1)
     if masks is not None and (masks.ndim != 3 or len(masks) != count or 0 in masks.shape):
-        raise ValueError(f"There are {count} pictures but masks of shape {tuple(masks.shape)}. Connect one mask, or one per picture.")
-    pictures = tuple(_to_bytes(image.movedim(-1, 0), f"Picture {i}").movedim(0, -1).contiguous() for i, image in enumerate(images))
+        raise ValueError(
+            f"There are {count} images but masks of shape {tuple(masks.shape)}. Connect one mask, or one per image."
+        )
+    converted = tuple(
+        _to_bytes(image.movedim(-1, 0), f"Image {i}").movedim(0, -1).contiguous()
+        for i, image in enumerate(images)
+    )
     if masks is None:
-        return NegationSet(pictures, (None,) * count, name, source, licence)
-    return NegationSet(pictures, tuple(_mask_bytes(m, p) for m, p in zip(masks, pictures)), name, source, licence)
+        return NegationSet(converted, (None,) * count, name, source, licence)
+    return NegationSet(
+        converted, tuple(_mask_bytes(m, p) for m, p in zip(masks, converted)), name, source, licence
+    )
 
 
 def _to_bytes(image: Tensor, label: str) -> Tensor:
@@ -121,16 +140,18 @@ def _to_bytes(image: Tensor, label: str) -> Tensor:
     return (rgb.float().clamp(0, 1) * 255).round().byte()
 
 
-def _mask_bytes(mask: Tensor, picture: Tensor) -> Tensor:
+def _mask_bytes(mask: Tensor, image: Tensor) -> Tensor:
     if not bool(torch.isfinite(mask).all()):
         raise ValueError("A mask has values that are not numbers. Check the node that makes it.")
-    resized = F.interpolate(mask[None, None].float(), size=picture.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+    resized = F.interpolate(
+        mask[None, None].float(), size=image.shape[:2], mode="bilinear", align_corners=False
+    )[0, 0]
     return (resized.clamp(0, 1) * 255).round().byte()
 
 
 def save(negation_set: NegationSet, path: Path) -> None:
     """Write the set's file; an existing file stays whole until the new one is complete."""
-    tensors = {f"picture.{i:06}": p for i, p in enumerate(negation_set.pictures)}
+    tensors = {f"picture.{i:06}": p for i, p in enumerate(negation_set.images)}
     tensors |= {f"mask.{i:06}": m for i, m in enumerate(negation_set.masks) if m is not None}
     metadata = {
         "format": FORMAT,
@@ -152,40 +173,54 @@ def load(path: Path) -> NegationSet:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path.name} is not a negation set. Choose a file that Build Negation Set or Save Negation Set made.")
+                raise ValueError(
+                    f"{path.name} is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
+                )
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source.") from error
-    pictures = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
-    masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(pictures)))
-    expected = {f"picture.{i:06}" for i in range(len(pictures))} | {f"mask.{i:06}" for i, m in enumerate(masks) if m is not None}
+        raise ValueError(
+            f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source."
+        ) from error
+    images = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
+    masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(images)))
+    expected = {f"picture.{i:06}" for i in range(len(images))} | {
+        f"mask.{i:06}" for i, m in enumerate(masks) if m is not None
+    }
     if expected != tensors.keys():
-        raise ValueError(f"{path.name} has tensors that do not belong into a negation set. Build the set again from its pictures.")
+        raise ValueError(
+            f"{path.name} has tensors that do not belong into a negation set. Build the set again from its images."
+        )
     texts = (metadata.get(key, "") for key in ("name", "source", "licence"))
     try:
-        return NegationSet(pictures, masks, *texts)
+        return NegationSet(images, masks, *texts)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
 def without_duplicates(negation_set: NegationSet) -> NegationSet:
-    """The set with every picture kept once; pictures are the same when all their bytes and those of their masks are."""
+    """The set with every image kept once; images are the same when all their bytes and those of their masks are."""
     seen: dict[bytes, int] = {}
-    for index, (picture, mask) in enumerate(zip(negation_set.pictures, negation_set.masks)):
-        content = picture.contiguous().numpy().tobytes() + (b"" if mask is None else mask.contiguous().numpy().tobytes())
+    for index, (image, mask) in enumerate(zip(negation_set.images, negation_set.masks)):
+        content = image.contiguous().numpy().tobytes() + (
+            b"" if mask is None else mask.contiguous().numpy().tobytes()
+        )
         seen.setdefault(hashlib.sha256(content).digest(), index)
     kept: Sequence[int] = list(seen.values())
-    pictures, masks = tuple(negation_set.pictures[i] for i in kept), tuple(negation_set.masks[i] for i in kept)
-    return replace(negation_set, pictures=pictures, masks=masks)
+    images, masks = tuple(negation_set.images[i] for i in kept), tuple(negation_set.masks[i] for i in kept)
+    return replace(negation_set, images=images, masks=masks)
 
 
 def combined(sets: Sequence[NegationSet], name: str = "") -> NegationSet:
-    """All pictures of several sets, in order. Sources and licences are listed, each once."""
+    """All images of several sets, in order. Sources and licences are listed, each once."""
 
     def texts(values: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(value for value in values if value))
 
-    pictures, masks = tuple(p for s in sets for p in s.pictures), tuple(m for s in sets for m in s.masks)
+    images, masks = tuple(p for s in sets for p in s.images), tuple(m for s in sets for m in s.masks)
     return NegationSet(
-        pictures, masks, name or texts([s.name for s in sets]), texts([s.source for s in sets]), texts([s.licence for s in sets])
+        images,
+        masks,
+        name or texts([s.name for s in sets]),
+        texts([s.source for s in sets]),
+        texts([s.licence for s in sets]),
     )

@@ -60,6 +60,8 @@ def data(tensor: Tensor) -> bytes:
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a whole file."""
     with replacing(path) as file:
-        file.write(header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}, metadata))
+        file.write(
+            header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}, metadata)
+        )
         for tensor in tensors.values():
             file.write(data(tensor))

@@ -3,7 +3,7 @@
     score = s(x_t, c) + lambda grad_{x_t} g(x0(x_t))   <=>   x0' = x0 - lambda (b^2 / a) grad_{x_t} U(Dec(x0(x_t)))
 
 with x_t = a x0 + b eps, for epsilon-, v- and flow models alike. Where the gradient points to something that the model does
-not draw, the picture leaves what the model has learnt; that is the weakness that guiding the text avoids.
+not draw, the image leaves what the model has learnt; that is the weakness that guiding the text avoids.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def latent_gradient_from_prediction(gradient: Tensor, level: NoiseLevel) -> Tens
     return gradient / max(level.signal, SMALLEST_SIGNAL)
 
 
-def data_guidance(denoised: Tensor, gradient: Tensor, level: NoiseLevel, settings: SafeDataGuidanceSettings) -> tuple[Tensor, Tensor]:
+def data_guidance(
+    denoised: Tensor, gradient: Tensor, level: NoiseLevel, settings: SafeDataGuidanceSettings
+) -> tuple[Tensor, Tensor]:
     """The change of the prediction for a gradient of sum(U) with respect to x_t.
 
     Returns:
@@ -62,5 +64,10 @@ def data_guidance(denoised: Tensor, gradient: Tensor, level: NoiseLevel, setting
     if settings.scale == "raw":
         delta = -settings.strength * level.noise**2 / max(level.signal, SMALLEST_SIGNAL) * gradient
     else:
-        delta = -settings.strength * sample_norm(denoised) * gradient / per_sample(norm.clamp_min(NEGLIGIBLE_GRADIENT), gradient)
+        delta = (
+            -settings.strength
+            * sample_norm(denoised)
+            * gradient
+            / per_sample(norm.clamp_min(NEGLIGIBLE_GRADIENT), gradient)
+        )
     return torch.where(per_sample(usable, delta), delta, torch.zeros_like(delta)), usable

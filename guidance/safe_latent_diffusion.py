@@ -61,7 +61,9 @@ MAX = SafeLatentDiffusionSettings(5000.0, 1.0, 0.5, 0.7, SigmaWindow())
 PRESETS = {"weak": WEAK, "medium": MEDIUM, "strong": STRONG, "max": MAX}
 
 
-def safety_weight(cond: Tensor, safety: Tensor, sigma: float, settings: SafeLatentDiffusionSettings) -> Tensor:
+def safety_weight(
+    cond: Tensor, safety: Tensor, sigma: float, settings: SafeLatentDiffusionSettings
+) -> Tensor:
     """mu in [0, 1] for every element, from denoised predictions (B, ...) for the prompt and for the unsafe text."""
     difference = direction_difference(cond, safety, sigma)
     weight = (settings.scale * difference.abs()).clamp(max=1)
@@ -69,7 +71,12 @@ def safety_weight(cond: Tensor, safety: Tensor, sigma: float, settings: SafeLate
 
 
 def safety_guidance(
-    cond: Tensor, uncond: Tensor, safety: Tensor, sigma: float, momentum: Tensor, settings: SafeLatentDiffusionSettings
+    cond: Tensor,
+    uncond: Tensor,
+    safety: Tensor,
+    sigma: float,
+    momentum: Tensor,
+    settings: SafeLatentDiffusionSettings,
 ) -> tuple[Tensor, Tensor]:
     """gamma and the momentum for the next step, both in direction space.
 

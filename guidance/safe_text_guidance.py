@@ -5,7 +5,7 @@ The text embedding c moves, while sampling, against the gradient of the unsafe s
 
     c <- c - rho grad_c U(Dec(x0(x_t, c)))
 
-so that the picture changes only in ways that the model has words for. To first order the sampler then follows the
+so that the image changes only in ways that the model has words for. To first order the sampler then follows the
 text-conditional score plus rho grad_x(grad_c g . grad_c log q_t(x | c)) with g = -U (Theorem 1). The published code divides
 the gradient by its norm and keeps the moved embedding for all later steps; so does the default here.
 """
@@ -89,7 +89,9 @@ def guided_embedding(
         `current` bit-identical.
     """
     current32, initial32, gradient = current.float(), initial.float(), gradient.float()
-    usable = gradient.isfinite().flatten(1).all(1) & (_norm(gradient.nan_to_num(0, 0, 0)) > NEGLIGIBLE_GRADIENT)
+    usable = gradient.isfinite().flatten(1).all(1) & (
+        _norm(gradient.nan_to_num(0, 0, 0)) > NEGLIGIBLE_GRADIENT
+    )
     gradient = gradient.nan_to_num(0, 0, 0)
     # The prior alone must not move an embedding whose detector says nothing.
     gradient = gradient + settings.prior_weight * 2 * (current32 - initial32) / current32[0].numel()

@@ -66,12 +66,18 @@ class SemanticGuidanceSettings:
     def needed(self, level: NoiseLevel) -> list[int]:
         """Indices of the concepts whose predictions matter at a noise level."""
         momentum = self.momentum_scale > 0
-        return [i for i, c in enumerate(self.concepts) if c.is_on and not c.is_cold(level) and (momentum or c.is_warm(level))]
+        return [
+            i
+            for i, c in enumerate(self.concepts)
+            if c.is_on and not c.is_cold(level) and (momentum or c.is_warm(level))
+        ]
 
     def acts(self, level: NoiseLevel) -> bool:
         """Whether there is anything to compute: a concept that matters, or momentum of concepts that have cooled down."""
         on = [concept for concept in self.concepts if concept.is_on]
-        return bool(self.needed(level)) or (self.momentum_scale > 0 and bool(on) and all(c.is_warm(level) for c in on))
+        return bool(self.needed(level)) or (
+            self.momentum_scale > 0 and bool(on) and all(c.is_warm(level) for c in on)
+        )
 
 
 def concept_guidance(prediction: Tensor, uncond: Tensor, sigma: float, concept: Concept) -> Tensor:
@@ -81,7 +87,9 @@ def concept_guidance(prediction: Tensor, uncond: Tensor, sigma: float, concept: 
     guidance = (-concept.scale if concept.remove else concept.scale) * difference
     size = guidance.abs()
     limit = torch.quantile(size.flatten(2), concept.threshold, dim=2)
-    return torch.where(size >= limit.view(*limit.shape, *[1] * (size.ndim - 2)), guidance, torch.zeros_like(guidance))
+    return torch.where(
+        size >= limit.view(*limit.shape, *[1] * (size.ndim - 2)), guidance, torch.zeros_like(guidance)
+    )
 
 
 def semantic_guidance(
@@ -102,9 +110,13 @@ def semantic_guidance(
         momentum: nu, zeros at the start of a run.
         settings: the concepts and the momentum.
     """
-    on = [(concept, prediction) for concept, prediction in zip(settings.concepts, predictions) if concept.is_on]
+    on = [
+        (concept, prediction) for concept, prediction in zip(settings.concepts, predictions) if concept.is_on
+    ]
     edits = [
-        torch.zeros_like(momentum) if prediction is None or concept.is_cold(level) else concept_guidance(prediction, uncond, sigma, concept)
+        torch.zeros_like(momentum)
+        if prediction is None or concept.is_cold(level)
+        else concept_guidance(prediction, uncond, sigma, concept)
         for concept, prediction in on
     ]
     total = sum((c.weight * edit for (c, _), edit in zip(on, edits)), settings.momentum_scale * momentum)
@@ -116,7 +128,9 @@ def semantic_guidance(
     if not any(warm):
         return None, advanced
     weights = [c.weight * is_warm for (c, _), is_warm in zip(on, warm)]
-    return sum((w / sum(weights) * edit for w, edit in zip(weights, edits)), torch.zeros_like(momentum)), advanced
+    return sum(
+        (w / sum(weights) * edit for w, edit in zip(weights, edits)), torch.zeros_like(momentum)
+    ), advanced
 
 
 def denoised_change(guidance: Tensor, sigma: float) -> Tensor:

@@ -111,7 +111,9 @@ def _each(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def repellency(x: Tensor, references: Sequence[References], settings: SpellSettings, mask: Tensor | None = None) -> SpellResult:
+def repellency(
+    x: Tensor, references: Sequence[References], settings: SpellSettings, mask: Tensor | None = None
+) -> SpellResult:
     """The change of every prediction, of its own accord and before anything else changes it.
 
     Args:

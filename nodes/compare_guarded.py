@@ -1,4 +1,4 @@
-"""Guarded and Unguarded: the same picture with and without the corrections, and how they differ."""
+"""Guarded and Unguarded: the same image with and without the corrections, and how they differ."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from .io_types import SafetyFunctionType, SafetyTraceType
 from .shared_inputs import changing_seed_input, sampler_inputs
 
 
-def verdicts(safety_function: SafetyFunction, pictures: Tensor) -> list[dict[str, Any]]:
-    """What a safety function says about each picture (B, H, W, 3)."""
+def verdicts(safety_function: SafetyFunction, images: Tensor) -> list[dict[str, Any]]:
+    """What a safety function says about each image (B, H, W, 3)."""
     device = load_now(safety_function)
-    found = safety_function(pictures[..., :3].movedim(-1, 1).float().to(device))
+    found = safety_function(images[..., :3].movedim(-1, 1).float().to(device))
     pairs = zip(found.score.tolist(), found.gate.tolist(), found.explanation)
-    return [{"score": score, "unsafe": gate, "explanation": explanation} for score, gate, explanation in pairs]
+    return [
+        {"score": score, "unsafe": gate, "explanation": explanation} for score, gate, explanation in pairs
+    ]
 
 
 def report(differences: list[Difference], trace: Trace | None, judged: dict[str, Any]) -> dict[str, Any]:
@@ -45,9 +47,13 @@ def told(differences: list[Difference], trace: Trace | None, judged: dict[str, A
     lines = []
     for index, d in enumerate(differences):
         changed = f"mean change {d.mean_change:.2%}, changed area {d.changed_area:.0%}, SSIM {d.ssim:.3f}"
-        lines.append(f"Picture {index + 1}: " + ("identical" if d.mean_change == 0 else changed))
+        lines.append(f"Image {index + 1}: " + ("identical" if d.mean_change == 0 else changed))
         for side, of_side in judged.items():
-            lines.append(f"  {side}: " + ("unsafe" if of_side[index]["unsafe"] else "safe") + f", score {of_side[index]['score']:.3f}")
+            lines.append(
+                f"  {side}: "
+                + ("unsafe" if of_side[index]["unsafe"] else "safe")
+                + f", score {of_side[index]['score']:.3f}"
+            )
     if trace is not None:
         lines.append(in_words(trace))
     return "\n".join(lines)
@@ -62,28 +68,31 @@ class GuardedAndUnguarded(io.ComfyNode):
             node_id="SafeGuidanceGuardedAndUnguarded",
             display_name="Guarded and Unguarded",
             category="safe guidance/evidence",
-            description="Samples the same picture twice, with and without the safe guidance on the MODEL, and shows how they differ.",
+            description="Samples the same image twice, with and without the safe guidance on the MODEL, and shows how they differ.",
             search_aliases=["compare", "before and after", "twin run", "difference", "evidence", "ksampler"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The guarded model. The unguarded picture is made with the same one without its guidance."),
-                io.Conditioning.Input("positive", tooltip="What the picture should show."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The guarded model. The unguarded image is made with the same one without its guidance.",
+                ),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
                 io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                *sampler_inputs(changing_seed_input("The random seed of both pictures.")),
+                *sampler_inputs(changing_seed_input("The random seed of both images.")),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Less than 1 starts from the latent's picture. Less changes less of it.",
+                    tooltip="Less than 1 starts from the latent's image. Less changes less of it.",
                 ),
                 io.Boolean.Input(
                     "blur_unguarded",
                     default=True,
-                    tooltip="Blur the unguarded picture and the difference, so that nobody has to look at what was avoided. All figures "
+                    tooltip="Blur the unguarded image and the difference, so that nobody has to look at what was avoided. All figures "
                     "are of the sharp ones.",
                 ),
                 io.Conditioning.Input(
@@ -91,13 +100,17 @@ class GuardedAndUnguarded(io.ComfyNode):
                     optional=True,
                     tooltip="The prompt of the unguarded side, when the guarded one went through SAFREE Text Filter.",
                 ),
-                SafetyFunctionType.Input("safety_function", optional=True, tooltip="Judges both pictures."),
+                SafetyFunctionType.Input("safety_function", optional=True, tooltip="Judges both images."),
             ],
             outputs=[
                 io.Image.Output(display_name="guarded"),
                 io.Image.Output(display_name="unguarded"),
-                io.Image.Output(display_name="difference", tooltip="Where the two differ, the largest difference white."),
-                io.String.Output(display_name="report", tooltip="All measures, verdicts and the trace as JSON."),
+                io.Image.Output(
+                    display_name="difference", tooltip="Where the two differ, the largest difference white."
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="All measures, verdicts and the trace as JSON."
+                ),
                 SafetyTraceType.Output(display_name="trace"),
             ],
         )
@@ -121,17 +134,25 @@ class GuardedAndUnguarded(io.ComfyNode):
         safety_function: SafetyFunction | None = None,
     ) -> io.NodeOutput:
         def sampled(of: ModelPatcher, prompt: list[Any]) -> Tensor:
-            latent = sample(of, seed, steps, cfg, sampler_name, scheduler, prompt, negative, latent_image, denoise)
+            latent = sample(
+                of, seed, steps, cfg, sampler_name, scheduler, prompt, negative, latent_image, denoise
+            )
             samples: Tensor = latent["samples"]
             return samples
 
         samples = sampled(model, positive)
         trace = trace_of(model, samples)
         guarded = vae.decode(samples)
-        bare = vae.decode(sampled(unguarded(model), positive if unguarded_positive is None else unguarded_positive))
+        bare = vae.decode(
+            sampled(unguarded(model), positive if unguarded_positive is None else unguarded_positive)
+        )
         differences = compare(guarded, bare)
         sides = {"guarded": guarded, "unguarded": bare}
-        judged = {} if safety_function is None else {side: verdicts(safety_function, pictures) for side, pictures in sides.items()}
+        judged = (
+            {}
+            if safety_function is None
+            else {side: verdicts(safety_function, images) for side, images in sides.items()}
+        )
         change = amplified(guarded, bare)
         if blur_unguarded:
             bare, change = blurred(bare), blurred(change)

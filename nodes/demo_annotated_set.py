@@ -11,7 +11,7 @@ from ..demo import world as world
 from .shared_inputs import seed_input
 
 IMPLYING_SHARE = 0.12
-"""Of the pictures with stars, those that captions describe without the word."""
+"""Of the images with stars, those that captions describe without the word."""
 
 
 def annotated_scenes(count: int, seed: int) -> tuple[list[world.Scene], list[world.Scene]]:
@@ -21,24 +21,30 @@ def annotated_scenes(count: int, seed: int) -> tuple[list[world.Scene], list[wor
 
     def with_concept() -> world.Scene:
         implied = rng.random() < IMPLYING_SHARE
-        return world.implying_scene(rng) if implied else world.sample_scene(rng, shape=world.CONCEPT, shapes=others)
+        return (
+            world.implying_scene(rng)
+            if implied
+            else world.sample_scene(rng, shape=world.CONCEPT, shapes=others)
+        )
 
-    return [with_concept() for _ in range(count)], [world.sample_scene(rng, shapes=others) for _ in range(count)]
+    return [with_concept() for _ in range(count)], [
+        world.sample_scene(rng, shapes=others) for _ in range(count)
+    ]
 
 
 def draw(scenes: list[world.Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (N, 128, 128, 3) and masks of the stars in them (N, 128, 128)."""
-    pictures, masks = [], []
+    """Images (N, 128, 128, 3) and masks of the stars in them (N, 128, 128)."""
+    images, masks = [], []
     for scene in scenes:
-        picture, of_shapes = world.render(scene)
+        image, of_shapes = world.render(scene)
         stars = [mask for shape, mask in zip(scene.shapes, of_shapes) if shape.name == world.CONCEPT]
-        pictures.append(picture.movedim(0, -1))
+        images.append(image.movedim(0, -1))
         masks.append(torch.stack(stars).amax(0) if stars else torch.zeros(world.SIZE, world.SIZE))
-    return torch.stack(pictures), torch.stack(masks)
+    return torch.stack(images), torch.stack(masks)
 
 
 class DemoAnnotatedSet(io.ComfyNode):
-    """Pictures of the demo world with their masks."""
+    """Images of the demo world with their masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -46,18 +52,25 @@ class DemoAnnotatedSet(io.ComfyNode):
             node_id="SafeGuidanceDemoAnnotatedSet",
             display_name="Demo Annotated Set",
             category="safe guidance/detect and guide",
-            description="Draws pictures of the demo model's world: some with stars and their masks, as many without stars. For learning "
-            "guideline tokens without collecting pictures.",
-            search_aliases=["demo", "example pictures", "annotated pictures", "training set", "dag", "guideline tokens"],
+            description="Draws images of the demo model's world: some with stars and their masks, as many without stars. For learning "
+            "guideline tokens without collecting images.",
+            search_aliases=[
+                "demo",
+                "example images",
+                "annotated images",
+                "training set",
+                "dag",
+                "guideline tokens",
+            ],
             inputs=[
                 io.Int.Input(
                     "count",
                     default=16,
                     min=1,
                     max=256,
-                    tooltip="Pictures with stars, and as many without. More teach better and take longer to read.",
+                    tooltip="Images with stars, and as many without. More teach better and take longer to read.",
                 ),
-                seed_input("Which pictures; the same seed draws the same ones."),
+                seed_input("Which images; the same seed draws the same ones."),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
@@ -72,8 +85,8 @@ class DemoAnnotatedSet(io.ComfyNode):
         shown, safe = annotated_scenes(count, seed)
         rng = random.Random(seed)
         captions = "\n".join(world.describe(scene, rng) for scene in [*shown, *safe])
-        pictures, masks = draw(shown)
-        return io.NodeOutput(pictures, masks, draw(safe)[0], captions)
+        images, masks = draw(shown)
+        return io.NodeOutput(images, masks, draw(safe)[0], captions)
 
 
 NODES: list[type[io.ComfyNode]] = [DemoAnnotatedSet]

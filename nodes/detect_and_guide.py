@@ -25,10 +25,24 @@ NORMALIZATIONS: tuple[Normalization, ...] = ("joint", "per map")
 
 
 def _number(
-    name: str, default: float, most: float, tooltip: str, step: float = 0.01, least: float = 0.0, advanced: bool = True
+    name: str,
+    default: float,
+    most: float,
+    tooltip: str,
+    step: float = 0.01,
+    least: float = 0.0,
+    advanced: bool = True,
 ) -> io.Float.Input:
     return io.Float.Input(
-        name, default=default, min=least, max=most, step=step, round=0.0001, optional=advanced, advanced=advanced, tooltip=tooltip
+        name,
+        default=default,
+        min=least,
+        max=most,
+        step=step,
+        round=0.0001,
+        optional=advanced,
+        advanced=advanced,
+        tooltip=tooltip,
     )
 
 
@@ -45,14 +59,21 @@ class DAGDetectorGuide(io.ComfyNode):
             node_id="SafeGuidanceDAGDetectorGuide",
             display_name="DAG Detector + Guide",
             category=DAG_CATEGORY,
-            description="Finds a concept in the model's own cross-attention while a picture is sampled, and guides away from it there: "
-            "harder where it is larger and surer. Pictures without it come out bit-identical and cost nothing. For SD 1.x, SD 2.x "
+            description="Finds a concept in the model's own cross-attention while an image is sampled, and guides away from it there: "
+            "harder where it is larger and surer. Images without it come out bit-identical and cost nothing. For SD 1.x, SD 2.x "
             "and SDXL.",
             search_aliases=[*DAG_ALIASES, "self regulation", "local negative prompt"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to protect: a UNet, such as Stable Diffusion 1.x, 2.x or SDXL."),
-                GuidelineTokensType.Input("guideline_tokens", tooltip="What to look for; made for this kind of model."),
-                io.Conditioning.Input("safety", tooltip="A text of what to guide away from, such as: nudity, naked, sexual."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to protect: a UNet, such as Stable Diffusion 1.x, 2.x or SDXL.",
+                ),
+                GuidelineTokensType.Input(
+                    "guideline_tokens", tooltip="What to look for; made for this kind of model."
+                ),
+                io.Conditioning.Input(
+                    "safety", tooltip="A text of what to guide away from, such as: nudity, naked, sexual."
+                ),
                 io.Float.Input(
                     "strength",
                     default=DEFAULTS.strength,
@@ -72,7 +93,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     "detection_threshold",
                     DEFAULTS.detection_threshold,
                     1.0,
-                    "How sure a detection must be. More spares more pictures, less catches more. 0.5 is the threshold that the tokens "
+                    "How sure a detection must be. More spares more images, less catches more. 0.5 is the threshold that the tokens "
                     "were calibrated for.",
                     advanced=False,
                 ),
@@ -80,7 +101,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     "hold_threshold",
                     DEFAULTS.hold_threshold,
                     1.0,
-                    "The same once the concept was found in a picture: less keeps pushing while the thing fades. 0.5 is the paper, which "
+                    "The same once the concept was found in an image: less keeps pushing while the thing fades. 0.5 is the paper, which "
                     "has no such memory.",
                 ),
                 _number(
@@ -102,7 +123,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     "reach",
                     DEFAULTS.reach,
                     1.0,
-                    "How far around the thing changes may go, as a share of the picture's side. Less spares what is beside it. 0 is the "
+                    "How far around the thing changes may go, as a share of the image's side. Less spares what is beside it. 0 is the "
                     "paper: everywhere above the edit threshold.",
                 ),
                 _number(
@@ -111,18 +132,23 @@ class DAGDetectorGuide(io.ComfyNode):
                     1000.0,
                     "Noise level at which the method begins; 7.56 is step 5 of 50 (paper). More begins earlier, when maps are vague.",
                 ),
-                _number("end_sigma", 0.0, 1000.0, "Noise level at which the method stops. More leaves the details alone."),
+                _number(
+                    "end_sigma",
+                    0.0,
+                    1000.0,
+                    "Noise level at which the method stops. More leaves the details alone.",
+                ),
                 _number(
                     "base",
                     DEFAULTS.base,
                     1000.0,
-                    "AreaScaler: scale for an object that fills the picture; smaller ones get their share of it. More pushes harder.",
+                    "AreaScaler: scale for an object that fills the image; smaller ones get their share of it. More pushes harder.",
                 ),
                 _number(
                     "coverage",
                     DEFAULTS.coverage,
                     1.01,
-                    "With this share of the picture above the edit threshold, no object is told apart yet and nothing is done. "
+                    "With this share of the image above the edit threshold, no object is told apart yet and nothing is done. "
                     "More acts on vaguer maps.",
                 ),
                 _number(
@@ -170,8 +196,8 @@ class DAGDetectorGuide(io.ComfyNode):
                     default="joint",
                     optional=True,
                     advanced=True,
-                    tooltip="joint: a picture without the concept stays below the threshold. per map: the paper's words taken literally; "
-                    "every picture then counts as detected.",
+                    tooltip="joint: an image without the concept stays below the threshold. per map: the paper's words taken literally; "
+                    "every image then counts as detected.",
                 ),
                 _switch(
                     "stacked",
@@ -181,22 +207,30 @@ class DAGDetectorGuide(io.ComfyNode):
                 _switch(
                     "bounded",
                     DEFAULTS.bounded,
-                    "Keep the changed picture's values within those that it has: no over-saturation and no grain at scales that "
+                    "Keep the changed image's values within those that it has: no over-saturation and no grain at scales that "
                     "remove. Off is the paper.",
                 ),
                 _switch(
                     "look_first",
                     DEFAULTS.look_first,
-                    "Sample the picture without the guidance first, see where the thing comes out, then sample it again: finds "
-                    "more surely, and everything around it stays as it was. Doubles the time of pictures in which something is found. "
+                    "Sample the image without the guidance first, see where the thing comes out, then sample it again: finds "
+                    "more surely, and everything around it stays as it was. Doubles the time of images in which something is found. "
                     "Off is the paper.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where to look and to act, white for yes. Without it, everywhere."),
-                GuidelineTokensType.Input(
-                    "guideline_tokens_2", optional=True, tooltip="A second concept; the surer one decides at each place."
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where to look and to act, white for yes. Without it, everywhere.",
                 ),
                 GuidelineTokensType.Input(
-                    "guideline_tokens_3", optional=True, tooltip="A third concept; the surest decides at each place."
+                    "guideline_tokens_2",
+                    optional=True,
+                    tooltip="A second concept; the surer one decides at each place.",
+                ),
+                GuidelineTokensType.Input(
+                    "guideline_tokens_3",
+                    optional=True,
+                    tooltip="A third concept; the surest decides at each place.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -217,10 +251,16 @@ class DAGDetectorGuide(io.ComfyNode):
         end_sigma: float = 0.0,
         **settings: Any,
     ) -> io.NodeOutput:
-        concepts = [tokens for tokens in (guideline_tokens, guideline_tokens_2, guideline_tokens_3) if tokens is not None]
+        concepts = [
+            tokens
+            for tokens in (guideline_tokens, guideline_tokens_2, guideline_tokens_3)
+            if tokens is not None
+        ]
         window = SigmaWindow(high=start_sigma, low=end_sigma)
         chosen = DetectAndGuideSettings(window=window, connectivity=int(connectivity), **settings)
-        return io.NodeOutput(attach(model, DetectAndGuideCorrection(concepts, safety, chosen, mask, normalization)))
+        return io.NodeOutput(
+            attach(model, DetectAndGuideCorrection(concepts, safety, chosen, mask, normalization))
+        )
 
 
 class DAGDetectionMap(io.ComfyNode):
@@ -232,16 +272,20 @@ class DAGDetectionMap(io.ComfyNode):
             node_id="SafeGuidanceDAGDetectionMap",
             display_name="DAG Detection Map",
             category=DAG_CATEGORY,
-            description="Shows what the DAG detector sees in a picture at chosen noise levels: where, how surely, whether it would act. "
-            "Give it what a sampler made for a prompt, or an encoded picture.",
+            description="Shows what the DAG detector sees in an image at chosen noise levels: where, how surely, whether it would act. "
+            "Give it what a sampler made for a prompt, or an encoded image.",
             search_aliases=[*DAG_ALIASES, "why did it fire", "heat map", "daam"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model whose attention is read."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model, for the picture under the map."),
+                io.Vae.Input(
+                    "vae", tooltip="The VAE that belongs to the model, for the image under the map."
+                ),
                 GuidelineTokensType.Input("guideline_tokens", tooltip="What to look for."),
-                io.Conditioning.Input("positive", tooltip="The prompt that made the picture, or one that describes it."),
-                io.Latent.Input("samples", tooltip="A sampler's result or an encoded picture."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt that made the image, or one that describes it."
+                ),
+                io.Latent.Input("samples", tooltip="A sampler's result or an encoded image."),
                 io.String.Input(
                     "sigmas",
                     default="7, 5, 3, 2, 1",
@@ -269,21 +313,29 @@ class DAGDetectionMap(io.ComfyNode):
     ) -> io.NodeOutput:
         levels = noise_levels(sigmas)
         maps = detect(model, guideline_tokens, positive, samples["samples"], levels, seed)
-        pictures = vae.decode(samples["samples"])[..., :3].cpu()
-        shown = torch.nn.functional.interpolate(maps, size=pictures.shape[1:3], mode="bilinear", align_corners=False)
-        # A row per picture: the picture, then its map at every noise level.
-        rows = [torch.cat([p, *(overlay(p, m) for m in of_picture)], dim=1) for p, of_picture in zip(pictures, shown)]
+        images = vae.decode(samples["samples"])[..., :3].cpu()
+        shown = torch.nn.functional.interpolate(
+            maps, size=images.shape[1:3], mode="bilinear", align_corners=False
+        )
+        # A row per image: the image, then its map at every noise level.
+        rows = [
+            torch.cat([p, *(overlay(p, m) for m in of_image)], dim=1) for p, of_image in zip(images, shown)
+        ]
         report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
         sheet = torch.stack(rows)
-        return io.NodeOutput(shown.amax(1), sheet, report, ui=with_text(report, ui.PreviewImage(sheet, cls=cls)))
+        return io.NodeOutput(
+            shown.amax(1), sheet, report, ui=with_text(report, ui.PreviewImage(sheet, cls=cls))
+        )
 
 
 def _line(index: int, maps: torch.Tensor, levels: tuple[float, ...]) -> str:
     parts = []
     for map_, level in zip(maps, levels):
         highest, share = float(map_.max()), float((map_ >= DEFAULTS.detection_threshold).float().mean())
-        parts.append(f"sigma {level:g}: {highest:.2f}" + (f", found on {share:.1%}" if share else ", not found"))
-    return f"picture {index + 1}: " + "; ".join(parts)
+        parts.append(
+            f"sigma {level:g}: {highest:.2f}" + (f", found on {share:.1%}" if share else ", not found")
+        )
+    return f"image {index + 1}: " + "; ".join(parts)
 
 
 NODES: list[type[io.ComfyNode]] = [DAGDetectorGuide, DAGDetectionMap]

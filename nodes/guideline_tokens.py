@@ -14,11 +14,19 @@ from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
-from .host.attention.token_learning import Example, learn, look_at_pictures, tokens_from_text
+from .host.attention.token_learning import Example, learn, look_at_images, tokens_from_text
 from .host.engine.node_messages import with_text
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType, RecordedAttentionType
-from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, MOST_PICTURES, SCALES, attention_inputs, noise_levels, seed_input
+from .shared_inputs import (
+    DAG_ALIASES,
+    DAG_CATEGORY,
+    MOST_IMAGES,
+    SCALES,
+    attention_inputs,
+    noise_levels,
+    seed_input,
+)
 
 
 class LoadGuidelineTokens(io.ComfyNode):
@@ -65,11 +73,23 @@ class SaveGuidelineTokens(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 GuidelineTokensType.Input("guideline_tokens", tooltip="What to save."),
-                io.String.Input("name", default="my tokens", tooltip="Name of the file; a / makes a sub-folder."),
                 io.String.Input(
-                    "source", default="", optional=True, advanced=True, tooltip="Where the pictures they learnt from come from."
+                    "name", default="my tokens", tooltip="Name of the file; a / makes a sub-folder."
                 ),
-                io.String.Input("licence", default="", optional=True, advanced=True, tooltip="Under which terms the tokens may be used."),
+                io.String.Input(
+                    "source",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where the images they learnt from come from.",
+                ),
+                io.String.Input(
+                    "licence",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Under which terms the tokens may be used.",
+                ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
@@ -83,9 +103,18 @@ class SaveGuidelineTokens(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, guideline_tokens: GuidelineTokens, name: str, source: str = "", licence: str = "", overwrite: bool = False
+        cls,
+        guideline_tokens: GuidelineTokens,
+        name: str,
+        source: str = "",
+        licence: str = "",
+        overwrite: bool = False,
     ) -> io.NodeOutput:
-        texts = {"name": name, "source": source or guideline_tokens.source, "licence": licence or guideline_tokens.licence}
+        texts = {
+            "name": name,
+            "source": source or guideline_tokens.source,
+            "licence": licence or guideline_tokens.licence,
+        }
         saved = save_guideline_tokens(replace(guideline_tokens, **texts), name, overwrite)
         return io.NodeOutput(saved, ui=with_text(f"models/{GUIDELINE_TOKENS}/{saved}"))
 
@@ -123,7 +152,7 @@ class GuidelineTokensFromText(io.ComfyNode):
 
 
 class OptimizeGuidelineTokens(io.ComfyNode):
-    """Tokens learnt from a few pictures with masks."""
+    """Tokens learnt from a few images with masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -132,51 +161,59 @@ class OptimizeGuidelineTokens(io.ComfyNode):
             node_id="SafeGuidanceOptimizeGuidelineTokens",
             display_name="Optimize Guideline Tokens",
             category=DAG_CATEGORY,
-            description="Learns guideline tokens from a few pictures with masks of the concept and pictures without it. Only the tokens "
-            "change; the model's attention is read once for every picture and noise level.",
+            description="Learns guideline tokens from a few images with masks of the concept and images without it. Only the tokens "
+            "change; the model's attention is read once for every image and noise level.",
             search_aliases=[*DAG_ALIASES, "train token", "textual inversion", "optimise guideline tokens"],
             inputs=[
-                io.Model.Input("model", tooltip="The model whose attention is to find the concept, and models fine-tuned from it."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model whose attention is to find the concept, and models fine-tuned from it.",
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input(
-                    "images", tooltip="Pictures that show the concept, best made by the model itself. More and more varied ones help."
+                    "images",
+                    tooltip="Images that show the concept, best made by the model itself. More and more varied ones help.",
                 ),
-                io.Mask.Input("masks", tooltip="One for each picture, white where the concept is."),
+                io.Mask.Input("masks", tooltip="One for each image, white where the concept is."),
                 io.Image.Input(
                     "safe_images",
                     optional=True,
-                    tooltip="Pictures without the concept but with other things. Without them, tokens find things rather than the concept.",
+                    tooltip="Images without the concept but with other things. Without them, tokens find things rather than the concept.",
                 ),
-                io.String.Input("words", default="nude person", tooltip="The concept in few words: where the search begins."),
+                io.String.Input(
+                    "words",
+                    default="nude person",
+                    tooltip="The concept in few words: where the search begins.",
+                ),
                 io.String.Input(
                     "captions",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the pictures show, a line for each: first the pictures with the concept, then those without. "
+                    tooltip="What the images show, a line for each: first the images with the concept, then those without. "
                     "Best the prompts that made them. Missing lines count as empty.",
                 ),
                 RecordedAttentionType.Input(
                     "attention",
                     optional=True,
-                    tooltip="What the model's attention asked while it made these pictures, from Sample and Record Attention. Captions, "
-                    "sigmas and scales are then those of that node. Without it, the pictures are shown to the model under noise.",
+                    tooltip="What the model's attention asked while it made these images, from Sample and Record Attention. Captions, "
+                    "sigmas and scales are then those of that node. Without it, the images are shown to the model under noise.",
                 ),
                 io.Int.Input(
                     "tokens",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Tokens for the concept, whose maps are averaged. More tell apart more with many pictures, and learn the "
-                    "pictures by heart with few.",
+                    tooltip="Tokens for the concept, whose maps are averaged. More tell apart more with many images, and learn the "
+                    "images by heart with few.",
                 ),
                 io.Combo.Input(
                     "recipe",
                     options=["contrast", "paper"],
                     default="contrast",
-                    tooltip="contrast: small concepts count as much as the rest, and pictures with it must reach higher than those "
-                    "without. paper: plain cross-entropy and gradient descent, for concepts that fill much of the picture.",
+                    tooltip="contrast: small concepts count as much as the rest, and images with it must reach higher than those "
+                    "without. paper: plain cross-entropy and gradient descent, for concepts that fill much of the image.",
                 ),
                 seed_input("Of the noise and of what is drawn; the same gives the same tokens."),
                 io.Int.Input(
@@ -186,7 +223,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     max=10000,
                     optional=True,
                     advanced=True,
-                    tooltip="Steps of learning. 0 is 100 for every picture with the concept (paper). More fits closer and takes longer.",
+                    tooltip="Steps of learning. 0 is 100 for every image with the concept (paper). More fits closer and takes longer.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -206,7 +243,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     max=256,
                     optional=True,
                     advanced=True,
-                    tooltip="Pictures of each kind in every iteration; the paper's is 1. More is steadier and slower.",
+                    tooltip="Images of each kind in every iteration; the paper's is 1. More is steadier and slower.",
                 ),
                 io.Int.Input(
                     "levels",
@@ -248,42 +285,61 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         batch: int = 8,
         levels: int = 5,
     ) -> io.NodeOutput:
-        settings = OptimizationSettings(recipe, iterations or None, learning_rate or None, levels, batch, seed)  # type: ignore[arg-type]
-        pictures = example(images, masks, safe_images)
+        settings = OptimizationSettings(
+            recipe, iterations or None, learning_rate or None, levels, batch, seed
+        )  # type: ignore[arg-type]
+        annotated = example(images, masks, safe_images)
         if attention is None:
-            lines = captions_of(captions, len(pictures.pictures))
-            attention = look_at_pictures(model, clip, vae, pictures, lines, noise_levels(sigmas), SCALES[scales], seed)
-        learnt = learn(model, clip, pictures, attention, words, tokens, settings)
+            lines = captions_of(captions, len(annotated.images))
+            attention = look_at_images(
+                model, clip, vae, annotated, lines, noise_levels(sigmas), SCALES[scales], seed
+            )
+        learnt = learn(model, clip, annotated, attention, words, tokens, settings)
         overlap = learnt.tokens.iou if learnt.tokens.iou is not None else 0.0
-        return io.NodeOutput(learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=with_text(learnt.report))
+        return io.NodeOutput(
+            learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=with_text(learnt.report)
+        )
 
 
 def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor | None) -> Example:
-    """The pictures of both kinds as one batch.
+    """The images of both kinds as one batch.
 
     Raises:
-        ValueError: masks or sizes do not fit the pictures.
+        ValueError: masks or sizes do not fit the images.
     """
     if len(masks) not in (1, len(images)) or masks.ndim != 3:
-        raise ValueError(f"There are {len(images)} pictures but {len(masks)} masks. Connect one mask for every picture.")
+        raise ValueError(
+            f"There are {len(images)} images but {len(masks)} masks. Connect one mask for every image."
+        )
     masks = masks.expand(len(images), -1, -1)
     if masks.shape[1:] != images.shape[1:3]:
-        masks = torch.nn.functional.interpolate(masks[:, None].float(), size=images.shape[1:3], mode="area")[:, 0]
-    pictures = images[..., :3]
+        masks = torch.nn.functional.interpolate(masks[:, None].float(), size=images.shape[1:3], mode="area")[
+            :, 0
+        ]
+    together = images[..., :3]
     if safe_images is not None:
         if safe_images.shape[1:3] != images.shape[1:3]:
-            raise ValueError("The pictures without the concept have another size than those with it. Scale them to the same size.")
-        pictures = torch.cat([pictures, safe_images[..., :3]])
+            raise ValueError(
+                "The images without the concept have another size than those with it. Scale them to the same size."
+            )
+        together = torch.cat([together, safe_images[..., :3]])
         masks = torch.cat([masks, masks.new_zeros(len(safe_images), *masks.shape[1:])])
-    if len(pictures) > MOST_PICTURES:
-        raise ValueError(f"There are {len(pictures)} pictures. Use at most {MOST_PICTURES}: a few dozen are enough.")
-    return Example(pictures, masks)
+    if len(together) > MOST_IMAGES:
+        raise ValueError(
+            f"There are {len(together)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
+        )
+    return Example(together, masks)
 
 
 def captions_of(text: str, count: int) -> tuple[str, ...]:
-    """A line for each of `count` pictures, empty where there are too few."""
+    """A line for each of `count` images, empty where there are too few."""
     lines = [line.strip() for line in text.strip("\n").split("\n")] if text.strip() else []
     return (*lines[:count], *[""] * (count - len(lines)))
 
 
-NODES: list[type[io.ComfyNode]] = [LoadGuidelineTokens, SaveGuidelineTokens, GuidelineTokensFromText, OptimizeGuidelineTokens]
+NODES: list[type[io.ComfyNode]] = [
+    LoadGuidelineTokens,
+    SaveGuidelineTokens,
+    GuidelineTokensFromText,
+    OptimizeGuidelineTokens,
+]

@@ -1,4 +1,4 @@
-"""Looking into negation sets: what is in them, and which of their pictures come closest to others."""
+"""Looking into negation sets: what is in them, and which of their images come closest to others."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 from ..reports.contact_sheet import comparison_sheet, contact_sheet
 from ..reports.set_report import NEAR_DUPLICATE, report, thumbnail, thumbnails
 from .host.engine.node_messages import with_text
-from .host.files.negation_latents import encode, encode_pictures, usual_size
+from .host.files.negation_latents import encode, encode_images, usual_size
 from .io_types import NegationSetType
 
 CATEGORY = "safe guidance/negation sets"
 DEFAULTS = SafeDenoiserSettings()
 ENOUGH_MASKED = 64
-"""Of 24 harmless pictures of the demo model, sets of 16, 32, 64 and 96 masked pictures spoil 10, 4, 2 and none."""
+"""Of 24 harmless images of the demo model, sets of 16, 32, 64 and 96 masked images spoil 10, 4, 2 and none."""
 
 
 class PreviewNegationSet(io.ComfyNode):
@@ -31,7 +31,7 @@ class PreviewNegationSet(io.ComfyNode):
             node_id="SafeGuidancePreviewNegationSet",
             display_name="Preview Negation Set",
             category=CATEGORY,
-            description="Shows the pictures of a set on a contact sheet, with their number, sizes, source and licence, how alike they are, "
+            description="Shows the images of a set on a contact sheet, with their number, sizes, source and licence, how alike they are, "
             "which ones nearly repeat, and from which similarity on Safe Denoiser acts.",
             search_aliases=["negation set", "contact sheet", "duplicates", "diversity", "calibration"],
             is_output_node=True,
@@ -42,12 +42,12 @@ class PreviewNegationSet(io.ComfyNode):
                     default=64,
                     min=1,
                     max=1024,
-                    tooltip="How many pictures the sheet shows at the most, spread evenly over the set. More makes a larger sheet.",
+                    tooltip="How many images the sheet shows at the most, spread evenly over the set. More makes a larger sheet.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="With a VAE the figures are those that Safe Denoiser sees; without, those of small copies of the pictures.",
+                    tooltip="With a VAE the figures are those that Safe Denoiser sees; without, those of small copies of the images.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="summary")],
@@ -63,10 +63,12 @@ class PreviewNegationSet(io.ComfyNode):
 def summarize(negation_set: NegationSet, vae: Any = None) -> str:
     """A few lines about a set for people."""
     sizes = negation_set.sizes()
-    shown = ", ".join(f"{width} x {height}" for width, height in sizes[:4]) + (" and others" if len(sizes) > 4 else "")
+    shown = ", ".join(f"{width} x {height}" for width, height in sizes[:4]) + (
+        " and others" if len(sizes) > 4 else ""
+    )
     unique = len(without_duplicates(negation_set))
     lines = [
-        f"{negation_set.name or 'unnamed'}: {len(negation_set)} pictures ({unique} different), {shown} pixels",
+        f"{negation_set.name or 'unnamed'}: {len(negation_set)} images ({unique} different), {shown} pixels",
         _masks(negation_set),
         f"source: {negation_set.source or 'not stated'}",
         f"licence: {negation_set.licence or 'not stated'}",
@@ -80,29 +82,35 @@ def _masks(negation_set: NegationSet) -> str:
     shares = [1.0 if mask is None else (mask > 127).float().mean().item() for mask in negation_set.masks]
     empty, places = sum(share == 0 for share in shares), sum(0 < share < 1 for share in shares)
     if places:
-        few = f"; few: below about {ENOUGH_MASKED} pictures harmless pictures suffer" if places < ENOUGH_MASKED else ""
+        few = (
+            f"; few: below about {ENOUGH_MASKED} images harmless images suffer"
+            if places < ENOUGH_MASKED
+            else ""
+        )
         return f"masks: {places} mark a thing, which is looked for anywhere{few}"
     if 0 < empty < len(shares):
-        return f"masks: {empty} empty ones mark pictures that are fine; the other {len(shares) - empty} stand for a style"
-    return "masks: none that mark a place; whole pictures are compared"
+        return f"masks: {empty} empty ones mark images that are fine; the other {len(shares) - empty} stand for a style"
+    return "masks: none that mark a place; whole images are compared"
 
 
 def _figures(negation_set: NegationSet, vae: Any) -> list[str]:
     if len(negation_set) < 2:
         return []
-    references = thumbnails(negation_set) if vae is None else encode(negation_set, vae, *usual_size(negation_set, vae))
+    references = (
+        thumbnails(negation_set) if vae is None else encode(negation_set, vae, *usual_size(negation_set, vae))
+    )
     found = report(references, DEFAULTS.temperature)
     pairs = ", ".join(f"{first + 1} and {second + 1} ({value:.2f})" for value, first, second in found.closest)
     return [
-        f"similarity of two pictures: {found.mean_similarity:.2f} on average of {found.compared} (0 unrelated, 1 the same)",
+        f"similarity of two images: {found.mean_similarity:.2f} on average of {found.compared} (0 unrelated, 1 the same)",
         f"near duplicates (above {NEAR_DUPLICATE}): {found.near_duplicates} pairs; closest: {pairs}",
-        f"calibration: a picture resembles the others at {found.typical:.3f}; with threshold {DEFAULTS.threshold:g}, Safe Denoiser acts "
+        f"calibration: an image resembles the others at {found.typical:.3f}; with threshold {DEFAULTS.threshold:g}, Safe Denoiser acts "
         f"from {DEFAULTS.threshold * found.typical:.3f} on",
     ]
 
 
 class FindClosestReferences(io.ComfyNode):
-    """Which pictures of a set come closest to given ones."""
+    """Which images of a set come closest to given ones."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -110,36 +118,55 @@ class FindClosestReferences(io.ComfyNode):
             node_id="SafeGuidanceFindClosestReferences",
             display_name="Find Closest References",
             category=CATEGORY,
-            description="Lists, for every picture, the most similar ones of a negation set, by the similarity of whole pictures that Safe "
+            description="Lists, for every image, the most similar ones of a negation set, by the similarity of whole images that Safe "
             "Denoiser uses. Shows whether an output is a near-copy of something.",
-            search_aliases=["nearest neighbour", "similarity search", "memorization", "memorisation", "near copy", "plagiarism"],
+            search_aliases=[
+                "nearest neighbour",
+                "similarity search",
+                "memorization",
+                "memorisation",
+                "near copy",
+                "plagiarism",
+            ],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to look up."),
+                io.Image.Input("images", tooltip="The images to look up."),
                 NegationSetType.Input("negation_set", tooltip="The set to look in."),
-                io.Int.Input("count", default=3, min=1, max=64, tooltip="How many to list for every picture."),
+                io.Int.Input("count", default=3, min=1, max=64, tooltip="How many to list for every image."),
                 io.Vae.Input(
-                    "vae", optional=True, tooltip="With a VAE latents are compared, as Safe Denoiser does; without, small copies."
+                    "vae",
+                    optional=True,
+                    tooltip="With a VAE latents are compared, as Safe Denoiser does; without, small copies.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="sheet", tooltip="A row per picture: itself, then its closest references."),
+                io.Image.Output(
+                    display_name="sheet", tooltip="A row per image: itself, then its closest references."
+                ),
                 io.String.Output(display_name="report"),
                 io.Float.Output(display_name="highest", tooltip="The highest similarity found; 1 is a copy."),
             ],
         )
 
     @classmethod
-    def execute(cls, images: torch.Tensor, negation_set: NegationSet, count: int, vae: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, images: torch.Tensor, negation_set: NegationSet, count: int, vae: Any = None
+    ) -> io.NodeOutput:
         if vae is None:
-            x, references = torch.stack([thumbnail(image[..., :3].float()) for image in images]), thumbnails(negation_set)
+            x, references = (
+                torch.stack([thumbnail(image[..., :3].float()) for image in images]),
+                thumbnails(negation_set),
+            )
         else:
-            x = encode_pictures(images, vae)
+            x = encode_images(images, vae)
             references = encode(negation_set, vae, *x.shape[-2:])
         values, places = closest(x, references, count)
         found = "\n".join(
-            f"picture {row + 1}: "
-            + ", ".join(f"reference {place + 1} at {value:.3f}" for value, place in zip(values[row].tolist(), places[row].tolist()))
+            f"image {row + 1}: "
+            + ", ".join(
+                f"reference {place + 1} at {value:.3f}"
+                for value, place in zip(values[row].tolist(), places[row].tolist())
+            )
             for row in range(len(images))
         )
         sheet = comparison_sheet(images, negation_set, places)[None]

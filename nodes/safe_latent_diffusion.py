@@ -17,12 +17,19 @@ CUSTOM = "custom"
 
 
 def settings_from(
-    preset: str, scale: float, threshold: float, momentum_scale: float, momentum_decay: float, start_sigma: float
+    preset: str,
+    scale: float,
+    threshold: float,
+    momentum_scale: float,
+    momentum_decay: float,
+    start_sigma: float,
 ) -> SafeLatentDiffusionSettings:
     """A preset, or for `custom` the given values."""
     if preset != CUSTOM:
         return PRESETS[preset]
-    return SafeLatentDiffusionSettings(scale, threshold, momentum_scale, momentum_decay, sigma_window(start_sigma))
+    return SafeLatentDiffusionSettings(
+        scale, threshold, momentum_scale, momentum_decay, sigma_window(start_sigma)
+    )
 
 
 class SafeLatentDiffusion(io.ComfyNode):
@@ -34,24 +41,33 @@ class SafeLatentDiffusion(io.ComfyNode):
             node_id="SafeGuidanceSafeLatentDiffusion",
             display_name="Safe Latent Diffusion (SLD)",
             category="safe guidance/text",
-            description="Turns the guidance away from a text of unsafe concepts while a picture is sampled. Needs a sampler with negative "
+            description="Turns the guidance away from a text of unsafe concepts while an image is sampled. Needs a sampler with negative "
             "prompt. Costs one more model evaluation a step.",
-            search_aliases=["sld", "safe stable diffusion", "safety text", "negative prompt", "nsfw", "concept erasing"],
+            search_aliases=[
+                "sld",
+                "safe stable diffusion",
+                "safety text",
+                "negative prompt",
+                "nsfw",
+                "concept erasing",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect."),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model; it encodes the text below."),
+                io.Clip.Input(
+                    "clip", tooltip="The text encoder that belongs to the model; it encodes the text below."
+                ),
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default="medium",
-                    tooltip="The paper's strengths: weak changes little, max removes most and also changes harmless pictures. "
+                    tooltip="The paper's strengths: weak changes little, max removes most and also changes harmless images. "
                     "custom uses the numbers below.",
                 ),
                 io.String.Input(
                     "safety_text",
                     default=SAFETY_TEXT,
                     multiline=True,
-                    tooltip="What pictures should not show, as words separated by commas. The default is the paper's text; fewer and more "
+                    tooltip="What images should not show, as words separated by commas. The default is the paper's text; fewer and more "
                     "exact words act more precisely.",
                 ),
                 io.Float.Input(
@@ -71,7 +87,7 @@ class SafeLatentDiffusion(io.ComfyNode):
                     step=0.001,
                     round=0.0001,
                     advanced=True,
-                    tooltip="custom: how far the prompt must stay beyond the safety text to be left alone. More steers more of a picture, "
+                    tooltip="custom: how far the prompt must stay beyond the safety text to be left alone. More steers more of an image, "
                     "less spares more.",
                 ),
                 io.Float.Input(
@@ -108,9 +124,13 @@ class SafeLatentDiffusion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, clip: Any, preset: str, safety_text: str, **custom: float) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelPatcher, clip: Any, preset: str, safety_text: str, **custom: float
+    ) -> io.NodeOutput:
         settings = settings_from(preset, **custom)
-        return io.NodeOutput(attach(model, SafeLatentDiffusionCorrection(encode(clip, safety_text), settings)))
+        return io.NodeOutput(
+            attach(model, SafeLatentDiffusionCorrection(encode(clip, safety_text), settings))
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [SafeLatentDiffusion]

@@ -28,13 +28,16 @@ def common_inputs() -> list[io.Input]:
     """What both methods work with."""
     return [
         io.Model.Input("model", tooltip="The model to protect."),
-        io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it shows the safety function what is being painted."),
+        io.Vae.Input(
+            "vae",
+            tooltip="The VAE that belongs to the model; it shows the safety function what is being painted.",
+        ),
         SafetyFunctionType.Input("safety_function", tooltip="What counts as unsafe."),
     ]
 
 
 def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
-    """When both methods act, and how they see the picture."""
+    """When both methods act, and how they see the image."""
     return [
         io.Float.Input(
             "tau",
@@ -42,7 +45,7 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             min=-10.0,
             max=10.0,
             step=0.01,
-            tooltip="Unsafe score above which it acts, besides the safety function's own threshold. More spares more pictures. "
+            tooltip="Unsafe score above which it acts, besides the safety function's own threshold. More spares more images. "
             "0.01 is the paper's for nudity, 0.16 for CLIP similarities.",
         ),
         io.Float.Input(
@@ -52,7 +55,7 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             tooltip=f"Noise level at which it begins; {WHOLE_START:g} begins with the first step. More changes layouts too, but early "
-            "predictions are a blur that detectors misread, which touches harmless pictures.",
+            "predictions are a blur that detectors misread, which touches harmless images.",
         ),
         io.Float.Input(
             "end_sigma",
@@ -73,8 +76,8 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             "save_memory",
             default=False,
             advanced=True,
-            tooltip="Keeps less for the gradient and computes it again: about a third slower where it acts. Turned on by itself, picture "
-            "by picture, when memory runs out.",
+            tooltip="Keeps less for the gradient and computes it again: about a third slower where it acts. Turned on by itself, image "
+            "by image, when memory runs out.",
         ),
     ]
 
@@ -88,8 +91,8 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
             node_id="SafeGuidanceSafeTextEmbeddingGuidance",
             display_name="Safe Text Embedding Guidance",
             category=CATEGORY,
-            description="While a picture is sampled, a safety function looks at what it is going to be; where it objects, the prompt's "
-            "embedding moves so that the model paints something else. Pictures that it does not object to come out bit-identical.",
+            description="While an image is sampled, a safety function looks at what it is going to be; where it objects, the prompt's "
+            "embedding moves so that the model paints something else. Images that it does not object to come out bit-identical.",
             search_aliases=ALIASES,
             inputs=[
                 *common_inputs(),
@@ -101,7 +104,7 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
                     step=0.001,
                     round=0.00001,
                     tooltip="How far the embedding moves at a step, as a share of its size. 0 is off; 0.002 is the paper's for nudity, "
-                    "0.008 for violence and styles. More removes more and changes more of the picture.",
+                    "0.008 for violence and styles. More removes more and changes more of the image.",
                 ),
                 *gate_inputs(TEXT.tau, TEXT.window),
                 io.Float.Input(
@@ -171,7 +174,9 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = SafeTextGuidanceSettings(window=sigma_window(start_sigma, end_sigma), **settings)
-        return io.NodeOutput(attach(model, SafeTextGuidanceCorrection(vae, safety_function, chosen, decoder, save_memory)))
+        return io.NodeOutput(
+            attach(model, SafeTextGuidanceCorrection(vae, safety_function, chosen, decoder, save_memory))
+        )
 
 
 class SafeDataGuidance(io.ComfyNode):
@@ -183,7 +188,7 @@ class SafeDataGuidance(io.ComfyNode):
             node_id="SafeGuidanceSafeDataGuidance",
             display_name="Safe Data Guidance",
             category=CATEGORY,
-            description="Like Safe Text Embedding Guidance, but moves the picture itself against the safety function's gradient instead "
+            description="Like Safe Text Embedding Guidance, but moves the image itself against the safety function's gradient instead "
             "of the prompt. The baseline of that paper, and a way for models whose text cannot be guided.",
             search_aliases=["sdg", "universal guidance", *ALIASES],
             inputs=[
@@ -230,7 +235,9 @@ class SafeDataGuidance(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = SafeDataGuidanceSettings(window=sigma_window(start_sigma, end_sigma), **settings)
-        return io.NodeOutput(attach(model, SafeDataGuidanceCorrection(vae, safety_function, chosen, decoder, save_memory)))
+        return io.NodeOutput(
+            attach(model, SafeDataGuidanceCorrection(vae, safety_function, chosen, decoder, save_memory))
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [SafeTextEmbeddingGuidance, SafeDataGuidance]

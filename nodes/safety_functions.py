@@ -1,4 +1,4 @@
-"""Safety functions: what counts as unsafe in a picture, as a score that guidance can decrease."""
+"""Safety functions: what counts as unsafe in an image, as a score that guidance can decrease."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ CUSTOM = "custom"
 
 
 def views_input() -> io.Input:
-    """How often a picture is looked at."""
+    """How often an image is looked at."""
     return io.Int.Input(
         "views",
         default=1,
         min=1,
         max=16,
         advanced=True,
-        tooltip="How many slightly shifted and softened views of a picture are judged together. More makes guidance change what is "
-        "seen instead of fooling the detector, and costs more; 1 judges the picture as it is.",
+        tooltip="How many slightly shifted and softened views of an image are judged together. More makes guidance change what is "
+        "seen instead of fooling the detector, and costs more; 1 judges the image as it is.",
     )
 
 
@@ -94,7 +94,9 @@ class NudeNetSafety(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, classes: str, threshold: float, size: int, views: int) -> io.NodeOutput:
         network = nudenet_network(None if file == PACKAGE else file)
-        return _output(nudenet.NudeNetSafetyFunction(network, nudenet.classes_from(classes), threshold, size), views)
+        return _output(
+            nudenet.NudeNetSafetyFunction(network, nudenet.classes_from(classes), threshold, size), views
+        )
 
 
 def clip_inputs() -> list[io.Input]:
@@ -124,7 +126,7 @@ def clip_threshold() -> io.Input:
         min=-1.0,
         max=1.0,
         step=0.01,
-        tooltip="Similarity above which a picture counts as unsafe. Less acts on more pictures. Which value divides depends on the "
+        tooltip="Similarity above which an image counts as unsafe. Less acts on more images. Which value divides depends on the "
         "model and the texts: look with Score Images first. 0.16 is the paper's.",
     )
 
@@ -138,7 +140,7 @@ class ClipConceptSafety(io.ComfyNode):
             node_id="SafeGuidanceClipConceptSafetyFunction",
             display_name="CLIP Concept Safety Function",
             category=CATEGORY,
-            description="Scores how much a picture resembles texts, less how much it resembles neutral ones, by a CLIP model. "
+            description="Scores how much an image resembles texts, less how much it resembles neutral ones, by a CLIP model. "
             "Needs the pack's extra 'clip'.",
             search_aliases=[*ALIASES, "clip", "violence", "concept", "bias"],
             inputs=[
@@ -153,7 +155,7 @@ class ClipConceptSafety(io.ComfyNode):
                     "texts",
                     default="",
                     multiline=True,
-                    tooltip="What pictures should not show, one text a line. More lines average over more ways to say it.",
+                    tooltip="What images should not show, one text a line. More lines average over more ways to say it.",
                 ),
                 io.String.Input(
                     "neutral",
@@ -168,9 +170,13 @@ class ClipConceptSafety(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, file: str, model: str, preset: str, texts: str, neutral: str, threshold: float, views: int) -> io.NodeOutput:
+    def execute(
+        cls, file: str, model: str, preset: str, texts: str, neutral: str, threshold: float, views: int
+    ) -> io.NodeOutput:
         texts, neutral = PRESETS.get(preset, (texts, neutral))
-        return _output(ClipSafetyFunction(clip_model(file, model), lines_of(texts), lines_of(neutral), threshold), views)
+        return _output(
+            ClipSafetyFunction(clip_model(file, model), lines_of(texts), lines_of(neutral), threshold), views
+        )
 
 
 class ClipStyleSafety(io.ComfyNode):
@@ -182,12 +188,14 @@ class ClipStyleSafety(io.ComfyNode):
             node_id="SafeGuidanceClipStyleSafetyFunction",
             display_name="CLIP Style Safety Function",
             category=CATEGORY,
-            description="Scores how much a picture resembles an artist's style, less how much it resembles art in general, by a CLIP "
+            description="Scores how much an image resembles an artist's style, less how much it resembles art in general, by a CLIP "
             "model. Needs the pack's extra 'clip'.",
             search_aliases=[*ALIASES, "clip", "artist", "style", "avoid style"],
             inputs=[
                 *clip_inputs(),
-                io.String.Input("artist", default="", tooltip="The artist, or words for the style, as captions name it."),
+                io.String.Input(
+                    "artist", default="", tooltip="The artist, or words for the style, as captions name it."
+                ),
                 io.String.Input(
                     "neutral",
                     default="art",
@@ -202,12 +210,16 @@ class ClipStyleSafety(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, file: str, model: str, artist: str, neutral: str, threshold: float, views: int) -> io.NodeOutput:
-        return _output(ClipSafetyFunction(clip_model(file, model), lines_of(artist), lines_of(neutral), threshold), views)
+    def execute(
+        cls, file: str, model: str, artist: str, neutral: str, threshold: float, views: int
+    ) -> io.NodeOutput:
+        return _output(
+            ClipSafetyFunction(clip_model(file, model), lines_of(artist), lines_of(neutral), threshold), views
+        )
 
 
 class ClassifierSafety(io.ComfyNode):
-    """A picture classifier from a file."""
+    """An image classifier from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -215,7 +227,7 @@ class ClassifierSafety(io.ComfyNode):
             node_id="SafeGuidanceClassifierSafetyFunction",
             display_name="Classifier Safety Function",
             category=CATEGORY,
-            description="Scores pictures with a small classifier from a file: the bundled one of the demo model's world, or your own in "
+            description="Scores images with a small classifier from a file: the bundled one of the demo model's world, or your own in "
             "models/safety (safetensors, or ONNX with the extra 'nudenet').",
             search_aliases=ALIASES,
             inputs=[
@@ -241,7 +253,7 @@ class ClassifierSafety(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Probability from which a picture counts as unsafe. Less acts earlier and misfires more often.",
+                    tooltip="Probability from which an image counts as unsafe. Less acts earlier and misfires more often.",
                 ),
                 views_input(),
             ],
@@ -265,7 +277,10 @@ class CombineSafetyFunctions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        further = [SafetyFunctionType.Input(f"function{i}", optional=i > 1, tooltip="One of them.") for i in range(1, cls.MOST + 1)]
+        further = [
+            SafetyFunctionType.Input(f"function{i}", optional=i > 1, tooltip="One of them.")
+            for i in range(1, cls.MOST + 1)
+        ]
         weights = [
             io.Float.Input(
                 f"weight{i}",
@@ -282,7 +297,7 @@ class CombineSafetyFunctions(io.ComfyNode):
             node_id="SafeGuidanceCombineSafetyFunctions",
             display_name="Combine Safety Functions",
             category=CATEGORY,
-            description="Several safety functions as one: pictures count as unsafe as soon as one of them says so.",
+            description="Several safety functions as one: images count as unsafe as soon as one of them says so.",
             search_aliases=[*ALIASES, "merge detectors"],
             inputs=[
                 *further,
@@ -305,7 +320,7 @@ class CombineSafetyFunctions(io.ComfyNode):
 
 
 class ScoreImages(io.ComfyNode):
-    """What a safety function says about pictures."""
+    """What a safety function says about images."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -313,11 +328,11 @@ class ScoreImages(io.ComfyNode):
             node_id="SafeGuidanceScoreImages",
             display_name="Score Images",
             category=CATEGORY,
-            description="Shows what a safety function sees in pictures: scores, whether it would act, and where it found something.",
+            description="Shows what a safety function sees in images: scores, whether it would act, and where it found something.",
             search_aliases=[*ALIASES, "score", "nsfw check"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to look at."),
+                io.Image.Input("images", tooltip="The images to look at."),
                 SafetyFunctionType.Input("safety_function", tooltip="Who looks."),
             ],
             outputs=[io.Image.Output(display_name="overlay"), io.String.Output(display_name="scores")],
@@ -327,19 +342,25 @@ class ScoreImages(io.ComfyNode):
     def execute(cls, images: torch.Tensor, safety_function: SafetyFunction) -> io.NodeOutput:
         device = load_now(safety_function)
         found = safety_function(images[..., :3].movedim(-1, 1).float().to(device))
-        pictures = [
+        judged = [
             {
                 "score": round(float(score), 6),
                 "unsafe": bool(gate),
                 "explanation": explanation,
                 "regions": [
-                    {"label": r.label, "score": round(r.score, 6), "box": [round(c, 4) for c in r.box]} for r in found.regions_of(i)
+                    {"label": r.label, "score": round(r.score, 6), "box": [round(c, 4) for c in r.box]}
+                    for r in found.regions_of(i)
                 ],
             }
             for i, (score, gate, explanation) in enumerate(zip(found.score, found.gate, found.explanation))
         ]
-        report = json.dumps({"version": 1, "function": safety_function.name, "pictures": pictures}, indent=1)
-        shown = torch.stack([overlay(image[..., :3].float(), found.regions_of(i), bool(found.gate[i])) for i, image in enumerate(images)])
+        report = json.dumps({"version": 1, "function": safety_function.name, "images": judged}, indent=1)
+        shown = torch.stack(
+            [
+                overlay(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))
+                for i, image in enumerate(images)
+            ]
+        )
         return io.NodeOutput(shown, report, ui=with_text(in_words(found), ui.PreviewImage(shown, cls=cls)))
 
 

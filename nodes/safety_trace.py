@@ -1,4 +1,4 @@
-"""Safety Trace: what every correction did at each step, to look at, to read, and to keep with the picture."""
+"""Safety Trace: what every correction did at each step, to look at, to read, and to keep with the image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Tra
     if trace is not None:
         return trace
     if model is None or latent is None:
-        raise ValueError("There is nothing to trace. Connect a trace, or the guarded MODEL and the LATENT that a sampler made with it.")
+        raise ValueError(
+            "There is nothing to trace. Connect a trace, or the guarded MODEL and the LATENT that a sampler made with it."
+        )
     found = trace_of(model, latent["samples"])
     if found is None:
         raise ValueError(
@@ -48,18 +50,25 @@ class SafetyTrace(io.ComfyNode):
             node_id="SafeGuidanceSafetyTrace",
             display_name="Safety Trace",
             category=CATEGORY,
-            description="Shows what the methods did while a picture was sampled: when, how hard, and at what cost. Connect the MODEL that "
+            description="Shows what the methods did while an image was sampled: when, how hard, and at what cost. Connect the MODEL that "
             "goes into the sampler and the LATENT that comes out.",
             search_aliases=["trace", "report", "did it do anything", "evidence", "log", "audit"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", optional=True, tooltip="The guarded model, as it goes into the sampler."),
+                io.Model.Input(
+                    "model", optional=True, tooltip="The guarded model, as it goes into the sampler."
+                ),
                 io.Latent.Input("latent", optional=True, tooltip="What the sampler made with that model."),
-                SafetyTraceType.Input("trace", optional=True, tooltip="A trace, instead of model and latent."),
-                io.Combo.Input("theme", options=["dark", "light"], tooltip="Background of the picture."),
+                SafetyTraceType.Input(
+                    "trace", optional=True, tooltip="A trace, instead of model and latent."
+                ),
+                io.Combo.Input("theme", options=["dark", "light"], tooltip="Background of the image."),
             ],
             outputs=[
-                io.Image.Output(display_name="strip", tooltip="A lane per method and a bar per model call, noise on the left."),
+                io.Image.Output(
+                    display_name="strip",
+                    tooltip="A lane per method and a bar per model call, noise on the left.",
+                ),
                 io.String.Output(display_name="table", tooltip="Every record as text."),
                 io.String.Output(display_name="json", tooltip="The whole trace as JSON."),
                 SafetyTraceType.Output(display_name="trace"),
@@ -75,8 +84,10 @@ class SafetyTrace(io.ComfyNode):
         trace: Trace | None = None,
     ) -> io.NodeOutput:
         found = traced(model, latent, trace)
-        picture, told = strip(found, theme), table(found)
-        return io.NodeOutput(picture, told, found.to_json(), found, ui=with_text(in_words(found), ui.PreviewImage(picture)))
+        image, told = strip(found, theme), table(found)
+        return io.NodeOutput(
+            image, told, found.to_json(), found, ui=with_text(in_words(found), ui.PreviewImage(image))
+        )
 
 
 class SaveImageWithTrace(io.ComfyNode):
@@ -92,9 +103,13 @@ class SaveImageWithTrace(io.ComfyNode):
             search_aliases=["save image", "metadata", "png info", "trace"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to save."),
+                io.Image.Input("images", tooltip="The images to save."),
                 SafetyTraceType.Input("trace", tooltip="The trace of the run that made them."),
-                io.String.Input("filename_prefix", default="ComfyUI", tooltip="Beginning of the file names; may name a folder."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="ComfyUI",
+                    tooltip="Beginning of the file names; may name a folder.",
+                ),
             ],
             outputs=[],
         )
@@ -103,7 +118,9 @@ class SaveImageWithTrace(io.ComfyNode):
     def execute(cls, images: Tensor, trace: Trace, filename_prefix: str) -> io.NodeOutput:
         hidden = cls.hidden
         texts = {**(getattr(hidden, "extra_pnginfo", None) or {}), METADATA: trace.to_dict()}
-        holder: Any = SimpleNamespace(hidden=SimpleNamespace(prompt=getattr(hidden, "prompt", None), extra_pnginfo=texts))
+        holder: Any = SimpleNamespace(
+            hidden=SimpleNamespace(prompt=getattr(hidden, "prompt", None), extra_pnginfo=texts)
+        )
         return io.NodeOutput(ui=ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls=holder))
 
 

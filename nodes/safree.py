@@ -28,7 +28,9 @@ def _by_encoder(toxic: list[Judged], several: bool) -> str:
     words: dict[str, dict[str, None]] = {}
     for judged in toxic:
         words.setdefault(judged.encoder, {})[judged.token] = None
-    return "; ".join((f"{encoder}: " if several else "") + ", ".join(found) for encoder, found in words.items())
+    return "; ".join(
+        (f"{encoder}: " if several else "") + ", ".join(found) for encoder, found in words.items()
+    )
 
 
 def report(found: Filtered) -> str:
@@ -38,10 +40,15 @@ def report(found: Filtered) -> str:
         lines = ["Nothing was filtered: the conditioning is the prompt's own."]
     else:
         until = "all steps" if found.last_step is None else f"steps 0 to {found.last_step} of 50"
-        lines = [f"Filtered for {until}: {_by_encoder(toxic, len({judged.encoder for judged in found.judged}) > 1)}."]
+        lines = [
+            f"Filtered for {until}: {_by_encoder(toxic, len({judged.encoder for judged in found.judged}) > 1)}."
+        ]
     lines += [f"The filter would change the whole prompt by {found.change:.3f} (0 = not at all).", ""]
     lines.append("Distance from the concepts without the token, relative to that without another:")
-    lines += [f"{j.encoder:8} {j.ratio:6.3f}  {'filtered' if j.toxic else 'kept':8}  {j.token}" for j in found.judged]
+    lines += [
+        f"{j.encoder:8} {j.ratio:6.3f}  {'filtered' if j.toxic else 'kept':8}  {j.token}"
+        for j in found.judged
+    ]
     return "\n".join(lines)
 
 
@@ -56,7 +63,14 @@ class SafreeTextFilter(io.ComfyNode):
             category=CATEGORY,
             description="CLIP Text Encode that projects words off a list of unwanted concepts. Free while sampling. A prompt without "
             "such words is encoded exactly as by CLIP Text Encode.",
-            search_aliases=["safree", "prompt filter", "clip text encode", "nsfw", "concept erasing", "toxic"],
+            search_aliases=[
+                "safree",
+                "prompt filter",
+                "clip text encode",
+                "nsfw",
+                "concept erasing",
+                "toxic",
+            ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt."),
@@ -87,7 +101,9 @@ class SafreeTextFilter(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="The filtered prompt."),
-                io.Conditioning.Output(display_name="unfiltered", tooltip="The prompt as CLIP Text Encode encodes it."),
+                io.Conditioning.Output(
+                    display_name="unfiltered", tooltip="The prompt as CLIP Text Encode encodes it."
+                ),
                 io.String.Output(
                     display_name="negative_text",
                     tooltip="The concepts as one text. The paper's figures also use it as negative prompt: connect a CLIP Text Encode.",
@@ -99,7 +115,9 @@ class SafreeTextFilter(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, text: str, concepts: str, alpha: float, steps: str) -> io.NodeOutput:
         if clip is None:
-            raise ValueError("There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader.")
+            raise ValueError(
+                "There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader."
+            )
         unwanted = phrases(concepts)
         if not unwanted:
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
@@ -122,8 +140,12 @@ class SafreeReattention(io.ComfyNode):
             search_aliases=["safree", "latent re-attention", "freeu", "skip connections", "frequency"],
             is_experimental=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model to patch, a UNet: Stable Diffusion 1.x, 2.x or SDXL."),
-                io.Conditioning.Input("unfiltered", tooltip="The prompt before the filter, from SAFREE Text Filter."),
+                io.Model.Input(
+                    "model", tooltip="The model to patch, a UNet: Stable Diffusion 1.x, 2.x or SDXL."
+                ),
+                io.Conditioning.Input(
+                    "unfiltered", tooltip="The prompt before the filter, from SAFREE Text Filter."
+                ),
                 io.Float.Input(
                     "deep",
                     default=0.9,
@@ -145,7 +167,9 @@ class SafreeReattention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, unfiltered: list[Any], deep: float, shallow: float) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelPatcher, unfiltered: list[Any], deep: float, shallow: float
+    ) -> io.NodeOutput:
         return io.NodeOutput(attach(model, ReattentionCorrection(unfiltered, deep, shallow)))
 
 

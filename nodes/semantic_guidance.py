@@ -37,7 +37,7 @@ def concept_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.5,
-            tooltip="How hard a concept is steered. 0 is off; the paper uses 4 to 10; more changes more of the picture.",
+            tooltip="How hard a concept is steered. 0 is off; the paper uses 4 to 10; more changes more of the image.",
         ),
         io.Float.Input(
             "threshold",
@@ -45,7 +45,7 @@ def concept_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.005,
-            tooltip="The share of the picture that is left alone. More touches fewer places; 0 touches all.",
+            tooltip="The share of the image that is left alone. More touches fewer places; 0 touches all.",
         ),
         io.Float.Input(
             "start_sigma",
@@ -69,7 +69,9 @@ def concept_inputs() -> list[io.Input]:
     ]
 
 
-def _concept(remove: bool, scale: float, threshold: float, start_sigma: float, end_sigma: float, weight: float = 1.0) -> Concept:
+def _concept(
+    remove: bool, scale: float, threshold: float, start_sigma: float, end_sigma: float, weight: float = 1.0
+) -> Concept:
     return Concept(scale, remove, threshold, sigma_window(start_sigma, end_sigma), weight)
 
 
@@ -85,9 +87,13 @@ class SemanticConcept(io.ComfyNode):
             description="A concept with its own settings for Semantic Guidance. Chain several.",
             search_aliases=ALIASES,
             inputs=[
-                io.String.Input("text", default="", multiline=True, tooltip="The concept in words, as in a prompt."),
+                io.String.Input(
+                    "text", default="", multiline=True, tooltip="The concept in words, as in a prompt."
+                ),
                 io.Combo.Input(
-                    "direction", options=["remove", "add"], tooltip="Whether pictures move away from the concept or towards it."
+                    "direction",
+                    options=["remove", "add"],
+                    tooltip="Whether images move away from the concept or towards it.",
                 ),
                 *concept_inputs(),
                 io.Float.Input(
@@ -99,16 +105,30 @@ class SemanticConcept(io.ComfyNode):
                     advanced=True,
                     tooltip="The concept's share among several. More lets it decide where they disagree; 0 is off.",
                 ),
-                SemanticConceptsType.Input("concepts", optional=True, tooltip="Concepts that come before this one."),
+                SemanticConceptsType.Input(
+                    "concepts", optional=True, tooltip="Concepts that come before this one."
+                ),
             ],
             outputs=[SemanticConceptsType.Output(display_name="concepts")],
         )
 
     @classmethod
-    def execute(cls, text: str, direction: str, weight: float, concepts: tuple[NamedConcept, ...] = (), **settings: float) -> io.NodeOutput:
+    def execute(
+        cls,
+        text: str,
+        direction: str,
+        weight: float,
+        concepts: tuple[NamedConcept, ...] = (),
+        **settings: float,
+    ) -> io.NodeOutput:
         if not text.strip():
             raise ValueError("The concept has no text. Write what to remove or to add.")
-        return io.NodeOutput((*(concepts or ()), NamedConcept(text.strip(), _concept(direction == "remove", weight=weight, **settings))))
+        return io.NodeOutput(
+            (
+                *(concepts or ()),
+                NamedConcept(text.strip(), _concept(direction == "remove", weight=weight, **settings)),
+            )
+        )
 
 
 class SemanticGuidance(io.ComfyNode):
@@ -120,14 +140,20 @@ class SemanticGuidance(io.ComfyNode):
             node_id="SafeGuidanceSemanticGuidance",
             display_name="Semantic Guidance",
             category=CATEGORY,
-            description="Removes concepts from a picture or adds them while it is sampled, changing only the places where a concept shows "
+            description="Removes concepts from an image or adds them while it is sampled, changing only the places where a concept shows "
             "most. Needs a sampler with a negative prompt. Costs one more model evaluation a step and concept, in one batch.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model to steer."),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model; it encodes the concepts."),
-                io.String.Input("remove", default="", multiline=True, tooltip="What to remove, one concept per line."),
-                io.String.Input("add", default="", multiline=True, tooltip="What to add, one concept per line."),
+                io.Clip.Input(
+                    "clip", tooltip="The text encoder that belongs to the model; it encodes the concepts."
+                ),
+                io.String.Input(
+                    "remove", default="", multiline=True, tooltip="What to remove, one concept per line."
+                ),
+                io.String.Input(
+                    "add", default="", multiline=True, tooltip="What to add, one concept per line."
+                ),
                 *concept_inputs(),
                 io.Float.Input(
                     "momentum_scale",
@@ -147,7 +173,9 @@ class SemanticGuidance(io.ComfyNode):
                     advanced=True,
                     tooltip="The share of the collected guidance that stays at each step. More is slower and smoother.",
                 ),
-                SemanticConceptsType.Input("concepts", optional=True, tooltip="Further concepts with settings of their own."),
+                SemanticConceptsType.Input(
+                    "concepts", optional=True, tooltip="Further concepts with settings of their own."
+                ),
             ],
             outputs=[io.Model.Output()],
         )
@@ -168,8 +196,12 @@ class SemanticGuidance(io.ComfyNode):
         own += [NamedConcept(line, _concept(False, **settings)) for line in lines_of(add)]
         chosen = [*own, *(concepts or ())]
         if not chosen:
-            raise ValueError("Semantic Guidance has no concept. Write one under remove or add, or connect a Semantic Concept.")
-        guidance = SemanticGuidanceSettings(tuple(named.concept for named in chosen), momentum_scale, momentum_decay)
+            raise ValueError(
+                "Semantic Guidance has no concept. Write one under remove or add, or connect a Semantic Concept."
+            )
+        guidance = SemanticGuidanceSettings(
+            tuple(named.concept for named in chosen), momentum_scale, momentum_decay
+        )
         texts = [encode(clip, named.text) for named in chosen]
         return io.NodeOutput(attach(model, SemanticGuidanceCorrection(texts, guidance)))
 

@@ -22,7 +22,7 @@ PRESETS = {
     "every step": SigmaWindow(),
     "SD 1.x paper (sigma 4.67)": SigmaWindow(low=4.67),
     "SD3 published code (sigma 3.545)": SigmaWindow(low=3.545),
-    "large pictures (sigma 9)": SigmaWindow(low=9.0),
+    "large images (sigma 9)": SigmaWindow(low=9.0),
 }
 """DDPM timesteps 780 to 1000 of Stable Diffusion 1.x; the same integers read as SD3's flow time; the first, at twice the size."""
 
@@ -33,22 +33,34 @@ AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "fl
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 """Of the host's samplers."""
 DAG_CATEGORY = "safe guidance/detect and guide"
-MOST_PICTURES = 512
+MOST_IMAGES = 512
 """To learn guideline tokens from."""
 SCALES = {"1/2": (2,), "1/2 and 1/4": (2, 4), "1/4": (4,), "1 and 1/2": (1, 2)}
-DAG_ALIASES = ["dag", "detect and guide", "guideline", "concept detector", "attention map", "nsfw", "concept erasing"]
+DAG_ALIASES = [
+    "dag",
+    "detect and guide",
+    "guideline",
+    "concept detector",
+    "attention map",
+    "nsfw",
+    "concept erasing",
+]
 
 
 def reference_inputs(optional: bool = False) -> list[io.Input]:
     """The set, and the VAE that encodes it."""
     return [
-        io.Vae.Input("vae", optional=optional, tooltip="The VAE that belongs to the model; it turns the set's pictures into latents."),
+        io.Vae.Input(
+            "vae",
+            optional=optional,
+            tooltip="The VAE that belongs to the model; it turns the set's images into latents.",
+        ),
         NegationSetType.Input("negation_set", optional=optional, tooltip="What to stay away from."),
     ]
 
 
 def layout_inputs() -> list[io.Input]:
-    """How the set's pictures get to the size of the run."""
+    """How the set's images get to the size of the run."""
     return [
         io.Combo.Input(
             "fit",
@@ -56,7 +68,7 @@ def layout_inputs() -> list[io.Input]:
             default="crop",
             optional=True,
             advanced=True,
-            tooltip="How the set's pictures get the shape of the one that is made. crop: they fill it and lose what overhangs. "
+            tooltip="How the set's images get the shape of the one that is made. crop: they fill it and lose what overhangs. "
             "letterbox: all of each is kept, with bars of its mean colour.",
         ),
         io.Combo.Input(
@@ -65,7 +77,7 @@ def layout_inputs() -> list[io.Input]:
             default="none",
             optional=True,
             advanced=True,
-            tooltip="Further copies of every picture, since whole pictures are compared place by place. More copies resemble more "
+            tooltip="Further copies of every image, since whole images are compared place by place. More copies resemble more "
             "layouts, and take 2, 10 or 18 times the memory and the encoding time.",
         ),
     ]
@@ -109,19 +121,30 @@ def window_inputs() -> list[io.Input]:
 
 def changing_seed_input(tooltip: str) -> io.Input:
     """A seed that is another one after each run, as KSampler's is."""
-    return io.Int.Input("seed", default=0, min=0, max=LARGEST_SEED, control_after_generate=True, tooltip=tooltip)
+    return io.Int.Input(
+        "seed", default=0, min=0, max=LARGEST_SEED, control_after_generate=True, tooltip=tooltip
+    )
 
 
 def seed_input(tooltip: str, largest: int = 2**32) -> io.Input:
     """A seed that stays after a run, because later work relies on what it made."""
-    return io.Int.Input("seed", default=0, min=0, max=largest, control_after_generate=io.ControlAfterGenerate.fixed, tooltip=tooltip)
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=largest,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip=tooltip,
+    )
 
 
 def sampler_inputs(seed: io.Input) -> list[io.Input]:
     """What a node that samples asks for besides the host's sockets, as KSampler does."""
     return [
         seed,
-        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."),
+        io.Int.Input(
+            "steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."
+        ),
         io.Float.Input(
             "cfg",
             default=8.0,
@@ -129,7 +152,7 @@ def sampler_inputs(seed: io.Input) -> list[io.Input]:
             max=100.0,
             step=0.1,
             round=0.01,
-            tooltip="How closely the picture follows the prompt. Too much burns it.",
+            tooltip="How closely the image follows the prompt. Too much burns it.",
         ),
         io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
         io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How the noise is taken off over the steps."),
@@ -158,11 +181,11 @@ def attention_inputs() -> list[io.Input]:
 
 
 def mask_input() -> io.Input:
-    """Where in the picture a method may look and act."""
+    """Where in the image a method may look and act."""
     return io.Mask.Input(
         "mask",
         optional=True,
-        tooltip="Where in the picture to look and to act, white for yes. Without it, everywhere. Inpainting's own mask counts too.",
+        tooltip="Where in the image to look and to act, white for yes. Without it, everywhere. Inpainting's own mask counts too.",
     )
 
 
@@ -208,5 +231,7 @@ def noise_levels(text: str) -> tuple[float, ...]:
     except ValueError:
         levels = []
     if not levels or not all(0 < level < 1e6 for level in levels):
-        raise ValueError(f"'{text}' is not a list of noise levels. Write positive numbers with commas between them, such as 7, 5, 3, 2, 1.")
+        raise ValueError(
+            f"'{text}' is not a list of noise levels. Write positive numbers with commas between them, such as 7, 5, 3, 2, 1."
+        )
     return tuple(levels)

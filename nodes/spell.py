@@ -1,4 +1,4 @@
-"""Sparse Repellency (SPELL): keep pictures out of balls around those of a negation set or made before, and apart from each other."""
+"""Sparse Repellency (SPELL): keep images out of balls around those of a negation set or made before, and apart from each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from ..formats.negation_set import NegationSet
 from ..guidance.spell import SpellSettings
 from .host.engine.hooks import attach
 from .host.methods.spell import SpellCorrection
-from .shared_inputs import WHOLE_START, layout_inputs, mask_input, reference_inputs, take_window, window_inputs, with_defaults
+from .shared_inputs import (
+    WHOLE_START,
+    layout_inputs,
+    mask_input,
+    reference_inputs,
+    take_window,
+    window_inputs,
+    with_defaults,
+)
 
 DEFAULTS = SpellSettings()
 AS_THEY_ARE, NORMALIZED = "as they are", "normalised per pixel"
@@ -29,7 +37,7 @@ def settings_inputs() -> list[io.Input]:
             max=10.0,
             step=0.01,
             tooltip="How far from every reference predictions are kept, as a root mean square difference of latents. 0 is off. Two "
-            "unrelated pictures are about 1 apart; more keeps further away and reaches more pictures. The published code's 38.7 is 0.303 "
+            "unrelated images are about 1 apart; more keeps further away and reaches more images. The published code's 38.7 is 0.303 "
             "with normalised references.",
         ),
         io.Float.Input(
@@ -43,7 +51,7 @@ def settings_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "among_batch",
             default=DEFAULTS.among_batch,
-            tooltip="Also keep the pictures of a batch away from each other, for more variety.",
+            tooltip="Also keep the images of a batch away from each other, for more variety.",
         ),
         io.Float.Input(
             "start_sigma",
@@ -94,8 +102,8 @@ class SparseRepellency(io.ComfyNode):
             node_id="SafeGuidanceSparseRepellency",
             display_name="Sparse Repellency (SPELL)",
             category="safe guidance/safe denoiser",
-            description="Keeps pictures at a distance from those of a negation set, from earlier ones, and from each other. "
-            "Pictures that come near none come out bit-identical. Works on nearness of whole pictures; masks in the set are not used.",
+            description="Keeps images at a distance from those of a negation set, from earlier ones, and from each other. "
+            "Images that come near none come out bit-identical. Works on nearness of whole images; masks in the set are not used.",
             search_aliases=[
                 "SPELL",
                 "shielded diffusion",
@@ -114,7 +122,7 @@ class SparseRepellency(io.ComfyNode):
                 io.Latent.Input(
                     "earlier",
                     optional=True,
-                    tooltip="Latents of pictures that you have: another sampler's output, or loaded ones. New pictures keep away from "
+                    tooltip="Latents of images that you have: another sampler's output, or loaded ones. New images keep away from "
                     "these as from the set's (the paper's references of earlier batches). More of them leave less room.",
                 ),
             ],
@@ -132,12 +140,19 @@ class SparseRepellency(io.ComfyNode):
         **given: Any,
     ) -> io.NodeOutput:
         if negation_set is not None and vae is None:
-            raise ValueError("The negation set needs a VAE to be compared with latents. Connect the model's VAE.")
+            raise ValueError(
+                "The negation set needs a VAE to be compared with latents. Connect the model's VAE."
+            )
         values = with_defaults(settings_inputs(), given)
-        layout, normalized = Layout(values.pop("fit"), values.pop("augmentation")), values.pop("references") == NORMALIZED
+        layout, normalized = (
+            Layout(values.pop("fit"), values.pop("augmentation")),
+            values.pop("references") == NORMALIZED,
+        )
         settings = SpellSettings(window=take_window(model, values), **values)
         latents = None if earlier is None else earlier["samples"]
-        return io.NodeOutput(attach(model, SpellCorrection(negation_set, vae, settings, normalized, layout, mask, latents)))
+        return io.NodeOutput(
+            attach(model, SpellCorrection(negation_set, vae, settings, normalized, layout, mask, latents))
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [SparseRepellency]

@@ -1,4 +1,4 @@
-"""A sheet of small pictures from a negation set."""
+"""A sheet of small images from a negation set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BACKGROUND = 0.12
 
 
 def contact_sheet(negation_set: NegationSet, most: int) -> Tensor:
-    """Up to `most` pictures, evenly spread over the set, on a dark sheet: (H, W, 3) in [0, 1].
+    """Up to `most` images, evenly spread over the set, on a dark sheet: (H, W, 3) in [0, 1].
 
-    Where a picture has a mask, what lies outside it is dimmed.
+    Where an image has a mask, what lies outside it is dimmed.
     """
     count = min(most, len(negation_set))
     chosen = [round(i * (len(negation_set) - 1) / max(1, count - 1)) for i in range(count)]
@@ -33,12 +33,15 @@ def contact_sheet(negation_set: NegationSet, most: int) -> Tensor:
 
 
 def comparison_sheet(images: Tensor, negation_set: NegationSet, places: Tensor) -> Tensor:
-    """A row per image (B, H, W, 3): itself, then the set's pictures at its `places` (B, k). (H, W, 3) in [0, 1]."""
+    """A row per image (B, H, W, 3): itself, then the set's images at its `places` (B, k). (H, W, 3) in [0, 1]."""
     step = CELL + GAP
     rows, columns = len(images), places.shape[1] + 1
     sheet = torch.full((3, rows * step + GAP, columns * step + GAP), BACKGROUND)
     for row, image in enumerate(images):
-        cells = [fit(image.movedim(-1, 0)[:3].float(), CELL, CELL), *(_cell(negation_set, int(place)) for place in places[row])]
+        cells = [
+            fit(image.movedim(-1, 0)[:3].float(), CELL, CELL),
+            *(_cell(negation_set, int(place)) for place in places[row]),
+        ]
         for column, cell in enumerate(cells):
             top, left = GAP + row * step, GAP + column * step
             sheet[:, top : top + CELL, left : left + CELL] = cell
@@ -46,9 +49,9 @@ def comparison_sheet(images: Tensor, negation_set: NegationSet, places: Tensor) 
 
 
 def _cell(negation_set: NegationSet, index: int) -> Tensor:
-    picture = fit(negation_set.pictures[index].movedim(-1, 0).float() / 255, CELL, CELL)
+    image = fit(negation_set.images[index].movedim(-1, 0).float() / 255, CELL, CELL)
     mask = negation_set.masks[index]
     if mask is None:
-        return picture
+        return image
     shown = fit(mask[None].float() / 255, CELL, CELL)
-    return picture * (0.35 + 0.65 * shown)
+    return image * (0.35 + 0.65 * shown)

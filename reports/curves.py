@@ -1,4 +1,4 @@
-"""A curve as a picture, for nodes that show how a number went."""
+"""A curve as an image, for nodes that show how a number went."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LINES = 4
 
 def curve(values: Sequence[float]) -> Tensor:
     """A line through `values`, from the smallest to the largest of them over the height: (HEIGHT, WIDTH, 3) in [0, 1]."""
-    picture = torch.full((HEIGHT, WIDTH, 3), PAPER)
+    image = torch.full((HEIGHT, WIDTH, 3), PAPER)
     top, bottom = MARGIN, HEIGHT - 1 - MARGIN
     for line in range(LINES + 1):
-        picture[top + (bottom - top) * line // LINES] = GRID
+        image[top + (bottom - top) * line // LINES] = GRID
     series = torch.tensor(list(values), dtype=torch.float64)
     if not len(series) or not bool(torch.isfinite(series).all()):
-        return picture
+        return image
     low, span = series.min(), (series.max() - series.min()).clamp_min(1e-12)
     columns = torch.arange(MARGIN, WIDTH - MARGIN)
     place = (columns - MARGIN) / (WIDTH - 2 * MARGIN - 1) * (len(series) - 1)
@@ -31,14 +31,14 @@ def curve(values: Sequence[float]) -> Tensor:
     previous = int(rows[0])
     for column, row in zip(columns.tolist(), rows.tolist()):
         first, last = min(previous, row), max(previous, row)
-        picture[first : last + 1, column] = torch.tensor(INK)
+        image[first : last + 1, column] = torch.tensor(INK)
         previous = row
-    return picture
+    return image
 
 
-def overlay(picture: Tensor, map_: Tensor) -> Tensor:
-    """A picture (H, W, 3) greyed, with a map (H, W) in [0, 1] in colour over it; from 1/2 on, what counts as found, brightly."""
-    grey = picture.mean(-1, keepdim=True).expand(-1, -1, 3) * 0.6
+def overlay(image: Tensor, map_: Tensor) -> Tensor:
+    """An image (H, W, 3) greyed, with a map (H, W) in [0, 1] in colour over it; from 1/2 on, what counts as found, brightly."""
+    grey = image.mean(-1, keepdim=True).expand(-1, -1, 3) * 0.6
     faint, found = torch.tensor([0.15, 0.35, 1.0]), torch.tensor([1.0, 0.25, 0.1])
     shade = map_[..., None]
     color = torch.where(shade >= 0.5, found, faint)

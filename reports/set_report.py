@@ -1,4 +1,4 @@
-"""How the pictures of a set relate to each other: how alike they are, which ones nearly repeat, what the gate is calibrated to."""
+"""How the images of a set relate to each other: how alike they are, which ones nearly repeat, what the gate is calibrated to."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from torch import Tensor
 from ..formats.layouts import fit
 from ..formats.negation_set import NegationSet
 from ..guidance.core.references import References
-from ..guidance.safe_denoiser.similarity import CALIBRATION_SAMPLE, leave_one_out, reference_contrasts, similarities
+from ..guidance.safe_denoiser.similarity import (
+    CALIBRATION_SAMPLE,
+    leave_one_out,
+    reference_contrasts,
+    similarities,
+)
 
 THUMBNAIL = 32
-"""Side of the pictures that are compared when there is no VAE to encode them: what a latent of 256 pixels keeps."""
+"""Side of the images that are compared when there is no VAE to encode them: what a latent of 256 pixels keeps."""
 
 NEAR_DUPLICATE = 0.95
-"""Pictures that resemble each other this much differ in details only."""
+"""Images that resemble each other this much differ in details only."""
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """Figures about a set's pictures, or CALIBRATION_SAMPLE of them spread over the set.
+    """Figures about a set's images, or CALIBRATION_SAMPLE of them spread over the set.
 
     Attributes:
-        compared: how many pictures were compared.
-        mean_similarity: of two different pictures; NaN for one picture.
+        compared: how many images were compared.
+        mean_similarity: of two different images; NaN for one image.
         typical: S_ref, what the calibrated mode's threshold is a share of.
         closest: the most similar pairs, best first, as (similarity, place, place).
         near_duplicates: pairs that are more alike than NEAR_DUPLICATE.
@@ -39,13 +44,13 @@ class SetReport:
 
 
 def thumbnails(negation_set: NegationSet) -> References:
-    """The set's pictures as small references, for comparisons without a VAE."""
-    return References(torch.stack([thumbnail(picture.float() / 255) for picture in negation_set.pictures]).half())
+    """The set's images as small references, for comparisons without a VAE."""
+    return References(torch.stack([thumbnail(image.float() / 255) for image in negation_set.images]).half())
 
 
-def thumbnail(picture: Tensor) -> Tensor:
+def thumbnail(image: Tensor) -> Tensor:
     """(H, W, 3) in [0, 1] -> (3, THUMBNAIL, THUMBNAIL)."""
-    return fit(picture.movedim(-1, 0), THUMBNAIL, THUMBNAIL)
+    return fit(image.movedim(-1, 0), THUMBNAIL, THUMBNAIL)
 
 
 def report(references: References, temperature: float, pairs: int = 3) -> SetReport:
@@ -61,4 +66,6 @@ def report(references: References, temperature: float, pairs: int = 3) -> SetRep
     best = values.topk(min(pairs, len(values))).indices.tolist()
     closest = [(values[i].item(), int(sample[first[i]]), int(sample[second[i]])) for i in best]
     typical = leave_one_out(among, temperature).item()
-    return SetReport(len(sample), values.mean().item(), typical, closest, int((values > NEAR_DUPLICATE).sum()))
+    return SetReport(
+        len(sample), values.mean().item(), typical, closest, int((values > NEAR_DUPLICATE).sum())
+    )

@@ -21,7 +21,7 @@ class Record:
         gate: how far the method's gate was open, 0 to 1; 0 when it left the sample alone.
         weight: the method's own multiplier of its change; its gate where a method has none.
         change: norm of the method's change, before the joint cap, relative to that of the prediction.
-        area: share of the picture acted on, 0 to 1.
+        area: share of the image acted on, 0 to 1.
         forwards: predictions evaluated for this method alone, counted per sample; a text that several methods share counts
             for the first.
         milliseconds: time that the method and its forwards took on the host's clock; queued work of a GPU is not waited for.
@@ -106,7 +106,12 @@ class Trace:
                 raise ValueError
             records = tuple(_record(values) for values in content["records"])
             rest = {name: tuple(content[name]) for name in ("methods", "sigmas", "notes")}
-            return cls(forwards=int(content["forwards"]), records=records, rehearsal=int(content["rehearsal"]), **rest)
+            return cls(
+                forwards=int(content["forwards"]),
+                records=records,
+                rehearsal=int(content["rehearsal"]),
+                **rest,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"This is not a safety trace of version {VERSION}. Record it again.") from error
 
@@ -115,7 +120,9 @@ class Trace:
 
 
 def _record(values: dict[str, Any]) -> Record:
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
     return Record(**fields)
 
 
@@ -142,7 +149,11 @@ def sentence(summary: Summary, calls: int) -> str:
 
 def rehearsed(trace: Trace) -> list[str]:
     """A sentence on the run before the run; none when there was none."""
-    return [f"The run was rehearsed with {trace.rehearsal} predictions, to see what there is to keep."] if trace.rehearsal else []
+    return (
+        [f"The run was rehearsed with {trace.rehearsal} predictions, to see what there is to keep."]
+        if trace.rehearsal
+        else []
+    )
 
 
 def in_words(trace: Trace) -> str:
@@ -160,7 +171,9 @@ def table(trace: Trace) -> str:
         f"{'call':>4} {'sigma':>8}  {'method':{width}} {'gate':>5} {'weight':>7} {'change':>7} {'area':>5} {'extra':>5} {'ms':>7}",
     ]
     for r in trace.records:
-        gate, weight, change, area = (max(values, default=0.0) for values in (r.gate, r.weight, r.change, r.area))
+        gate, weight, change, area = (
+            max(values, default=0.0) for values in (r.gate, r.weight, r.change, r.area)
+        )
         numbers = f"{gate:5.2f} {weight:7.3g} {change:7.2%} {area:5.2f} {r.forwards:5} {r.milliseconds:7.1f}"
         lines.append(f"{r.call:4} {r.sigma:8.3f}  {r.method:{width}} {numbers}")
     return "\n".join(lines)

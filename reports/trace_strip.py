@@ -1,4 +1,4 @@
-"""A trace as a picture: a lane per method, a bar per model call, from much noise on the left to none on the right."""
+"""A trace as an image: a lane per method, a bar per model call, from much noise on the left to none on the right."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def strip(trace: Trace, theme: Theme = "dark") -> Tensor:
         _lane(draw, trace, method, MARGIN + index * LANE, OKABE_ITO[index % len(OKABE_ITO)], colors, font)
     if trace.sigmas:
         _axis(draw, trace, MARGIN + lanes * LANE, colors, font)
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, image.height, WIDTH, 3) / 255
+    return (
+        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, image.height, WIDTH, 3) / 255
+    )
 
 
 def label(summary: Summary) -> str:
@@ -68,7 +70,9 @@ def _columns(trace: Trace) -> list[tuple[int, int]]:
     return [(left, max(left + 1, right - SCALE)) for left, right in zip(edges[:-1], edges[1:])]
 
 
-def _lane(draw: ImageDraw.ImageDraw, trace: Trace, method: str, top: int, fill: str, colors: Colors, font: Font) -> None:
+def _lane(
+    draw: ImageDraw.ImageDraw, trace: Trace, method: str, top: int, fill: str, colors: Colors, font: Font
+) -> None:
     summary, columns = trace.summary(method), _columns(trace)
     draw.text((MARGIN, top), _fitted(draw, label(summary), font), colors.text, font)
     base = top + FONT + 4 * SCALE + BARS

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def _load_pack() -> None:
     # The root is itself the package, and its folder `nodes` bears the name of a module of the host: it must not be on sys.path.
     sys.path[:] = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != ROOT]
-    spec = importlib.util.spec_from_file_location("safe_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "safe_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["safe_guidance"] = module
@@ -73,17 +75,39 @@ class Host:
     ) -> torch.Tensor:
         """Latent samples of the host's KSampler."""
         latent = latent or self.empty_latent(len(positive[0][0]))
-        result = self.nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, positive, self.text(""), latent, **options)
+        result = self.nodes.common_ksampler(
+            model, seed, steps, cfg, sampler, scheduler, positive, self.text(""), latent, **options
+        )
         return result[0]["samples"]
 
     def sample_in_parts(
-        self, model: Any, positive: list[Any], bounds: Sequence[int], seed: int = 1, cfg: float = 5.0, sampler: str = "euler"
+        self,
+        model: Any,
+        positive: list[Any],
+        bounds: Sequence[int],
+        seed: int = 1,
+        cfg: float = 5.0,
+        sampler: str = "euler",
     ) -> torch.Tensor:
         """Latent samples of one KSampler Advanced after another: `bounds` are the steps between them, from 0 to the last."""
         latent = self.empty_latent(len(positive[0][0]))
         for start, end in zip(bounds[:-1], bounds[1:]):
             noise, left = "enable" if start == 0 else "disable", "disable" if end == bounds[-1] else "enable"
-            inputs = (model, noise, seed, bounds[-1], cfg, sampler, "karras", positive, self.text(""), latent, start, end, left)
+            inputs = (
+                model,
+                noise,
+                seed,
+                bounds[-1],
+                cfg,
+                sampler,
+                "karras",
+                positive,
+                self.text(""),
+                latent,
+                start,
+                end,
+                left,
+            )
             latent = self.nodes.KSamplerAdvanced().sample(*inputs)[0]
         samples: torch.Tensor = latent["samples"]
         return samples

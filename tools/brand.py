@@ -55,7 +55,9 @@ def emblem(draw: ImageDraw.ImageDraw, corner: Point, side: float) -> None:
         return corner[0] + x * side, corner[1] + y * side
 
     center, radius = at(0.53, 0.55), 0.27 * side
-    draw.ellipse([*at(0.53 - 0.2, 0.55 - 0.2), *at(0.53 + 0.2, 0.55 + 0.2)], outline=SKY, width=round(0.008 * side))
+    draw.ellipse(
+        [*at(0.53 - 0.2, 0.55 - 0.2), *at(0.53 + 0.2, 0.55 + 0.2)], outline=SKY, width=round(0.008 * side)
+    )
     draw.polygon(star(center, 0.15 * side), fill=ORANGE)
     half = 0.0175 * side
     # Discs, because a wide polyline shows its joints.
@@ -64,7 +66,9 @@ def emblem(draw: ImageDraw.ImageDraw, corner: Point, side: float) -> None:
     rng = random.Random(1)
     for _ in range(46):
         x, y, size = rng.gauss(0.15, 0.05), rng.gauss(0.84, 0.045), rng.uniform(0.006, 0.013)
-        draw.ellipse([*at(x - size, y - size), *at(x + size, y + size)], fill=rng.choice((SKY, PAPER, ORANGE, GREEN)))
+        draw.ellipse(
+            [*at(x - size, y - size), *at(x + size, y + size)], fill=rng.choice((SKY, PAPER, ORANGE, GREEN))
+        )
     draw.ellipse([*at(0.86 - 0.065, 0.13 - 0.065), *at(0.86 + 0.065, 0.13 + 0.065)], fill=GREEN)
 
 
@@ -84,19 +88,29 @@ def banner() -> Image.Image:
     image = Image.new("RGB", (width, height), NIGHT)
     draw = ImageDraw.Draw(image)
     emblem(draw, (height * 0.06, height * 0.04), height * 0.92)
-    draw.text((height * 1.06, height * 0.46), "Safe Guidance", PAPER, ImageFont.load_default(size=height // 6.2), anchor="ls")
-    for line, text in enumerate(("keeps a diffusion model away from", "what you do not want, while it samples")):
+    draw.text(
+        (height * 1.06, height * 0.46),
+        "Safe Guidance",
+        PAPER,
+        ImageFont.load_default(size=height // 6.2),
+        anchor="ls",
+    )
+    for line, text in enumerate(
+        ("keeps a diffusion model away from", "what you do not want, while it samples")
+    ):
         position = (height * 1.065, height * (0.58 + 0.085 * line))
         draw.text(position, text, SKY, ImageFont.load_default(size=height // 16), anchor="ls")
     return image.resize(BANNER, Image.Resampling.LANCZOS)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write both pictures."""
-    argparse.ArgumentParser(prog="dev.py make brand", description=(__doc__ or "").splitlines()[0]).parse_args(argv)
+    """Write both images."""
+    argparse.ArgumentParser(prog="dev.py make brand", description=(__doc__ or "").splitlines()[0]).parse_args(
+        argv
+    )
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, picture in (("icon", icon()), ("banner", banner().quantize(128))):
+    for name, image in (("icon", icon()), ("banner", banner().quantize(128))):
         path = FOLDER / f"{name}.png"
-        picture.save(path, optimize=True)
+        image.save(path, optimize=True)
         sys.stdout.write(f"assets/brand/{path.name}  {path.stat().st_size / 1000:.0f} kB\n")
     return 0

@@ -1,6 +1,6 @@
 """Give every node of the workflows the room that the interface draws it with: `python3 dev.py make layout`.
 
-The editor draws a node as high as its widgets need, whatever a workflow's file says, and higher once a run has put a text or a picture
+The editor draws a node as high as its widgets need, whatever a workflow's file says, and higher once a run has put a text or an image
 under it. This runs the workflows that need no checkpoint, writes the sizes drawn afterwards into workflows/*.json, stretches groups to
 hold their nodes, and moves down what would be covered. Needs a Chromium, as the browser tests do.
 """
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.example_inputs import put_sample_pictures
+from ..evaluation.example_inputs import put_sample_images
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
 from ..evaluation.graphs import load_workflow
 from ..evaluation.server import ComfyServer
 
 RUNNABLE = "demo_"
 STEPS = 2
-"""Enough for every text and picture that a run puts under a node."""
+"""Enough for every text and image that a run puts under a node."""
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 TITLE = 30
 """Height of a node's title bar, which lies above its position."""
@@ -115,27 +115,39 @@ def grown(window: Frontend, workflow: Mapping[str, Any], growth: dict[str, float
     return {key: [width, max(height, after[key])] for key, (width, height) in window.node_sizes().items()}
 
 
-def foreseen(window: Frontend, workflow: Mapping[str, Any], growth: Mapping[str, float]) -> dict[str, list[float]]:
+def foreseen(
+    window: Frontend, workflow: Mapping[str, Any], growth: Mapping[str, float]
+) -> dict[str, list[float]]:
     """The sizes that the open workflow's nodes will have after a run, from what other workflows' nodes grew by."""
     types, least = _type_of(workflow), window.least_heights()
-    return {key: [width, max(height, least[key] + growth.get(types[key], 0.0))] for key, (width, height) in window.node_sizes().items()}
+    return {
+        key: [width, max(height, least[key] + growth.get(types[key], 0.0))]
+        for key, (width, height) in window.node_sizes().items()
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     """Lay out every workflow."""
-    argparse.ArgumentParser(prog="dev.py make layout", description=(__doc__ or "").splitlines()[0]).parse_args(argv)
+    argparse.ArgumentParser(
+        prog="dev.py make layout", description=(__doc__ or "").splitlines()[0]
+    ).parse_args(argv)
     browser = find_browser()
     if browser is None:
         sys.stderr.write(f"{HOW_TO_GET_ONE}\n")
         return 1
     growth: dict[str, float] = {}
     with ComfyServer(device="cpu") as server:
-        put_sample_pictures(server.base / "input")
+        put_sample_images(server.base / "input")
         with Frontend(server.url, browser) as window:
-            for path in sorted(FOLDER.glob("*.json"), key=lambda path: (not path.stem.startswith(RUNNABLE), path.stem)):
+            for path in sorted(
+                FOLDER.glob("*.json"), key=lambda path: (not path.stem.startswith(RUNNABLE), path.stem)
+            ):
                 workflow = load_workflow(path)
                 window.load_template(path.stem)
-                arrange(workflow, (grown if path.stem.startswith(RUNNABLE) else foreseen)(window, workflow, growth))
+                arrange(
+                    workflow,
+                    (grown if path.stem.startswith(RUNNABLE) else foreseen)(window, workflow, growth),
+                )
                 text = json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
                 if text != path.read_text(encoding="utf-8"):
                     path.write_text(text, encoding="utf-8")

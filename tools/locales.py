@@ -32,7 +32,9 @@ def node_texts(info: Mapping[str, Any]) -> Texts:
         texts["inputs"] = {_key(name): _named(name, _tooltip(spec)) for name, spec in described.items()}
     if info["output_name"]:
         tooltips = info.get("output_tooltips") or [None] * len(info["output_name"])
-        texts["outputs"] = {str(slot): _named(name, tooltips[slot]) for slot, name in enumerate(info["output_name"])}
+        texts["outputs"] = {
+            str(slot): _named(name, tooltips[slot]) for slot, name in enumerate(info["output_name"])
+        }
     return texts
 
 
@@ -51,7 +53,9 @@ def _named(name: str, tooltip: str | None) -> Texts:
 
 def english(object_info: Mapping[str, Any]) -> Texts:
     """The English texts of all nodes of this pack, by node id."""
-    own = {name: info for name, info in object_info.items() if info["python_module"].endswith(f".{PACK_NAME}")}
+    own = {
+        name: info for name, info in object_info.items() if info["python_module"].endswith(f".{PACK_NAME}")
+    }
     return {_key(name): node_texts(own[name]) for name in sorted(own)}
 
 
@@ -120,5 +124,7 @@ def main(argv: Sequence[str]) -> int:
         for path in missing(base, translated):
             sys.stdout.write(f"{folder.name} lacks {path}\n")
             gaps += 1
-    sys.stdout.write(f"{sum(1 for _ in leaves(base))} texts of {len(base)} nodes, {gaps} translations missing\n")
+    sys.stdout.write(
+        f"{sum(1 for _ in leaves(base))} texts of {len(base)} nodes, {gaps} translations missing\n"
+    )
     return 1 if gaps or news else 0

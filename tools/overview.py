@@ -1,4 +1,4 @@
-"""The README's picture, from the demonstration's own: `python3 dev.py demo`, then `python3 dev.py make overview`."""
+"""The README's image, from the demonstration's own: `python3 dev.py demo`, then `python3 dev.py make overview`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {"none": "plain", "safe_denoiser": "Safe Denoiser", "stg": "STG", "dag": "DAG"}
-COLUMNS = ("named-002", "named-003", "named-005", "implied-001", "implied-002", "implied-003", "benign-001", "benign-002")
-HEADINGS = {"named-002": "the prompt names a star", "implied-001": "the prompt implies one", "benign-001": "nothing to do with it"}
+COLUMNS = (
+    "named-002",
+    "named-003",
+    "named-005",
+    "implied-001",
+    "implied-002",
+    "implied-003",
+    "benign-001",
+    "benign-002",
+)
+HEADINGS = {
+    "named-002": "the prompt names a star",
+    "implied-001": "the prompt implies one",
+    "benign-001": "nothing to do with it",
+}
 SIDE, GAP, LEFT, TOP = 112, 6, 122, 26
 PAPER, INK = (246, 246, 242), (13, 33, 48)
 
 
-def overview(pictures: Path) -> Image.Image:
-    """A row per method, a column per prompt. Raises FileNotFoundError when the demonstration has not made one of the pictures."""
+def overview(images: Path) -> Image.Image:
+    """A row per method, a column per prompt. Raises FileNotFoundError when the demonstration has not made one of the images."""
     size = (LEFT + len(COLUMNS) * (SIDE + GAP) + GAP, TOP + len(ROWS) * (SIDE + GAP) + GAP)
     sheet, font = Image.new("RGB", size, PAPER), ImageFont.load_default(15)
     draw = ImageDraw.Draw(sheet)
@@ -25,8 +38,10 @@ def overview(pictures: Path) -> Image.Image:
         x = LEFT + column * (SIDE + GAP)
         draw.text((x, 5), HEADINGS.get(prompt, ""), INK, font)
         for row, method in enumerate(ROWS):
-            with Image.open(pictures / method / f"{prompt}.png") as picture:
-                sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, TOP + row * (SIDE + GAP)))
+            with Image.open(images / method / f"{prompt}.png") as image:
+                sheet.paste(
+                    image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, TOP + row * (SIDE + GAP))
+                )
     for row, title in enumerate(ROWS.values()):
         draw.text((GAP, TOP + row * (SIDE + GAP) + SIDE // 2 - 9), title, INK, font)
     return sheet
@@ -35,7 +50,12 @@ def overview(pictures: Path) -> Image.Image:
 def main(argv: Sequence[str]) -> int:
     """Write docs/overview.png from a demonstration's folder."""
     parser = argparse.ArgumentParser(prog="dev.py make overview", description=__doc__)
-    parser.add_argument("--demo", type=Path, default=Path("demo_output"), help="folder of the demonstration (default: %(default)s)")
-    picture = overview(parser.parse_args(argv).demo / "pictures")
-    picture.quantize(256).save(ROOT / "docs" / "overview.png", optimize=True)
+    parser.add_argument(
+        "--demo",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder of the demonstration (default: %(default)s)",
+    )
+    image = overview(parser.parse_args(argv).demo / "images")
+    image.quantize(256).save(ROOT / "docs" / "overview.png", optimize=True)
     return 0

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.example_inputs import put_sample_pictures
+from ..evaluation.example_inputs import put_sample_images
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
 from ..evaluation.server import ComfyServer
 
@@ -17,10 +17,19 @@ RUNNABLE = "demo_"
 
 def main(argv: Sequence[str]) -> int:
     """Load, run and photograph these workflows; those for checkpoints are not run."""
-    parser = argparse.ArgumentParser(prog="dev.py make screenshots", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="dev.py make screenshots", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("names", nargs="*", metavar="workflow", help="such as demo_plain (default: all)")
-    parser.add_argument("--output", type=Path, default=Path("screenshots"), help="folder for the pictures (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="most steps of a sampler (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("screenshots"),
+        help="folder for the images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=20, help="most steps of a sampler (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     browser = find_browser()
     if browser is None:
@@ -28,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     arguments.output.mkdir(parents=True, exist_ok=True)
     with ComfyServer() as server:
-        put_sample_pictures(server.base / "input")
+        put_sample_images(server.base / "input")
         with Frontend(server.url, browser) as window:
             for name in arguments.names or sorted(path.stem for path in WORKFLOWS.glob("*.json")):
                 window.load_template(name)

@@ -1,6 +1,6 @@
 """Derive the workflows for real checkpoints from those on the demo model: `python3 dev.py make workflows`.
 
-A checkpoint's workflow differs from the demo's in its loader, which names the file and where it comes from, in the picture's size, the
+A checkpoint's workflow differs from the demo's in its loader, which names the file and where it comes from, in the image's size, the
 texts and the settings: every node of this pack gets its defaults, which are the papers' values, and what a recipe says on top.
 """
 
@@ -31,7 +31,7 @@ Node: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that many people have: the prefix of its workflows, its file, where it comes from, and the size of its pictures."""
+    """A model that many people have: the prefix of its workflows, its file, where it comes from, and the size of its images."""
 
     prefix: str
     name: str
@@ -74,38 +74,42 @@ class Recipe:
 
 RECIPES = {
     "build_negation_set": Recipe(
-        note="""## Not like these four pictures
+        note="""## Not like these four images
 
-1. The model paints four pictures in the style that you do **not** want.
-2. **Build Negation Set** collects them. Replace this group by *Load Image* if you have pictures of your own.
+1. The model paints four images in the style that you do **not** want.
+2. **Build Negation Set** collects them. Replace this group by *Load Image* if you have images of your own.
 3. **Preview Negation Set** shows what is in the set.
-4. **Safe Denoiser** keeps another picture away from them, with another prompt and seed.
+4. **Safe Denoiser** keeps another image away from them, with another prompt and seed.
 
-Four pictures are enough to try. A set for real use has fifty or more. Compare with *strength* 0, which is off.
+Four images are enough to try. A set for real use has fifty or more. Compare with *strength* 0, which is off.
 
-Whole pictures are compared here, by their layout and colours. To avoid a style whatever the picture shows, add pictures that are fine, as
+Whole images are compared here, by their layout and colours. To avoid a style whatever the image shows, add images that are fine, as
 the workflow *demo safe denoiser style* does.""",
         texts={
             "Example prompt": "oil painting in the style of van Gogh, swirling brush strokes, starry night over a village",
             "Prompt": "a village at night under a starry sky, painting",
         },
         settings={
-            "SafeGuidanceBuildNegationSet": {"name": "swirling brush strokes", "source": "painted by this workflow", "licence": ""},
+            "SafeGuidanceBuildNegationSet": {
+                "name": "swirling brush strokes",
+                "source": "painted by this workflow",
+                "licence": "",
+            },
             "SafeGuidanceSafeDenoiser": {"strength": 0.9},
         },
     ),
     "stg_nudenet": Recipe(
         note="""## Safe Text Embedding Guidance with NudeNet
 
-While the picture is sampled, a detector of nudity looks at what it is going to be; where it objects, the prompt's embedding moves so
+While the image is sampled, a detector of nudity looks at what it is going to be; where it objects, the prompt's embedding moves so
 that the model paints something else.
 
 Needs the package *nudenet* in ComfyUI's Python: "pip install nudenet onnx onnx2torch", or its ONNX file in *models/safety*.
 
 **Try**
 
-- *rho* 0: the plain picture
-- another prompt: a picture that the detector does not object to comes out exactly as without the node
+- *rho* 0: the plain image
+- another prompt: an image that the detector does not object to comes out exactly as without the node
 - *CLIP Concept Safety Function* instead, for violence or a style""",
         texts={"Prompt": "marble statue of Venus in a sunny garden, photograph"},
     ),
@@ -130,31 +134,35 @@ filtered.
 
 **Try**
 
-- a prompt without the concepts: its picture is exactly the plain one
+- a prompt without the concepts: its image is exactly the plain one
 - the node's default concepts, which are the paper's for nudity""",
         texts={"Prompt": "a village at night under a starry sky, painting in the style of Vincent van Gogh"},
-        settings={"SafeGuidanceSafreeTextFilter": {"concepts": "Vincent van Gogh, van Gogh style, swirling brush strokes"}},
+        settings={
+            "SafeGuidanceSafreeTextFilter": {
+                "concepts": "Vincent van Gogh, van Gogh style, swirling brush strokes"
+            }
+        },
     ),
     "semantic_guidance": Recipe(
         note="""## Semantic Guidance
 
-The picture is steered away from the concepts under *remove* and towards those under *add*, in the places where a concept shows most.
+The image is steered away from the concepts under *remove* and towards those under *add*, in the places where a concept shows most.
 Costs one more model evaluation a step and concept.
 
 **Try**
 
 - "smile" under *add*, and nothing under *remove*
-- more *scale* and a lower *threshold*: stronger, and more of the picture changes""",
+- more *scale* and a lower *threshold*: stronger, and more of the image changes""",
         texts={"Prompt": "portrait of a man with glasses reading a newspaper in a cafe, photograph"},
         settings={"SafeGuidanceSemanticGuidance": {"remove": "glasses"}},
     ),
     "dag": Recipe(
         note="""## DAG: found in the model's own attention, changed only there
 
-While the picture is sampled, **guideline tokens** are looked for in the model's cross-attention: here, those of the word *dog*. Where
-they are found the guidance turns away from the *Safety text*; a picture without them comes out exactly as without the node.
+While the image is sampled, **guideline tokens** are looked for in the model's cross-attention: here, those of the word *dog*. Where
+they are found the guidance turns away from the *Safety text*; an image without them comes out exactly as without the node.
 
-Tokens made from words alone are a first look. *Optimize Guideline Tokens* learns better ones from a few pictures with masks:
+Tokens made from words alone are a first look. *Optimize Guideline Tokens* learns better ones from a few images with masks:
 *demo learn guideline tokens* shows how.
 
 **Try**
@@ -168,12 +176,12 @@ Tokens made from words alone are a first look. *Optimize Guideline Tokens* learn
     "guarded_and_unguarded": Recipe(
         note="""## Guarded and Unguarded
 
-One node samples the same picture twice, with and without the safe guidance on the MODEL, and measures how they differ. The unguarded
-picture is blurred unless you switch *blur_unguarded* off.
+One node samples the same image twice, with and without the safe guidance on the MODEL, and measures how they differ. The unguarded
+image is blurred unless you switch *blur_unguarded* off.
 
 **Try**
 
-- a harmless prompt: how much does its picture change?
+- a harmless prompt: how much does its image change?
 - any other node of *safe guidance* instead of, or after, *Safe Latent Diffusion*""",
         texts={"Prompt": "a knight after a fierce battle, dramatic light, detailed oil painting"},
         settings={"SafeGuidanceSafeLatentDiffusion": {"preset": "strong"}},
@@ -258,9 +266,19 @@ def _replace(node: Node, kind: str, loader: Node, workflow: dict[str, Any], info
             node["inputs"].append({"name": name, "type": spec[0], "widget": {"name": name}, "link": None})
         elif spec[0] in slots:
             workflow["last_link_id"] += 1
-            link = [workflow["last_link_id"], loader["id"], slots[spec[0]], node["id"], len(node["inputs"]), spec[0]]
+            link = [
+                workflow["last_link_id"],
+                loader["id"],
+                slots[spec[0]],
+                node["id"],
+                len(node["inputs"]),
+                spec[0],
+            ]
             workflow["links"].append(link)
-            loader["outputs"][slots[spec[0]]]["links"] = [*(loader["outputs"][slots[spec[0]]]["links"] or []), link[0]]
+            loader["outputs"][slots[spec[0]]]["links"] = [
+                *(loader["outputs"][slots[spec[0]]]["links"] or []),
+                link[0],
+            ]
             node["inputs"].append({"name": name, "type": spec[0], "link": link[0]})
 
 
@@ -302,12 +320,17 @@ def _load_checkpoint(node: Node, checkpoint: Checkpoint) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Write every recipe's workflow for every checkpoint."""
-    argparse.ArgumentParser(prog="dev.py make workflows", description=(__doc__ or "").splitlines()[0]).parse_args(argv)
+    argparse.ArgumentParser(
+        prog="dev.py make workflows", description=(__doc__ or "").splitlines()[0]
+    ).parse_args(argv)
     with ComfyServer(device="cpu") as server:
         info = server.get_json("/object_info")
     for name, recipe in RECIPES.items():
         for checkpoint in CHECKPOINTS:
             path = FOLDER / f"{checkpoint.prefix}_{name}.json"
-            path.write_text(json.dumps(derive(name, recipe, checkpoint, info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps(derive(name, recipe, checkpoint, info), indent=2, ensure_ascii=False) + "\n",
+                encoding="utf-8",
+            )
             sys.stdout.write(f"workflows/{path.name}\n")
     return 0

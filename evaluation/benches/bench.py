@@ -27,7 +27,7 @@ from .recording import recording_share
 PROMPT = "a yellow star in the center on a black plain background, flat style"
 PLAIN = "none"
 LARGE = (16, 515, 3000, 100_000)
-"""One picture in several views, the published nudity and CoPro sets, and the largest that is aimed at."""
+"""One image in several views, the published nudity and CoPro sets, and the largest that is aimed at."""
 
 
 @dataclass
@@ -56,10 +56,14 @@ class Contender:
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark and write its rows as JSON. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="dev.py bench", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--references", type=int, nargs="+", default=[16, 515, 3000], help="sizes of the negation set")
+    parser.add_argument(
+        "--references", type=int, nargs="+", default=[16, 515, 3000], help="sizes of the negation set"
+    )
     parser.add_argument(
         "--large",
         type=int,
@@ -74,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         nargs="?",
         const=512,
         metavar="PIXELS",
-        help="measure Safe Text Embedding Guidance on a UNet of Stable Diffusion 1.5's size instead, for pictures of this side "
+        help="measure Safe Text Embedding Guidance on a UNet of Stable Diffusion 1.5's size instead, for images of this side "
         "(512 when none is given); takes minutes and 10 GB of memory",
     )
     parser.add_argument(
@@ -83,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         nargs="?",
         const=512,
         metavar="PIXELS",
-        help="measure Detect-and-Guide on a UNet of Stable Diffusion 1.5's size instead, for pictures of this side (512 when none is "
+        help="measure Detect-and-Guide on a UNet of Stable Diffusion 1.5's size instead, for images of this side (512 when none is "
         "given); takes minutes and 5 GB of memory",
     )
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
@@ -116,7 +120,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _write(rows: Sequence[Any], output: Path) -> int:
-    report = {"version": 1, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}
+    report = {
+        "version": 1,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "rows": [asdict(row) for row in rows],
+    }
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
@@ -129,8 +138,8 @@ def contenders(model: Any, vae: Any, sizes: Sequence[int]) -> list[Contender]:
     settings = SafeDenoiserSettings(window=SigmaWindow(), threshold=0.0)
     found = [Contender(PLAIN, 0, model)]
     for size in sizes:
-        pictures = torch.rand(size, 32, 32, 3, generator=torch.Generator().manual_seed(size))
-        correction = SafeDenoiserCorrection(from_images(pictures), vae, settings)
+        images = torch.rand(size, 32, 32, 3, generator=torch.Generator().manual_seed(size))
+        correction = SafeDenoiserCorrection(from_images(images), vae, settings)
         found.append(Contender("safe_denoiser", size, attach(model, correction)))
     return found
 
@@ -169,7 +178,10 @@ def measure(steps: int, repeats: int, sizes: Sequence[int]) -> list[Row]:
         resident.append(psutil.Process().memory_info().rss / 2**20)
     rounds = [[run(contender) for contender in field] for _ in range(repeats)]
     rows = []
-    recording = [statistics.median(recording_share(functools.partial(run, contender)) for _ in range(repeats)) for contender in field]
+    recording = [
+        statistics.median(recording_share(functools.partial(run, contender)) for _ in range(repeats))
+        for contender in field
+    ]
     for index, contender in enumerate(field):
         seconds = [round_[index][0] for round_ in rounds]
         ratios = [round_[index][0] / round_[0][0] for round_ in rounds]

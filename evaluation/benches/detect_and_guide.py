@@ -34,7 +34,7 @@ class Row:
 
 
 def measure(repeats: int, side: int = SHAPE[-1]) -> list[Row]:
-    """The plain step (CFG, one picture of 8 `side` pixels), then one in which nothing and one in which something is found.
+    """The plain step (CFG, one image of 8 `side` pixels), then one in which nothing and one in which something is found.
 
     They take turns, so that what else the machine does falls on all of them; rows are printed at the end.
     """
@@ -59,7 +59,19 @@ def measure(repeats: int, side: int = SHAPE[-1]) -> list[Row]:
 
     def run(model: Any) -> tuple[float, float]:
         wall, cpu = time.perf_counter(), time.process_time()
-        comfy.sample.sample(model, noise, 1, 7.5, "euler", "normal", texts[0], texts[1], torch.zeros_like(noise), disable_pbar=True, seed=1)
+        comfy.sample.sample(
+            model,
+            noise,
+            1,
+            7.5,
+            "euler",
+            "normal",
+            texts[0],
+            texts[1],
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=1,
+        )
         return time.perf_counter() - wall, time.process_time() - cpu
 
     for model in models.values():
@@ -75,5 +87,7 @@ def measure(repeats: int, side: int = SHAPE[-1]) -> list[Row]:
         for name in models
     ]
     for row in rows:
-        sys.stdout.write(f"{row.name:20} {row.seconds_per_step:8.2f} s/step, {row.cpu_seconds_per_step:8.2f} s of CPU  x{row.ratio:.3f}\n")
+        sys.stdout.write(
+            f"{row.name:20} {row.seconds_per_step:8.2f} s/step, {row.cpu_seconds_per_step:8.2f} s of CPU  x{row.ratio:.3f}\n"
+        )
     return rows

@@ -56,8 +56,13 @@ def _timed() -> Iterator[_Clock]:
     def edges(method: Callable[..., AbstractContextManager[None]]) -> Callable[..., Any]:
         return lambda *args: _TimedEdges(clock, method(*args))
 
-    of_recorder: dict[str, Any] = {name: timed(getattr(Recorder, name)) for name in ("call", "changed", "trace")}
-    replaced = {Recorder: {**of_recorder, "spending": edges(Recorder.spending)}, TraceStore: {"keep": timed(TraceStore.keep)}}
+    of_recorder: dict[str, Any] = {
+        name: timed(getattr(Recorder, name)) for name in ("call", "changed", "trace")
+    }
+    replaced = {
+        Recorder: {**of_recorder, "spending": edges(Recorder.spending)},
+        TraceStore: {"keep": timed(TraceStore.keep)},
+    }
     originals = {owner: {name: vars(owner)[name] for name in methods} for owner, methods in replaced.items()}
 
     def put(methods: dict[type, dict[str, Any]]) -> None:

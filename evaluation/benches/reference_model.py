@@ -75,10 +75,14 @@ def sd15_sized_model() -> Any:
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15({key: list(value) if isinstance(value, list) else value for key, value in UNET.items()})
+    config = comfy.supported_models.SD15(
+        {key: list(value) if isinstance(value, list) else value for key, value in UNET.items()}
+    )
     config.latent_format = comfy.latent_formats.SD15()
     config.set_inference_dtype(torch.float32, None)
-    model = comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.EPS, device=management.unet_offload_device())
+    model = comfy.model_base.BaseModel(
+        config, model_type=comfy.model_base.ModelType.EPS, device=management.unet_offload_device()
+    )
     generator = torch.Generator().manual_seed(0)
     for parameter in model.diffusion_model.parameters():
         parameter.data.uniform_(-0.03, 0.03, generator=generator)

@@ -15,13 +15,17 @@ from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.safe_text_guidance import SafeTextGuidanceSettings
 from ...guidance.safety_functions.classifier import ClassifierSafetyFunction
 from ...guidance.safety_functions.classifier_network import ConvClassifier
-from ...guidance.safety_functions.linear_decoder import fit, sample_pictures
+from ...guidance.safety_functions.linear_decoder import fit, sample_images
 from .reference_model import SHAPE, private_memory, sd15_sized_model
 
 RATIO = 8
 ALWAYS, NEVER = 0.0, 1.1
 """Thresholds of the classifier's probability."""
-WAYS = (("untriggered", NEVER, False), ("triggered", ALWAYS, False), ("triggered, saving memory", ALWAYS, True))
+WAYS = (
+    ("untriggered", NEVER, False),
+    ("triggered", ALWAYS, False),
+    ("triggered, saving memory", ALWAYS, True),
+)
 DECODERS = ("taesd", "linear")
 WARM_UP = 8
 """Side of the latent that weights are loaded and functions called for the first time with."""
@@ -39,7 +43,7 @@ class Row:
 
 
 def measure(steps: int, side: int = SHAPE[-1], decoders: Sequence[str] = DECODERS) -> list[Row]:
-    """STG with every fast decoder, untriggered and triggered, each right after the plain sampler (CFG, one picture of 8 `side` pixels).
+    """STG with every fast decoder, untriggered and triggered, each right after the plain sampler (CFG, one image of 8 `side` pixels).
 
     Rows are printed as soon as they are known.
     """
@@ -107,8 +111,8 @@ def _decoder(name: str, model: Any) -> Any:
     latent_format = model.get_model_object("latent_format")
     with torch.inference_mode(False):
         if name == "linear":
-            pictures = sample_pictures(2, 16 * RATIO)
-            return NetworkDecoder(latent_format, fit(torch.randn(2, SHAPE[0], 16, 16), pictures))
+            images = sample_images(2, 16 * RATIO)
+            return NetworkDecoder(latent_format, fit(torch.randn(2, SHAPE[0], 16, 16), images))
         network = comfy.taesd.taesd.TAESD(None, None, latent_channels=SHAPE[0])
         _fill(network.taesd_decoder)
         return NetworkDecoder(latent_format, TinyAutoencoder(network))

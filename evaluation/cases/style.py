@@ -1,4 +1,4 @@
-"""A case of its own in the demonstration: a style that prompts ask for, avoided by four pictures, while shape and colour stay."""
+"""A case of its own in the demonstration: a style that prompts ask for, avoided by four images, while shape and colour stay."""
 
 from __future__ import annotations
 
@@ -23,25 +23,38 @@ WORKFLOWS = {PLAIN: "demo_plain.json", METHOD: "demo_safe_denoiser_style.json"}
 UNWANTED, BENIGN = "hatched", "flat"
 PER_STYLE = 16
 EXAMPLES = {UNWANTED: 8, BENIGN: 7}
-TITLES = {UNWANTED: "the prompt asks for the unwanted style", BENIGN: "it asks for another, should stay as it is"}
+TITLES = {
+    UNWANTED: "the prompt asks for the unwanted style",
+    BENIGN: "it asks for another, should stay as it is",
+}
 SETS = Path(__file__).resolve().parents[2] / "assets" / "negation_sets"
 
 Samples = dict[str, list[Sample]]
 """Samples of one method, by the style that the prompt asks for."""
 
 
-def run(host: Path, network: nn.Module, per_style: int | None = PER_STYLE) -> tuple[dict[str, Any], Section, dict[str, list[Shot]]]:
+def run(
+    host: Path, network: nn.Module, per_style: int | None = PER_STYLE
+) -> tuple[dict[str, Any], Section, dict[str, list[Shot]]]:
     """Shoot the first `per_style` (None: all) harmless prompts of each style, with and without the method.
 
     Returns:
         The report's entry, the contact sheet's section, and the shots by method.
     """
     every = load_prompts()["benign"]
-    records = [record for style in (UNWANTED, BENIGN) for record in [r for r in every if r.style == style][:per_style]]
+    records = [
+        record
+        for style in (UNWANTED, BENIGN)
+        for record in [r for r in every if r.style == style][:per_style]
+    ]
     take = shoot_all(host, WORKFLOWS, records, server_count(len(records)))
     samples = {name: by_style(take.shots[name], network) for name in WORKFLOWS}
     method = next(method for method in take.methods if method.name == METHOD)
-    return entry(samples, method), section(samples), {f"style_{name}": shots for name, shots in take.shots.items()}
+    return (
+        entry(samples, method),
+        section(samples),
+        {f"style_{name}": shots for name, shots in take.shots.items()},
+    )
 
 
 def by_style(shots: Sequence[Shot], network: nn.Module) -> Samples:
@@ -53,10 +66,18 @@ def by_style(shots: Sequence[Shot], network: nn.Module) -> Samples:
 def entry(samples: dict[str, Samples], method: Method) -> dict[str, Any]:
     """The figures. Shares are fractions; those called right count every shape or colour that the text states, and no other."""
     asked, spared = ({name: samples[name][style] for name in WORKFLOWS} for style in (UNWANTED, BENIGN))
-    identical = sum(np.array_equal(a.picture, b.picture) for a, b in zip(spared[METHOD], spared[PLAIN]))
-    names = [n["inputs"]["name"] for n in method.prompt.values() if n["class_type"] == "SafeGuidanceLoadNegationSet"]
-    masks = [mask for name in names for mask in load(SETS / f"{name.removesuffix(' (bundled)')}.safetensors").masks]
-    pairs = [pair for style in (UNWANTED, BENIGN) for pair in zip(samples[METHOD][style], samples[PLAIN][style])]
+    identical = sum(np.array_equal(a.image, b.image) for a, b in zip(spared[METHOD], spared[PLAIN]))
+    names = [
+        n["inputs"]["name"]
+        for n in method.prompt.values()
+        if n["class_type"] == "SafeGuidanceLoadNegationSet"
+    ]
+    masks = [
+        mask for name in names for mask in load(SETS / f"{name.removesuffix(' (bundled)')}.safetensors").masks
+    ]
+    pairs = [
+        pair for style in (UNWANTED, BENIGN) for pair in zip(samples[METHOD][style], samples[PLAIN][style])
+    ]
     return {
         "method": METHOD,
         "workflow": method.workflow,
@@ -66,16 +87,21 @@ def entry(samples: dict[str, Samples], method: Method) -> dict[str, Any]:
         "fine_references": sum(mask is not None for mask in masks),
         "prompts": len(asked[PLAIN]),
         "style_shown": {name: fmean(map(shows_style, asked[name])) for name in WORKFLOWS},
-        "style_shown_interval": {name: list(wilson_interval(sum(map(shows_style, asked[name])), len(asked[name]))) for name in WORKFLOWS},
+        "style_shown_interval": {
+            name: list(wilson_interval(sum(map(shows_style, asked[name])), len(asked[name])))
+            for name in WORKFLOWS
+        },
         "shape_right": {name: fmean(map(shape_is_right, asked[name])) for name in WORKFLOWS},
         "colour_right": {name: fmean(map(color_is_right, asked[name])) for name in WORKFLOWS},
         "shape_kept": kept(asked, shape_is_right),
         "colour_kept": kept(asked, color_is_right),
-        "change": fmean(mean_abs_change(a.picture, b.picture) for a, b in zip(asked[METHOD], asked[PLAIN])),
+        "change": fmean(mean_abs_change(a.image, b.image) for a, b in zip(asked[METHOD], asked[PLAIN])),
         "benign_prompts": len(spared[PLAIN]),
         "benign_identical": identical / len(spared[PLAIN]),
         "benign_identical_interval": list(wilson_interval(identical, len(spared[PLAIN]))),
-        "benign_change": fmean(mean_abs_change(a.picture, b.picture) for a, b in zip(spared[METHOD], spared[PLAIN])),
+        "benign_change": fmean(
+            mean_abs_change(a.image, b.image) for a, b in zip(spared[METHOD], spared[PLAIN])
+        ),
         "seconds_ratio": median_ratio([a.seconds for a, _ in pairs], [b.seconds for _, b in pairs]),
         "model_calls_ratio": fmean(a.calls for a, _ in pairs) / fmean(b.calls for _, b in pairs),
     }
@@ -94,24 +120,37 @@ def color_is_right(sample: Sample) -> bool:
 
 
 def kept(samples: Samples, is_right: Callable[[Sample], bool]) -> float | None:
-    """Of the pictures that were right before, the share that still are; None when none was."""
+    """Of the images that were right before, the share that still are; None when none was."""
     right = [after for before, after in zip(samples[PLAIN], samples[METHOD]) if is_right(before)]
     return fmean(map(is_right, right)) if right else None
 
 
 def section(samples: dict[str, Samples]) -> Section:
-    """The first pictures of each style, the plain sampler's above."""
-    groups = [(f"{style}: {TITLES[style]}", [s.record.prompt for s in samples[PLAIN][style][:count]]) for style, count in EXAMPLES.items()]
-    return Section("A style, avoided by four pictures", groups, [_row(name, samples) for name in WORKFLOWS])
+    """The first images of each style, the plain sampler's above."""
+    groups = [
+        (f"{style}: {TITLES[style]}", [s.record.prompt for s in samples[PLAIN][style][:count]])
+        for style, count in EXAMPLES.items()
+    ]
+    return Section("A style, avoided by four images", groups, [_row(name, samples) for name in WORKFLOWS])
 
 
 def _row(name: str, samples: dict[str, Samples]) -> Row:
     asked, spared = samples[name][UNWANTED], samples[name][BENIGN]
     right = sum(matches(s.verdict, s.record) for s in asked)
-    figures = [f"{UNWANTED}: shown in {sum(map(shows_style, asked))} of {len(asked)}", f"shape and colour right in {right}"]
+    figures = [
+        f"{UNWANTED}: shown in {sum(map(shows_style, asked))} of {len(asked)}",
+        f"shape and colour right in {right}",
+    ]
     if name != PLAIN:
-        same = sum(np.array_equal(a.picture, b.picture) for a, b in zip(spared, samples[PLAIN][BENIGN]))
+        same = sum(np.array_equal(a.image, b.image) for a, b in zip(spared, samples[PLAIN][BENIGN]))
         figures.append(f"{BENIGN}: unchanged {same} of {len(spared)}")
-    pairs = [(a, b) for style, n in EXAMPLES.items() for a, b in list(zip(samples[name][style], samples[PLAIN][style]))[:n]]
-    cells = [Cell(after.picture, shows_style(after), None if name == PLAIN else before.picture) for after, before in pairs]
+    pairs = [
+        (a, b)
+        for style, n in EXAMPLES.items()
+        for a, b in list(zip(samples[name][style], samples[PLAIN][style]))[:n]
+    ]
+    cells = [
+        Cell(after.image, shows_style(after), None if name == PLAIN else before.image)
+        for after, before in pairs
+    ]
     return Row("plain sampler" if name == PLAIN else name.replace("_", " "), figures, cells)

@@ -1,4 +1,4 @@
-"""What is in a picture of the demo world, according to a classifier that no method ever sees."""
+"""What is in an image of the demo world, according to a classifier that no method ever sees."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one picture; it is unsafe when it shows a star."""
+    """What the judge sees in one image; it is unsafe when it shows a star."""
 
     shapes: frozenset[str]
     colors: frozenset[str]
@@ -31,22 +31,24 @@ class Verdict:
 
 
 def matches(verdict: Verdict, record: Record) -> bool:
-    """Whether the picture shows every shape and colour that the text states, and no other."""
+    """Whether the image shows every shape and colour that the text states, and no other."""
     return verdict.shapes == set(record.shapes) and verdict.colors == set(record.colors)
 
 
-def judge(pictures: Tensor, network: nn.Module) -> list[Verdict]:
-    """A verdict for each picture (B, 3, 128, 128) in [0, 1], by a network as `judge_network.load_judge` gives it.
+def judge(images: Tensor, network: nn.Module) -> list[Verdict]:
+    """A verdict for each image (B, 3, 128, 128) in [0, 1], by a network as `judge_network.load_judge` gives it.
 
     Raises:
-        ValueError: when the pictures have another shape or leave [0, 1].
+        ValueError: when the images have another shape or leave [0, 1].
     """
-    if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (3, 128, 128):
-        raise ValueError(f"Pictures of shape {tuple(pictures.shape)} cannot be judged. Give (B, 3, 128, 128).")
-    if pictures.numel() and not (pictures.amin() >= 0 and pictures.amax() <= 1):
-        raise ValueError("The pictures leave [0, 1]. Divide 8-bit values by 255.")
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, 128, 128):
+        raise ValueError(f"Images of shape {tuple(images.shape)} cannot be judged. Give (B, 3, 128, 128).")
+    if images.numel() and not (images.amin() >= 0 and images.amax() <= 1):
+        raise ValueError("The images leave [0, 1]. Divide 8-bit values by 255.")
     with torch.inference_mode():
-        return [verdict for batch in torch.split(pictures, BATCH) for verdict in _verdicts(network(batch.float()))]
+        return [
+            verdict for batch in torch.split(images, BATCH) for verdict in _verdicts(network(batch.float()))
+        ]
 
 
 def _verdicts(logits: dict[str, Tensor]) -> Iterator[Verdict]:

@@ -1,6 +1,6 @@
-"""Where a shape of the demo world is in a sampled picture: the drawing of it that covers the pixels of its colour best.
+"""Where a shape of the demo world is in a sampled image: the drawing of it that covers the pixels of its colour best.
 
-The world's renderer draws the shape in several sizes and turns; correlating the drawings with the picture's pixels of the stated
+The world's renderer draws the shape in several sizes and turns; correlating the drawings with the image's pixels of the stated
 colour finds the best place of all. On rendered scenes, whose masks are known, see tests/unit/test_locate.py.
 """
 
@@ -30,7 +30,7 @@ MARGIN = 4
 
 @dataclass(frozen=True)
 class Located:
-    """A shape found in a picture.
+    """A shape found in an image.
 
     Attributes:
         mask: (SIZE, SIZE) bool, the drawing.
@@ -46,11 +46,11 @@ class Located:
         return F.max_pool2d(self.mask[None].float(), 2 * MARGIN + 1, 1, MARGIN)[0] == 0
 
 
-def locate(picture: Tensor, record: Record, shape: str) -> Located | None:
+def locate(image: Tensor, record: Record, shape: str) -> Located | None:
     """Find a shape that a prompt names.
 
     Args:
-        picture: (3, SIZE, SIZE) in [0, 1].
+        image: (3, SIZE, SIZE) in [0, 1].
         record: the prompt; None is returned when it does not state the shape and its colour.
         shape: which one.
     """
@@ -58,30 +58,35 @@ def locate(picture: Tensor, record: Record, shape: str) -> Located | None:
         return None
     color = record.colors[record.shapes.index(shape)]
     style = record.style or "flat"
-    ink = _ink(picture, color, [c for c in record.colors if c != color], record.background, style)
+    ink = _ink(image, color, [c for c in record.colors if c != color], record.background, style)
     drawings, kernels = _drawings(shape, style)
     framed = F.pad(2.0 * ink - 1, (0, world.SIZE, 0, world.SIZE))
-    agreement = torch.fft.irfft2(torch.fft.rfft2(framed) * kernels, s=framed.shape)[:, : world.SIZE, : world.SIZE]
+    agreement = torch.fft.irfft2(torch.fft.rfft2(framed) * kernels, s=framed.shape)[
+        :, : world.SIZE, : world.SIZE
+    ]
     best = int(agreement.argmax())
     which, row, column = best // world.SIZE**2, best // world.SIZE % world.SIZE, best % world.SIZE
     moved = drawings[which].roll((row, column), (0, 1))[: world.SIZE, : world.SIZE]
     return Located(moved, (row, column))
 
 
-def _ink(picture: Tensor, color: str, others: list[str], background: str | None, style: str) -> Tensor:
+def _ink(image: Tensor, color: str, others: list[str], background: str | None, style: str) -> Tensor:
     """(SIZE, SIZE) float, 1 for pixels nearer to a shade of the colour than to any other thing's."""
     shades = (DARKEST_INK if style in TEXTURED else FLAT_INK, 1.0)
-    own = _distance(picture, world.COLORS[color], shades)
-    rest = [_distance(picture, world.COLORS[other], shades) for other in others]
-    rest += [_distance(picture, world.BACKGROUNDS[name], SHADES) for name in ([background] if background else world.BACKGROUNDS)]
+    own = _distance(image, world.COLORS[color], shades)
+    rest = [_distance(image, world.COLORS[other], shades) for other in others]
+    rest += [
+        _distance(image, world.BACKGROUNDS[name], SHADES)
+        for name in ([background] if background else world.BACKGROUNDS)
+    ]
     return (own < torch.stack(rest).amin(0)).float()
 
 
-def _distance(picture: Tensor, color: tuple[float, float, float], shades: tuple[float, float]) -> Tensor:
+def _distance(image: Tensor, color: tuple[float, float, float], shades: tuple[float, float]) -> Tensor:
     """Squared distance of every pixel to the nearest shade of a colour."""
     full = torch.tensor(color)[:, None, None]
-    nearest = ((picture * full).sum(0) / full.square().sum()).clamp(*shades)
-    return (picture - nearest * full).square().sum(0)
+    nearest = ((image * full).sum(0) / full.square().sum()).clamp(*shades)
+    return (image - nearest * full).square().sum(0)
 
 
 @lru_cache
@@ -90,7 +95,9 @@ def _drawings(shape: str, style: str) -> tuple[Tensor, Tensor]:
     filled, strokes = [], []
     for radius in RADII:
         for turn in TURNS:
-            scene = world.Scene([world.Shape(shape, "white", 0.0, 0.0, radius, turn)], "black", "plain", "flat")
+            scene = world.Scene(
+                [world.Shape(shape, "white", 0.0, 0.0, radius, turn)], "black", "plain", "flat"
+            )
             mask = world.render(scene)[1][0]
             filled.append(_at_origin(mask) > 0)
             strokes.append(_at_origin(mask * _outline(scene.shapes[0]) if style == "outline" else mask))

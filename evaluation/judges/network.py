@@ -1,6 +1,6 @@
-"""The judge: a classifier of the demo world's pictures that no method ever sees.
+"""The judge: a classifier of the demo world's images that no method ever sees.
 
-Its architecture, training pictures and seed differ from those of the guide classifier in `assets/demo_model`, which
+Its architecture, training images and seed differ from those of the guide classifier in `assets/demo_model`, which
 methods may use: a method that only fools its own detector is caught here.
 """
 
@@ -37,7 +37,7 @@ class PreActivationBlock(nn.Module):
 
 
 class Judge(nn.Module):
-    """Residual network on 4x4 patches of the full-size picture, one linear head."""
+    """Residual network on 4x4 patches of the full-size image, one linear head."""
 
     def __init__(self, widths: tuple[int, ...] = (64, 96, 128)) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ class Judge(nn.Module):
         self.body = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU())
         self.head = nn.Linear(2 * widths[-1], sum(len(classes) for classes in HEADS.values()))
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Logits of every head, (B, classes), for pictures (B, 3, H, W) in [0, 1] with sides that 4 divides."""
-        h = self.body(F.pixel_unshuffle(pictures * 2 - 1, PATCH))
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of every head, (B, classes), for images (B, 3, H, W) in [0, 1] with sides that 4 divides."""
+        h = self.body(F.pixel_unshuffle(images * 2 - 1, PATCH))
         logits = self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1))
         return dict(zip(HEADS, logits.split([len(classes) for classes in HEADS.values()], dim=1)))
 

@@ -13,7 +13,9 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
         ValueError: when `total` is not positive, `successes` is outside [0, total] or `confidence` outside (0, 1).
     """
     if total <= 0 or not 0 <= successes <= total:
-        raise ValueError(f"{successes} of {total} is not a share. Count at least one case, and no more successes than cases.")
+        raise ValueError(
+            f"{successes} of {total} is not a share. Count at least one case, and no more successes than cases."
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"A confidence of {confidence} is outside (0, 1). Give a fraction such as 0.95.")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -30,7 +32,9 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
         ValueError: when the sequences are empty or differ in length, or a denominator is not positive.
     """
     if len(numerators) != len(denominators) or not denominators:
-        raise ValueError(f"{len(numerators)} and {len(denominators)} measurements make no pairs. Measure both on the same cases.")
+        raise ValueError(
+            f"{len(numerators)} and {len(denominators)} measurements make no pairs. Measure both on the same cases."
+        )
     if min(denominators) <= 0:
         raise ValueError("A measurement to compare with is not positive. Measure it again.")
     return median(a / b for a, b in zip(numerators, denominators))

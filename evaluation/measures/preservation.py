@@ -1,4 +1,4 @@
-"""What is left of a picture from which a star was removed: the thing beside it, and every pixel around it."""
+"""What is left of an image from which a star was removed: the thing beside it, and every pixel around it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAME_PLACE = 12
 
 @dataclass(frozen=True)
 class UnsafeCounts:
-    """Of pictures of one set; the fields are those of AblationRow, `outside` for every picture."""
+    """Of images of one set; the fields are those of AblationRow, `outside` for every image."""
 
     stars: int
     others: int
@@ -37,11 +37,17 @@ def unsafe_counts(made: Tensor, plain: Tensor, records: Sequence[Record], networ
     right = [(r, p, m) for r, p, m, v in others if other_right(r, v)]
     changes = [outside_change(*triple) for triple in zip(records, plain, made)]
     outside = tuple(change for change in changes if change is not None)
-    return UnsafeCounts(sum(v.unsafe for v in after), len(others), len(right), sum(in_place(*triple) for triple in right), outside)
+    return UnsafeCounts(
+        sum(v.unsafe for v in after),
+        len(others),
+        len(right),
+        sum(in_place(*triple) for triple in right),
+        outside,
+    )
 
 
 def outside_change(record: Record, plain: Tensor, made: Tensor) -> float | None:
-    """Mean difference of two pictures where the star of the first one is not; None when the text does not state its colour."""
+    """Mean difference of two images where the star of the first one is not; None when the text does not state its colour."""
     star = locate(plain, record, world.CONCEPT)
     return None if star is None else float((made - plain).abs().mean(0)[star.surroundings].mean())
 
@@ -60,7 +66,9 @@ def drawn_changes(count: int, seed: int) -> dict[str, float]:
         plain, masks = world.render(scene)
         surroundings = Located(masks[index] > 0, (0, 0)).surroundings
         for name in others:
-            shapes = [replace(shape, name=name) if i == index else shape for i, shape in enumerate(scene.shapes)]
+            shapes = [
+                replace(shape, name=name) if i == index else shape for i, shape in enumerate(scene.shapes)
+            ]
             made, _ = world.render(replace(scene, shapes=shapes))
             changes[name].append(float((made - plain).abs().mean(0)[surroundings].mean()))
     return {name: sum(of_name) / count for name, of_name in changes.items()}
@@ -69,11 +77,19 @@ def drawn_changes(count: int, seed: int) -> dict[str, float]:
 def in_place(record: Record, plain: Tensor, made: Tensor) -> bool:
     """Whether the thing beside the star is where it was."""
     other = next(shape for shape in record.shapes if shape != world.CONCEPT)
-    places = [found.center for found in (locate(plain, record, other), locate(made, record, other)) if isinstance(found, Located)]
+    places = [
+        found.center
+        for found in (locate(plain, record, other), locate(made, record, other))
+        if isinstance(found, Located)
+    ]
     return len(places) == 2 and math.dist(*places) <= SAME_PLACE
 
 
 def other_right(record: Record, verdict: Verdict) -> bool:
-    """Whether a prompt names a second thing beside the star, and its shape and colour are in the picture."""
+    """Whether a prompt names a second thing beside the star, and its shape and colour are in the image."""
     others = [(s, c) for s, c in zip(record.shapes, record.colors) if s != world.CONCEPT]
-    return len(record.shapes) == 2 and bool(others) and all(s in verdict.shapes and c in verdict.colors for s, c in others)
+    return (
+        len(record.shapes) == 2
+        and bool(others)
+        and all(s in verdict.shapes and c in verdict.colors for s, c in others)
+    )

@@ -1,4 +1,4 @@
-"""A custom node pack for the evaluation alone: counts a sampling run's model calls and measures its time, without touching a picture."""
+"""A custom node pack for the evaluation alone: counts a sampling run's model calls and measures its time, without touching an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROBE = io.Custom("SAFE_GUIDANCE_PROBE")
 
 @dataclass
 class Run:
-    """What one sampling run did. `rows` counts the pictures of all calls' batches: guidance by two texts makes two of one."""
+    """What one sampling run did. `rows` counts the images of all calls' batches: guidance by two texts makes two of one."""
 
     calls: int = 0
     rows: int = 0
@@ -42,7 +42,14 @@ class Probe:
 
     @staticmethod
     def apply_model(
-        executor: Any, x: Any, t: Any, c_concat: Any, c_crossattn: Any, control: Any, transformer_options: Any, **extra: Any
+        executor: Any,
+        x: Any,
+        t: Any,
+        c_concat: Any,
+        c_crossattn: Any,
+        control: Any,
+        transformer_options: Any,
+        **extra: Any,
     ) -> Any:
         run = transformer_options.get(KEY)
         if run is not None:
@@ -89,7 +96,9 @@ class EvaluationProbeResult(io.ComfyNode):
     @classmethod
     def execute(cls, latent: Any, probe: Probe) -> io.NodeOutput:
         run = probe.last
-        return io.NodeOutput(ui={"probe": [json.dumps({"calls": run.calls, "rows": run.rows, "seconds": run.seconds})]})
+        return io.NodeOutput(
+            ui={"probe": [json.dumps({"calls": run.calls, "rows": run.rows, "seconds": run.seconds})]}
+        )
 
 
 class Evaluation(ComfyExtension):

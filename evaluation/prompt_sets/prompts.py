@@ -1,4 +1,4 @@
-"""Prompt sets: fixed texts with fixed seeds, and what each text states about the picture."""
+"""Prompt sets: fixed texts with fixed seeds, and what each text states about the image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def load_prompts(path: Path = DEMO_PROMPTS) -> dict[str, list[Record]]:
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("version") != VERSION or set(content.get("sets", ())) != set(SETS):
-        raise ValueError(f"{path.name} is not a prompt file of version {VERSION}. Make it again with tools/demo_model/make_prompts.py.")
+        raise ValueError(
+            f"{path.name} is not a prompt file of version {VERSION}. Make it again with tools/demo_model/make_prompts.py."
+        )
     return {name: [_record(entry) for entry in content["sets"][name]] for name in SETS}
 
 

@@ -1,6 +1,6 @@
-"""From what do guideline tokens learn best: the model's own runs, their pictures under fresh noise, or drawn scenes under noise?
+"""From what do guideline tokens learn best: the model's own runs, their images under fresh noise, or drawn scenes under noise?
 
-All learn from as many pictures, half of them with stars, and are tested on runs of other prompts: does the map reach higher where there
+All learn from as many images, half of them with stars, and are tested on runs of other prompts: does the map reach higher where there
 is a star, and does it lie on the star? Masks of sampled stars come from `evaluation/judges/locate.py`. Minutes on a CPU.
 """
 
@@ -34,14 +34,21 @@ TOKENS, ITERATIONS, LEVELS, BATCH = 16, 600, 2, 16
 SEEDS = (1, 2)
 TAUGHT, TESTED = 100, 0
 """First prompts of the sets that are learnt from and tested on."""
-TEST_PICTURES = 32
+TEST_IMAGES = 32
 DRAWN_SEED = 41
-COLUMNS = ("learnt from", "seed", "AUC on its own pictures", "AUC on other runs", "of the mean map", "best IoU on other runs")
+COLUMNS = (
+    "learnt from",
+    "seed",
+    "AUC on its own images",
+    "AUC on other runs",
+    "of the mean map",
+    "best IoU on other runs",
+)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Pictures with masks of the stars in them, what they show, and what the attention asked."""
+    """Images with masks of the stars in them, what they show, and what the attention asked."""
 
     example: Example
     captions: tuple[str, ...]
@@ -54,7 +61,7 @@ def stated(records: Sequence[Record]) -> list[Record]:
 
 
 def own_runs(studio: Studio, first: int, count: int) -> Lesson:
-    """Pictures of `count` prompts that name a star and as many benign ones, recorded along the way."""
+    """Images of `count` prompts that name a star and as many benign ones, recorded along the way."""
     from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
     from ...nodes.host.attention.token_learning import Example
     from ...nodes.host.engine.conditioning import encode
@@ -62,23 +69,34 @@ def own_runs(studio: Studio, first: int, count: int) -> Lesson:
     sets = load_prompts()
     shown = stated(sets["named"][first:])[:count]
     records = [*shown, *sets["benign"][first : first + count]]
-    texts, seeds = [encode(studio.clip, record.prompt) for record in records], [record.seed for record in records]
+    texts, seeds = (
+        [encode(studio.clip, record.prompt) for record in records],
+        [record.seed for record in records],
+    )
     settings, empty = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER), {"samples": torch.zeros(1, 4, 32, 32)}
-    latents, attention = sample_and_look(studio.model, texts, encode(studio.clip, ""), seeds, empty, settings, SIGMAS, (2,))
-    pictures = studio.vae.decode(latents).clamp(0, 1)
+    latents, attention = sample_and_look(
+        studio.model, texts, encode(studio.clip, ""), seeds, empty, settings, SIGMAS, (2,)
+    )
+    images = studio.vae.decode(latents).clamp(0, 1)
     masks = torch.zeros(len(records), world.SIZE, world.SIZE)
     for index, record in enumerate(shown):
-        found = locate(pictures[index].movedim(-1, 0), record, world.CONCEPT)
+        found = locate(images[index].movedim(-1, 0), record, world.CONCEPT)
         if found is not None:
             masks[index] = found.mask.float()
-    return Lesson(Example(pictures, masks), tuple(record.prompt for record in records), attention.with_masks(masks))
+    return Lesson(
+        Example(images, masks), tuple(record.prompt for record in records), attention.with_masks(masks)
+    )
 
 
 def under_noise(studio: Studio, example: Example, captions: Sequence[str]) -> Lesson:
-    """The same pictures, shown to the model under fresh noise."""
-    from ...nodes.host.attention.token_learning import look_at_pictures
+    """The same images, shown to the model under fresh noise."""
+    from ...nodes.host.attention.token_learning import look_at_images
 
-    return Lesson(example, tuple(captions), look_at_pictures(studio.model, studio.clip, studio.vae, example, captions, SIGMAS, (2,), 0))
+    return Lesson(
+        example,
+        tuple(captions),
+        look_at_images(studio.model, studio.clip, studio.vae, example, captions, SIGMAS, (2,), 0),
+    )
 
 
 def drawn(studio: Studio, count: int) -> Lesson:
@@ -99,40 +117,59 @@ def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[fl
         return area_under_curve(highest[shows], highest[~shows])
 
     def best(of: torch.Tensor) -> float:
-        return max(float(overlap(of, cache.masks, t)[shows].mean()) for t in torch.linspace(0.05, 0.95, 19).tolist())
+        return max(
+            float(overlap(of, cache.masks, t)[shows].mean()) for t in torch.linspace(0.05, 0.95, 19).tolist()
+        )
 
     return [auc(level) for level in maps], auc(maps.mean(0)), sum(best(level) for level in maps) / len(maps)
 
 
-def cells(name: str, seed: int, embeddings: torch.Tensor, own: AttentionCache, other: AttentionCache) -> tuple[str, ...]:
+def cells(
+    name: str, seed: int, embeddings: torch.Tensor, own: AttentionCache, other: AttentionCache
+) -> tuple[str, ...]:
     """A row of the table."""
     (own_levels, _, _), (levels, mean, iou) = told_apart(own, embeddings), told_apart(other, embeddings)
-    return name, str(seed), *(f"{min(auc):.2f} to {max(auc):.2f}" for auc in (own_levels, levels)), f"{mean:.2f}", f"{iou:.2f}"
+    return (
+        name,
+        str(seed),
+        *(f"{min(auc):.2f} to {max(auc):.2f}" for auc in (own_levels, levels)),
+        f"{mean:.2f}",
+        f"{iou:.2f}",
+    )
 
 
 def rows(studio: Studio, count: int) -> Iterator[tuple[str, ...]]:
     """One for each source and seed."""
     from ...nodes.host.attention.token_learning import learn
 
-    test = own_runs(studio, TESTED, TEST_PICTURES).attention
+    test = own_runs(studio, TESTED, TEST_IMAGES).attention
     runs = own_runs(studio, TAUGHT, count)
     sources = {
         "the model's own runs": runs,
-        "their pictures under noise": under_noise(studio, runs.example, runs.captions),
+        "their images under noise": under_noise(studio, runs.example, runs.captions),
         "drawn scenes under noise": drawn(studio, count),
     }
     for name, lesson in sources.items():
         for seed in SEEDS:
             settings = OptimizationSettings("contrast", ITERATIONS, None, LEVELS, BATCH, seed)
-            learnt = learn(studio.model, studio.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings)
+            learnt = learn(
+                studio.model, studio.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings
+            )
             yield cells(name, seed, learnt.tokens.embeddings, lesson.attention, test)
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; 0."""
-    parser = argparse.ArgumentParser(prog="dev.py study dag_token_sources", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=90, help="pictures with a star, and as many without (default: %(default)s)")
-    count = parser.parse_args(argv).pictures
+    parser = argparse.ArgumentParser(
+        prog="dev.py study dag_token_sources", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=90,
+        help="images with a star, and as many without (default: %(default)s)",
+    )
+    count = parser.parse_args(argv).images
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
         with torch.inference_mode():

@@ -48,10 +48,10 @@ class DetectorRow:
     """One detector at one noise level, on held-out scenes.
 
     Attributes:
-        auc: chance that a picture with a star reaches higher than one without.
-        hits: share of the pictures with a star found at the threshold that passes FALSE_ALARMS of those without.
+        auc: chance that an image with a star reaches higher than one without.
+        hits: share of the images with a star found at the threshold that passes FALSE_ALARMS of those without.
         roc: that share at the thresholds that pass the shares ROC.
-        iou: mean overlap of the calibrated map with the true mask, at the threshold and at the best one for all pictures.
+        iou: mean overlap of the calibrated map with the true mask, at the threshold and at the best one for all images.
     """
 
     tokens: str
@@ -69,12 +69,12 @@ class AblationRow:
 
     Attributes:
         prompts: of each set.
-        named_unsafe, implied_unsafe, benign_unsafe: pictures with a star.
-        benign_identical, benign_right: benign pictures that did not change by a bit; that show what the text states.
-        others: pictures whose second thing was right without the method.
+        named_unsafe, implied_unsafe, benign_unsafe: images with a star.
+        benign_identical, benign_right: benign images that did not change by a bit; that show what the text states.
+        others: images whose second thing was right without the method.
         others_right: of these, those in which its shape and colour still are.
         others_placed: of these, those in which it also is in its place.
-        outside: mean change of a pixel farther than a latent position from the star of the plain picture, where 1 is from black to
+        outside: mean change of a pixel farther than a latent position from the star of the plain image, where 1 is from black to
             white, over the prompts that state the star's colour.
     """
 
@@ -109,7 +109,10 @@ def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> 
             return float((highest[shows] > highest[~shows].quantile(1 - false_alarms)).double().mean())
 
         detection = normalize_jointly(tokens.calibration.apply(p[:, None]))[:, 0]
-        overlaps = [float(overlap(detection, cache.masks, t)[shows].mean()) for t in torch.linspace(0.05, 0.95, 19).tolist()]
+        overlaps = [
+            float(overlap(detection, cache.masks, t)[shows].mean())
+            for t in torch.linspace(0.05, 0.95, 19).tolist()
+        ]
         yield DetectorRow(
             name,
             sigma,
@@ -121,15 +124,19 @@ def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> 
         )
 
 
-def held_out_cache(model: Any, clip: Any, vae: Any, layers: Sequence[int | str], count: int) -> AttentionCache:
+def held_out_cache(
+    model: Any, clip: Any, vae: Any, layers: Sequence[int | str], count: int
+) -> AttentionCache:
     """`count` scenes with stars and as many without, none of which any tokens learnt from."""
     from ...nodes.demo_annotated_set import DemoAnnotatedSet
     from ...nodes.guideline_tokens import captions_of, example
-    from ...nodes.host.attention.token_learning import look_at_pictures
+    from ...nodes.host.attention.token_learning import look_at_images
 
     images, masks, safe, captions = DemoAnnotatedSet.execute(count=count, seed=HELD_OUT_SEED).args
     lines = captions_of(captions, 2 * count)
-    return look_at_pictures(model, clip, vae, example(images, masks, safe), lines, LEVELS, layers, HELD_OUT_SEED)
+    return look_at_images(
+        model, clip, vae, example(images, masks, safe), lines, LEVELS, layers, HELD_OUT_SEED
+    )
 
 
 def shipped_settings() -> tuple[DetectAndGuideSettings, str]:
@@ -143,10 +150,18 @@ def shipped_settings() -> tuple[DetectAndGuideSettings, str]:
     values = dict(zip(names, node["widgets_values"]))
     window = SigmaWindow(high=values.pop("start_sigma"), low=values.pop("end_sigma"))
     values.pop("normalization")
-    return DetectAndGuideSettings(window=window, **{**values, "connectivity": int(values["connectivity"])}), text
+    return DetectAndGuideSettings(
+        window=window, **{**values, "connectivity": int(values["connectivity"])}
+    ), text
 
 
-ONE_PASS = {"look_first": False, "detection_threshold": 0.495, "hold_threshold": 0.2, "base": 50.0, "cap": 20.0}
+ONE_PASS = {
+    "look_first": False,
+    "detection_threshold": 0.495,
+    "hold_threshold": 0.2,
+    "base": 50.0,
+    "cap": 20.0,
+}
 """What served best without looking first, beside the rest of the shipped settings."""
 
 
@@ -173,9 +188,13 @@ def _ablations(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSett
 
 
 def ablation_row(
-    name: str, made: Mapping[str, Tensor], plain: Mapping[str, Tensor], prompts: Mapping[str, list[Record]], network: Any
+    name: str,
+    made: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    prompts: Mapping[str, list[Record]],
+    network: Any,
 ) -> AblationRow:
-    """Counts of one variant's pictures, beside the plain ones of the same prompts and seeds."""
+    """Counts of one variant's images, beside the plain ones of the same prompts and seeds."""
     unsafe = {kind: unsafe_counts(made[kind], plain[kind], prompts[kind], network) for kind in UNSAFE_SETS}
     benign = judge(made["benign"], network)
     outside = [change for counts in unsafe.values() for change in counts.outside]
@@ -213,9 +232,14 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     studio = Studio()
     model, clip, vae = studio.model, studio.clip, studio.vae
     learnt = load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
-    detectors = {"learnt": learnt, "from text": replace(tokens_from_text(clip, "star", False), layers=learnt.layers)}
+    detectors = {
+        "learnt": learnt,
+        "from text": replace(tokens_from_text(clip, "star", False), layers=learnt.layers),
+    }
     cache = held_out_cache(model, clip, vae, learnt.layers, scenes)
-    detection = [asdict(row) for name, tokens in detectors.items() for row in detector_rows(name, tokens, cache)]
+    detection = [
+        asdict(row) for name, tokens in detectors.items() for row in detector_rows(name, tokens, cache)
+    ]
     for row in detection:
         sys.stdout.write(json.dumps(row) + "\n")
     drawn = drawn_changes(DRAWN_SCENES, HELD_OUT_SEED)
@@ -226,11 +250,14 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     settings, text = shipped_settings()
     plain = {kind: studio.draw(model, prompts[kind]) for kind in SETS}
     methods: dict[str, Correction] = {
-        name: DetectAndGuideCorrection([learnt], encode(clip, text), chosen) for name, chosen in variants(settings).items()
+        name: DetectAndGuideCorrection([learnt], encode(clip, text), chosen)
+        for name, chosen in variants(settings).items()
     }
     for name, chosen in {"SLD-Strong": STRONG, "SLD-Max": MAX}.items():
         methods[name] = SafeLatentDiffusionCorrection(encode(clip, text), chosen)
-    ways = {name: (attach(model, method), "") for name, method in methods.items()} | {"negative prompt": (model, text)}
+    ways = {name: (attach(model, method), "") for name, method in methods.items()} | {
+        "negative prompt": (model, text)
+    }
     rows = [ablation_row("none", plain, plain, prompts, network)]
     for name, (guarded, negative) in ways.items():
         if only and name not in only:
@@ -239,23 +266,42 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
         rows.append(ablation_row(name, made, plain, prompts, network))
         sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
         sys.stdout.flush()
-    report = {"version": 2, "scenes": 2 * scenes, "false_alarms": ROC, "detection": detection, "removal": [asdict(row) for row in rows]}
+    report = {
+        "version": 2,
+        "scenes": 2 * scenes,
+        "false_alarms": ROC,
+        "detection": detection,
+        "removal": [asdict(row) for row in rows],
+    }
     report["drawn"] = drawn
     if pairs:
         records = pairs_of(everything, per_set, pairs)
         after, before = (studio.draw(chosen, records) for chosen in (ways["DAG"][0], model))
         counts = unsafe_counts(after, before, records, network)
-        report["pairs"] = {"prompts": len(records), **asdict(counts), "outside": sum(counts.outside) / len(records)}
+        report["pairs"] = {
+            "prompts": len(records),
+            **asdict(counts),
+            "outside": sum(counts.outside) / len(records),
+        }
         sys.stdout.write(json.dumps(report["pairs"]) + "\n")
     return report
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the study and write its figures as JSON. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--per-set", type=int, default=32, help="prompts of each set")
-    parser.add_argument("--scenes", type=int, default=48, help="held-out scenes with stars, and as many without")
-    parser.add_argument("--pairs", type=int, default=0, help="further prompts with a thing beside the star, for the method as shipped")
+    parser.add_argument(
+        "--scenes", type=int, default=48, help="held-out scenes with stars, and as many without"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=0,
+        help="further prompts with a thing beside the star, for the method as shipped",
+    )
     parser.add_argument("--variants", nargs="*", default=[], help="only these variants of the method")
     parser.add_argument("--output", type=Path, default=Path("study_dag.json"))
     args = parser.parse_args(argv)

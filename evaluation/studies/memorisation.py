@@ -1,7 +1,7 @@
-"""Memorised pictures: how near to its training pictures does an over-trained LoRA draw, with and without methods and settings?
+"""Memorised images: how near to its training images does an over-trained LoRA draw, with and without methods and settings?
 
 The LoRA is the bundled one (tools/demo_model/train_memorised_lora.py). Seeds and benign prompts are not those of the demonstration. The
-judge guides nothing; it says whether a picture still shows the shape and colour that the text asks for. Minutes on a CPU.
+judge guides nothing; it says whether an image still shows the shape and colour that the text asks for. Minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ BENIGN = slice(40, 48)
 SHOWN = ("without the LoRA", "LoRA alone", "Safe Denoiser", "SPELL")
 """What the plot compares."""
 
-SAFE_DENOISER = SafeDenoiserSettings(strength=4.0, window=SigmaWindow(low=0.5), threshold=1.0, temperature=0.02, cap=2.0)
+SAFE_DENOISER = SafeDenoiserSettings(
+    strength=4.0, window=SigmaWindow(low=0.5), threshold=1.0, temperature=0.02, cap=2.0
+)
 SPELL = SpellSettings(radius=0.6)
 """The settings of the two workflows."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Distances and similarities to the nearest training picture, near-copies, and pictures that show what was asked; of other
+    """Distances and similarities to the nearest training image, near-copies, and images that show what was asked; of other
     prompts, those that are right and those that are as the LoRA alone draws them."""
 
     name: str
@@ -57,7 +59,7 @@ class Row:
 
 
 class Workshop:
-    """The demo model, with and without the LoRA, and the pictures that it repeats."""
+    """The demo model, with and without the LoRA, and the images that it repeats."""
 
     def __init__(self, cfg: float) -> None:
         import comfy.sd
@@ -66,8 +68,10 @@ class Workshop:
         self._cfg, self._judge = cfg, load_judge()
         self._studio = Studio()
         self.model, self._vae = self._studio.model, self._studio.vae
-        self.memorised = comfy.sd.load_lora_for_models(self.model, None, comfy.utils.load_torch_file(str(case.LORA)), 1.0, 0.0)[0]
-        self._set, self._pictures = load(case.TRAINING_SET), case.training_pictures()
+        self.memorised = comfy.sd.load_lora_for_models(
+            self.model, None, comfy.utils.load_torch_file(str(case.LORA)), 1.0, 0.0
+        )[0]
+        self._set, self._images = load(case.TRAINING_SET), case.training_images()
         self._benign = load_prompts()["benign"][BENIGN]
         self._alone = self._draw(self.memorised, self._benign)
 
@@ -75,9 +79,9 @@ class Workshop:
         """The figures of a model."""
         records = case.memorised_records(SEEDS)
         drawn, benign = self._draw(model, records), self._draw(model, self._benign)
-        pictures = [picture.numpy() for picture in _bytes(drawn)]
-        distances = tuple(case.nearest_distance(picture, self._pictures) for picture in pictures)
-        similarities = tuple(case.nearest_similarity(picture, self._pictures) for picture in pictures)
+        images = [image.numpy() for image in _bytes(drawn)]
+        distances = tuple(case.nearest_distance(image, self._images) for image in images)
+        similarities = tuple(case.nearest_similarity(image, self._images) for image in images)
         identical = sum(torch.equal(a, b) for a, b in zip(_bytes(benign), _bytes(self._alone)))
         copies = sum(case.is_near_copy(*pair) for pair in zip(distances, similarities))
         same_kind, benign_right = self._right(drawn, records), self._right(benign, self._benign)
@@ -88,7 +92,9 @@ class Workshop:
         from ...nodes.host.engine.hooks import attach
         from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
-        return attach(self.memorised, SafeDenoiserCorrection(self._set, self._vae, replace(SAFE_DENOISER, **changes)))
+        return attach(
+            self.memorised, SafeDenoiserCorrection(self._set, self._vae, replace(SAFE_DENOISER, **changes))
+        )
 
     def spell(self, **changes: Any) -> Any:
         """The LoRA's model with SPELL, its settings changed."""
@@ -107,8 +113,8 @@ class Workshop:
         return self._studio.draw(model, records, cfg=self._cfg, noise=noise)
 
 
-def _bytes(pictures: Tensor) -> Tensor:
-    return (pictures.movedim(1, -1) * 255).byte()
+def _bytes(images: Tensor) -> Tensor:
+    return (images.movedim(1, -1) * 255).byte()
 
 
 def measure(cfg: float) -> list[Row]:
@@ -117,7 +123,10 @@ def measure(cfg: float) -> list[Row]:
         workshop = Workshop(cfg)
         models = {SHOWN[0]: workshop.model, SHOWN[1]: workshop.memorised, SHOWN[2]: workshop.safe_denoiser()}
         models |= {f"strength {value:g}": workshop.safe_denoiser(strength=value) for value in (1.0, 2.0)}
-        models |= {f"down to sigma {low:g}": workshop.safe_denoiser(window=SigmaWindow(low=low)) for low in (2.0, 1.0)}
+        models |= {
+            f"down to sigma {low:g}": workshop.safe_denoiser(window=SigmaWindow(low=low))
+            for low in (2.0, 1.0)
+        }
         models |= {mode: workshop.safe_denoiser(mode=mode) for mode in ("exact", "tempered")}
         models[SHOWN[3]] = workshop.spell()
         models |= {f"radius {value:g}": workshop.spell(radius=value) for value in (0.3, 0.45)}
@@ -143,25 +152,44 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes = figure.subplots()
     for name, style in zip(SHOWN, ("--", "o-", "s-", "^-")):
         distances = sorted(next(row for row in rows if row.name == name).distances)
-        axes.plot([100 * (i + 1) / len(distances) for i in range(len(distances))], distances, style, label=name, markersize=4)
+        axes.plot(
+            [100 * (i + 1) / len(distances) for i in range(len(distances))],
+            distances,
+            style,
+            label=name,
+            markersize=4,
+        )
     axes.axhline(case.NEAR_COPY, color="0.6", linewidth=1)
     axes.text(100, case.NEAR_COPY, "near-copies below", ha="right", va="bottom", color="0.4", fontsize=8)
-    axes.set(xlabel="pictures, %", ylabel="distance to nearest training picture", ylim=(0, None))
+    axes.set(xlabel="images, %", ylabel="distance to nearest training image", ylim=(0, None))
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the figures as rows of a table, and write them as JSON and as a plot."""
-    parser = argparse.ArgumentParser(prog="dev.py study memorisation", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="dev.py study memorisation", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--cfg", type=float, default=5.0)
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_memorisation.png and .json")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs"),
+        help="folder for safe_denoiser_memorisation.png and .json",
+    )
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
         rows = measure(args.cfg)
     plot(rows, args.output / "safe_denoiser_memorisation.png")
-    report = {"version": 2, "near_copy": [case.NEAR_COPY, case.COPY_SIMILARITY], "rows": [asdict(row) for row in rows]}
-    (args.output / "safe_denoiser_memorisation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = {
+        "version": 2,
+        "near_copy": [case.NEAR_COPY, case.COPY_SIMILARITY],
+        "rows": [asdict(row) for row in rows],
+    }
+    (args.output / "safe_denoiser_memorisation.json").write_text(
+        json.dumps(report, indent=1) + "\n", encoding="utf-8"
+    )
     return 0

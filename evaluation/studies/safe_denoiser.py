@@ -31,7 +31,9 @@ from ..judges.judge import judge, matches
 from ..judges.network import load_judge
 from ..prompt_sets.prompts import SETS, load_prompts
 
-LOCAL = SafeDenoiserSettings(strength=1.2, window=SigmaWindow(low=0.15), threshold=0.7, temperature=0.1, cap=2.0)
+LOCAL = SafeDenoiserSettings(
+    strength=1.2, window=SigmaWindow(low=0.15), threshold=0.7, temperature=0.1, cap=2.0
+)
 """The settings of workflows/demo_safe_denoiser.json."""
 WHOLE = SafeDenoiserSettings()
 STRONG = replace(WHOLE, strength=1.0, window=SigmaWindow(low=1.0))
@@ -44,8 +46,8 @@ Sampler = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """How many of `count` pictures of each set show a star, by the judge, and how many of the benign ones are bit-identical to those
-    without the method and show what was asked; change is the mean absolute one of benign pictures."""
+    """How many of `count` images of each set show a star, by the judge, and how many of the benign ones are bit-identical to those
+    without the method and show what was asked; change is the mean absolute one of benign images."""
 
     setting: str
     count: int
@@ -61,15 +63,17 @@ class Row:
 
 
 def without_masks(negation_set: NegationSet) -> NegationSet:
-    """The same pictures, to be compared as a whole."""
+    """The same images, to be compared as a whole."""
     return replace(negation_set, masks=(None,) * len(negation_set))
 
 
 def first(negation_set: NegationSet, count: int) -> NegationSet:
-    """A smaller set, of pictures spread evenly over it."""
+    """A smaller set, of images spread evenly over it."""
     chosen = torch.linspace(0, len(negation_set) - 1, count).round().long().tolist()
     return replace(
-        negation_set, pictures=tuple(negation_set.pictures[i] for i in chosen), masks=tuple(negation_set.masks[i] for i in chosen)
+        negation_set,
+        images=tuple(negation_set.images[i] for i in chosen),
+        masks=tuple(negation_set.masks[i] for i in chosen),
     )
 
 
@@ -80,7 +84,14 @@ def ancestral(references: References | None, scale: float) -> Sampler:
     references nothing is noised anew. The new noise has a generator of its own, so the ancestral noise stays the same.
     """
 
-    def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None) -> Tensor:
+    def sample(
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Any = None,
+        callback: Any = None,
+        disable: Any = None,
+    ) -> Tensor:
         steps, fresh = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
         for sigma, following in zip(sigmas[:-1], sigmas[1:]):
             denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
@@ -98,7 +109,7 @@ def ancestral(references: References | None, scale: float) -> Sampler:
 
 
 class Workshop:
-    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the figures of its pictures."""
+    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the figures of its images."""
 
     def __init__(self, per_set: int) -> None:
         from ...nodes.host.files.folders import ASSETS
@@ -111,14 +122,18 @@ class Workshop:
         self._count = per_set
         self._measured: dict[tuple[SafeDenoiserSettings, str], Row] = {}
 
-    def pictures(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
-        """Pictures (N, 3, 128, 128) of every set; with a sampler of its own, on the schedule of the published code."""
+    def images(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
+        """Images (N, 3, 128, 128) of every set; with a sampler of its own, on the schedule of the published code."""
         import comfy.samplers
 
-        options = {} if sampler is None else {"sampler": comfy.samplers.KSAMPLER(sampler), "scheduler": "normal"}
+        options = (
+            {} if sampler is None else {"sampler": comfy.samplers.KSAMPLER(sampler), "scheduler": "normal"}
+        )
         return {name: self._studio.draw(model, self._records[name], **options) for name in SETS}
 
-    def protected(self, settings: SafeDenoiserSettings, negation_set: NegationSet, layout: Layout = PLAIN) -> Any:
+    def protected(
+        self, settings: SafeDenoiserSettings, negation_set: NegationSet, layout: Layout = PLAIN
+    ) -> Any:
         """The demo model with Safe Denoiser."""
         from ...nodes.host.engine.hooks import attach
         from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
@@ -126,24 +141,34 @@ class Workshop:
         return attach(self.model, SafeDenoiserCorrection(negation_set, self.vae, settings, layout))
 
     def references(self) -> References:
-        """The star pictures as the published code has them."""
+        """The star images as the published code has them."""
         from ...nodes.host.files.negation_latents import references_for
 
-        return references_for(self.model, self.vae, without_masks(self.stars), (1, 4, 32, 32)).then(normalize_channels)
+        return references_for(self.model, self.vae, without_masks(self.stars), (1, 4, 32, 32)).then(
+            normalize_channels
+        )
 
-    def measured(self, setting: str, settings: SafeDenoiserSettings, negation_set: NegationSet, plain: dict[str, Tensor]) -> Row:
+    def measured(
+        self,
+        setting: str,
+        settings: SafeDenoiserSettings,
+        negation_set: NegationSet,
+        plain: dict[str, Tensor],
+    ) -> Row:
         """The figures of Safe Denoiser with some settings and set; what several tables have is measured once."""
         key = (settings, negation_set.content_hash)
         if key not in self._measured:
-            self._measured[key] = self.row(setting, self.pictures(self.protected(settings, negation_set)), plain)
+            self._measured[key] = self.row(
+                setting, self.images(self.protected(settings, negation_set)), plain
+            )
         return replace(self._measured[key], setting=setting)
 
-    def row(self, setting: str, pictures: dict[str, Tensor], plain: dict[str, Tensor]) -> Row:
-        """One setting's figures against the unguarded pictures of the same sampler."""
-        verdicts = {name: judge(pictures[name], self._judge) for name in SETS}
+    def row(self, setting: str, images: dict[str, Tensor], plain: dict[str, Tensor]) -> Row:
+        """One setting's figures against the unguarded images of the same sampler."""
+        verdicts = {name: judge(images[name], self._judge) for name in SETS}
         unsafe = {name: sum(bool(v.unsafe) for v in verdicts[name]) for name in SETS}
         right = sum(matches(v, record) for v, record in zip(verdicts["benign"], self._records["benign"]))
-        pairs = list(zip(pictures["benign"], plain["benign"]))
+        pairs = list(zip(images["benign"], plain["benign"]))
         identical = sum(torch.equal(a, b) for a, b in pairs)
         change = sum(float((a - b).abs().mean()) for a, b in pairs) / self._count
         return Row(setting, self._count, unsafe["named"], unsafe["implied"], identical, right, change)
@@ -154,8 +179,8 @@ def mode_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
     whole = without_masks(workshop.stars)
     modes: list[tuple[str, SafeDenoiserSettings, NegationSet]] = [
         ("calibrated, local (masks)", LOCAL, workshop.stars),
-        ("calibrated, whole pictures", WHOLE, whole),
-        ("calibrated, whole pictures, strength 1, to sigma 1", STRONG, whole),
+        ("calibrated, whole images", WHOLE, whole),
+        ("calibrated, whole images, strength 1, to sigma 1", STRONG, whole),
         ("exact", replace(WHOLE, mode="exact", strength=1.0), whole),
         ("tempered", replace(WHOLE, mode="tempered", strength=1.0), whole),
         ("official, subtracts only", replace(WHOLE, mode="official", strength=SCALE, kappa=KAPPA), whole),
@@ -164,15 +189,23 @@ def mode_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
     for name, settings, negation_set in modes:
         yield workshop.measured(name, settings, negation_set, plain)
     augmented = workshop.protected(STRONG, whole, Layout("crop", "flip, crops and shifts"))
-    yield workshop.row("whole pictures, strength 1, to sigma 1, 18 copies of each", workshop.pictures(augmented), plain)
+    yield workshop.row(
+        "whole images, strength 1, to sigma 1, 18 copies of each", workshop.images(augmented), plain
+    )
 
 
 def published_rows(workshop: Workshop) -> Iterator[Row]:
     """The published procedure, and what it does when it subtracts nothing."""
-    plain = workshop.pictures(workshop.model, ancestral(None, 0.0))
+    plain = workshop.images(workshop.model, ancestral(None, 0.0))
     yield workshop.row("none", plain, plain)
-    for name, scale in (("noises anew only (scale 0)", 0.0), (f"published (scale {SCALE:g})", SCALE), ("published, scale 1", 1.0)):
-        yield workshop.row(name, workshop.pictures(workshop.model, ancestral(workshop.references(), scale)), plain)
+    for name, scale in (
+        ("noises anew only (scale 0)", 0.0),
+        (f"published (scale {SCALE:g})", SCALE),
+        ("published, scale 1", 1.0),
+    ):
+        yield workshop.row(
+            name, workshop.images(workshop.model, ancestral(workshop.references(), scale)), plain
+        )
 
 
 def reference_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
@@ -188,17 +221,21 @@ def threshold_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as a picture."""
-    parser = argparse.ArgumentParser(prog="dev.py study safe_denoiser", description=(__doc__ or "").splitlines()[0])
+    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as an image."""
+    parser = argparse.ArgumentParser(
+        prog="dev.py study safe_denoiser", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--per-set", type=int, default=24, help="prompts of each set")
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_study.json and .png")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs"), help="folder for safe_denoiser_study.json and .png"
+    )
     args = parser.parse_args(argv)
     found: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
         with torch.inference_mode():
             workshop = Workshop(args.per_set)
-            plain = workshop.pictures(workshop.model)
+            plain = workshop.images(workshop.model)
             parts = {
                 "modes": mode_rows(workshop, plain),
                 "published": published_rows(workshop),
@@ -213,21 +250,37 @@ def main(argv: Sequence[str]) -> int:
                     _say("| " + " | ".join(row.cells()) + " |")
     args.output.mkdir(parents=True, exist_ok=True)
     report = {"version": 1, **{part: [asdict(row) for row in rows] for part, rows in found.items()}}
-    (args.output / "safe_denoiser_study.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (args.output / "safe_denoiser_study.json").write_text(
+        json.dumps(report, indent=1) + "\n", encoding="utf-8"
+    )
     plot(found["references"], found["threshold"], args.output / "safe_denoiser_study.png")
     return 0
 
 
 def plot(references: Sequence[Row], thresholds: Sequence[Row], path: Path) -> None:
-    """Unsafe rate and identical benign pictures over the number of references and over the threshold."""
+    """Unsafe rate and identical benign images over the number of references and over the threshold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, rows, label in zip(figure.subplots(1, 2), (references, thresholds), ("references", "threshold")):
+    for axes, rows, label in zip(
+        figure.subplots(1, 2), (references, thresholds), ("references", "threshold")
+    ):
         values = [float(row.setting) for row in rows]
-        axes.plot(values, [50 * (row.named + row.implied) / row.count for row in rows], "o-", label="star shown, named and implied")
-        axes.plot(values, [100 * row.identical / row.count for row in rows], "s--", label="benign bit-identical")
-        axes.set(xlabel=label, ylabel="% of pictures", ylim=(-3, 103), xscale="log" if label == "references" else "linear")
+        axes.plot(
+            values,
+            [50 * (row.named + row.implied) / row.count for row in rows],
+            "o-",
+            label="star shown, named and implied",
+        )
+        axes.plot(
+            values, [100 * row.identical / row.count for row in rows], "s--", label="benign bit-identical"
+        )
+        axes.set(
+            xlabel=label,
+            ylabel="% of images",
+            ylim=(-3, 103),
+            xscale="log" if label == "references" else "linear",
+        )
         axes.set_xticks(values, [row.setting for row in rows], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -1,7 +1,7 @@
 """The ablation of rho, tau and gamma of Safe Text Embedding Guidance on the demo model, as a table like the paper's.
 
-Defence success rate: the share of prompts that name or imply the concept whose pictures the judge finds free of it. Prior
-preservation: 1 minus the mean absolute difference from the unguarded picture at 64 x 64 pixels (the paper subtracts LPIPS, which
+Defence success rate: the share of prompts that name or imply the concept whose images the judge finds free of it. Prior
+preservation: 1 minus the mean absolute difference from the unguarded image at 64 x 64 pixels (the paper subtracts LPIPS, which
 needs a network's weights). The judge guides nothing.
 """
 
@@ -36,13 +36,23 @@ CHOSEN = SafeTextGuidanceSettings(rho=0.03, tau=0.0, window=SigmaWindow(high=15.
 THRESHOLD = 0.2
 """The settings of workflows/demo_stg.json."""
 UNSAFE = ("named", "implied")
-COLUMNS = ("rho", "tau", "gamma", "window", "judge sees", "guide sees", "defence success", "95 % interval", "prior preservation")
+COLUMNS = (
+    "rho",
+    "tau",
+    "gamma",
+    "window",
+    "judge sees",
+    "guide sees",
+    "defence success",
+    "95 % interval",
+    "prior preservation",
+)
 BENIGN = ("benign identical", "benign right")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts of one way to sample: pictures on which the judge, and each guide, sees the concept; what is left of the others."""
+    """Counts of one way to sample: images on which the judge, and each guide, sees the concept; what is left of the others."""
 
     unsafe: int
     judge_sees: int
@@ -73,11 +83,11 @@ def star_function(classifier: ConvClassifier, threshold: float = THRESHOLD) -> C
 
 
 class Guided:
-    """The demo model drawing the prompts of some sets, and what the judge and the guides see in its pictures.
+    """The demo model drawing the prompts of some sets, and what the judge and the guides see in its images.
 
     Args:
         per_set: prompts of each set.
-        guides: classifiers that are asked about the finished pictures.
+        guides: classifiers that are asked about the finished images.
         sets: names of the prompt sets; `figures` needs all of them.
     """
 
@@ -88,18 +98,18 @@ class Guided:
         self._records = {name: records[:per_set] for name, records in load_prompts().items() if name in sets}
         self._judge = load_judge()
 
-    def pictures(self, model: Any) -> dict[str, Tensor]:
-        """Pictures (N, 3, 128, 128) of every set."""
+    def images(self, model: Any) -> dict[str, Tensor]:
+        """Images (N, 3, 128, 128) of every set."""
         return {name: self.studio.draw(model, records) for name, records in self._records.items()}
 
     @cached_property
     def _unguarded(self) -> dict[str, Tensor]:
-        return self.pictures(self.model)
+        return self.images(self.model)
 
     def figures(self, model: Any = None) -> Figures:
-        """What a guarded model, or without one the plain one, did to the unguarded pictures."""
+        """What a guarded model, or without one the plain one, did to the unguarded images."""
         plain = self._unguarded
-        drawn = plain if model is None else self.pictures(model)
+        drawn = plain if model is None else self.images(model)
         unsafe = torch.cat([drawn[name] for name in UNSAFE])
         verdicts = judge(drawn["benign"], self._judge)
         return Figures(
@@ -114,7 +124,7 @@ class Guided:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    small = (F.interpolate(pictures, (64, 64), mode="area") for pictures in (a, b))
+    small = (F.interpolate(images, (64, 64), mode="area") for images in (a, b))
     return float(torch.stack(list(small)).diff(dim=0).abs().mean())
 
 
@@ -152,10 +162,16 @@ def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
         sys.stdout.flush()
 
 
-def study(argv: Sequence[str], command: str, description: str | None, run: Callable[[int], None], per_set: int = 16) -> int:
+def study(
+    argv: Sequence[str], command: str, description: str | None, run: Callable[[int], None], per_set: int = 16
+) -> int:
     """Start the host in this process and run a study of so many prompts of each set."""
-    parser = argparse.ArgumentParser(prog=f"dev.py study {command}", description=(description or "").splitlines()[0])
-    parser.add_argument("--per-set", type=int, default=per_set, help="prompts of each set (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog=f"dev.py study {command}", description=(description or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--per-set", type=int, default=per_set, help="prompts of each set (default: %(default)s)"
+    )
     per_set = parser.parse_args(argv).per_set
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))

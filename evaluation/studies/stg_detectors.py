@@ -1,7 +1,7 @@
 """How much of what Safe Text Embedding Guidance does is adversarial, and what smooths it, on the demo model.
 
 Part of what the guiding classifier no longer sees the judge still does. Rows differ in who guides (a classifier, another one with
-another architecture, pictures and seed, both), in how many views of the decoded picture are judged together, and in decoder and
+another architecture, images and seed, both), in how many views of the decoded image are judged together, and in decoder and
 window. The judge guides nothing.
 """
 
@@ -22,7 +22,17 @@ from .stg_ablation import BENIGN, CHOSEN, Figures, Guided, bundled_guide, star_f
 
 SECOND_GUIDE = Path(__file__).resolve().parents[1] / "judges" / "second_guide.safetensors"
 """Made by tools/demo_model/train_classifiers.py; for this study only."""
-COLUMNS = ("who guides", "views", "decoder", "window", "judge sees", "guide sees", "second sees", "prior preservation", *BENIGN)
+COLUMNS = (
+    "who guides",
+    "views",
+    "decoder",
+    "window",
+    "judge sees",
+    "guide sees",
+    "second sees",
+    "prior preservation",
+    *BENIGN,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,11 @@ def function(who: str, first: SafetyFunction, second: SafetyFunction) -> SafetyF
 
 def cells(way: Way | None, found: Figures) -> tuple[str, ...]:
     """A row of the table; without a way that of the plain sampler."""
-    named = ("nobody", "", "", "") if way is None else (way.who, f"{way.views}", way.decoder, f"{way.window.high:g} to {way.window.low:g}")
+    named = (
+        ("nobody", "", "", "")
+        if way is None
+        else (way.who, f"{way.views}", way.decoder, f"{way.window.high:g} to {way.window.low:g}")
+    )
     seen = (found.seen(count) for count in (found.judge_sees, *found.guides_see))
     return (*named, *seen, f"{found.preservation:.3f}", *found.benign_cells())
 
@@ -75,7 +89,9 @@ def detectors(per_set: int) -> None:
         for way in WAYS:
             judged = function(way.who, star_function(guides[0]), star_function(guides[1]))
             judged = Views(judged, way.views) if way.views > 1 else judged
-            correction = SafeTextGuidanceCorrection(sampler.vae, judged, replace(CHOSEN, window=way.window), way.decoder)  # type: ignore[arg-type]
+            correction = SafeTextGuidanceCorrection(
+                sampler.vae, judged, replace(CHOSEN, window=way.window), way.decoder
+            )  # type: ignore[arg-type]
             yield cells(way, sampler.figures(attach(sampler.model, correction)))
 
     table(COLUMNS, rows())

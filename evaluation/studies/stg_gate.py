@@ -1,7 +1,7 @@
-"""How many harmless pictures the gate of the demo's safety function would open for, by its threshold and the window's beginning.
+"""How many harmless images the gate of the demo's safety function would open for, by its threshold and the window's beginning.
 
-A picture that the guide objects to at no step of the plain run is bit-identical under guidance, so one plain run that the guide
-watches says for every threshold and window which pictures stay untouched.
+An image that the guide objects to at no step of the plain run is bit-identical under guidance, so one plain run that the guide
+watches says for every threshold and window which images stay untouched.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Watch(SafetyFunction):
 
 
 def touched(probabilities: Tensor, sigmas: Tensor, threshold: float, beginning: float) -> Tensor:
-    """(N,) bool: pictures with a probability (steps, N) from the threshold on at a step inside the window."""
+    """(N,) bool: images with a probability (steps, N) from the threshold on at a step inside the window."""
     inside = (sigmas <= beginning) & (sigmas >= CHOSEN.window.low)
     return (probabilities[inside] >= threshold).any(0)
 
 
 def gates(per_set: int) -> None:
-    """Print the table: harmless pictures touched, in parentheses of the first 32, which the demonstration shows."""
+    """Print the table: harmless images touched, in parentheses of the first 32, which the demonstration shows."""
     import comfy.samplers
 
     from ...nodes.host.engine.hooks import attach
@@ -50,9 +50,14 @@ def gates(per_set: int) -> None:
 
     watch, sampler = Watch(star_function(bundled_guide())), Guided(per_set, [], sets=("benign",))
     settings = SafeTextGuidanceSettings(window=SigmaWindow())
-    sampler.pictures(attach(sampler.model, SafeTextGuidanceCorrection(sampler.vae, watch, settings)))
-    sigmas = comfy.samplers.calculate_sigmas(sampler.model.get_model_object("model_sampling"), "karras", 20)[:-1]
-    runs = [torch.stack(watch.scores[start : start + len(sigmas)]) for start in range(0, len(watch.scores), len(sigmas))]
+    sampler.images(attach(sampler.model, SafeTextGuidanceCorrection(sampler.vae, watch, settings)))
+    sigmas = comfy.samplers.calculate_sigmas(sampler.model.get_model_object("model_sampling"), "karras", 20)[
+        :-1
+    ]
+    runs = [
+        torch.stack(watch.scores[start : start + len(sigmas)])
+        for start in range(0, len(watch.scores), len(sigmas))
+    ]
     # The score is -log(1 - p).
     probabilities = 1 - torch.exp(-torch.cat(runs, dim=1))
 
@@ -61,7 +66,13 @@ def gates(per_set: int) -> None:
             found = [touched(probabilities, sigmas, threshold, beginning) for threshold in THRESHOLDS]
             yield (f"{beginning:g}", *(f"{int(hit.sum())} ({int(hit[:32].sum())})" for hit in found))
 
-    table((f"first sigma, {probabilities.shape[1]} pictures", *(f"gate at {threshold:g}" for threshold in THRESHOLDS)), rows())
+    table(
+        (
+            f"first sigma, {probabilities.shape[1]} images",
+            *(f"gate at {threshold:g}" for threshold in THRESHOLDS),
+        ),
+        rows(),
+    )
 
 
 def main(argv: Sequence[str]) -> int:

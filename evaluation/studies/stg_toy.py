@@ -1,6 +1,6 @@
 """Plot the toy study of guidance by text and by data: docs/stg_toy.png, and its figures.
 
-A prompt is an angle c, and the pictures that it stands for lie around the point of the unit circle at that angle: what the
+A prompt is an angle c, and the images that it stands for lie around the point of the unit circle at that angle: what the
 model can express is the circle. Its denoiser is known exactly. A matched safety function objects to a part of the circle; a
 mismatched one objects to everything inside it, which no prompt can change. Guiding the text goes along the circle for the one
 and does nothing for the other; guiding the data leaves the circle.
@@ -24,7 +24,7 @@ from ...guidance.safe_text_guidance import SafeTextGuidanceSettings, guided_embe
 
 ROOT = Path(__file__).resolve().parents[2]
 SPREAD = 0.12
-"""Standard deviation of the pictures of one prompt."""
+"""Standard deviation of the images of one prompt."""
 STEPS, SIGMA_MAX, SIGMA_MIN = 40, 8.0, 0.01
 METHODS = ("none", "SDG", "STG")
 RHO, STRENGTH = 0.08, 0.06
@@ -71,7 +71,9 @@ def sample(method: str, score: Score, count: int = 3000) -> Outcome:
     generator = torch.Generator().manual_seed(0)
     prompts = 2 * math.pi * torch.rand(count, generator=generator)
     angle = prompts.clone()
-    x = torch.stack([angle.cos(), angle.sin()], 1) + (SPREAD**2 + SIGMA_MAX**2) ** 0.5 * torch.randn(count, 2, generator=generator)
+    x = torch.stack([angle.cos(), angle.sin()], 1) + (SPREAD**2 + SIGMA_MAX**2) ** 0.5 * torch.randn(
+        count, 2, generator=generator
+    )
     levels = noise_levels()
     for sigma, following in zip(levels, levels[1:]):
         if method == "STG":
@@ -121,7 +123,10 @@ def plot(outcomes: dict[tuple[str, str], Outcome], path: Path) -> None:
             else:
                 panel.add_patch(pyplot.Circle((0, 0), 1.5, color="tab:red", alpha=0.1))
             panel.scatter(*found.samples[:1200].T, s=2, color="tab:blue")
-            panel.set_title(f"{name}, {method}\nunsafe {found.unsafe:.3f}, off the circle {found.distance:.3f}", fontsize=9)
+            panel.set_title(
+                f"{name}, {method}\nunsafe {found.unsafe:.3f}, off the circle {found.distance:.3f}",
+                fontsize=9,
+            )
             panel.set_aspect("equal")
             panel.set_xlim(-2, 2)
             panel.set_ylim(-2, 2)
@@ -138,5 +143,7 @@ def main(argv: Sequence[str]) -> int:
     outcomes = {(name, method): sample(method, score) for name, score in scores.items() for method in METHODS}
     plot(outcomes, output)
     for (name, method), found in outcomes.items():
-        sys.stdout.write(f"{name:10}  {method:4}  unsafe {found.unsafe:.3f}  off the circle {found.distance:.3f}\n")
+        sys.stdout.write(
+            f"{name:10}  {method:4}  unsafe {found.unsafe:.3f}  off the circle {found.distance:.3f}\n"
+        )
     return 0

@@ -20,7 +20,7 @@ class Change:
         cap: largest norm of all capped changes together that this method allows, as a share of the prediction's norm;
             infinite for methods that are guidance terms, whose size the guidance scale decides.
         gate: (B,) in [0, 1], how far each sample's gate is open, for the record; None means fully where active.
-        area: (B,) in [0, 1], share of each picture that is acted on, for the record; None means all of it.
+        area: (B,) in [0, 1], share of each image that is acted on, for the record; None means all of it.
         weight: (B,), the method's own multiplier of the change, for the record; None means its gate.
     """
 

@@ -41,7 +41,9 @@ class SigmaWindow:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
-            raise ValueError(f"The window runs from sigma {self.high:g} down to {self.low:g}. Make its start larger than its end.")
+            raise ValueError(
+                f"The window runs from sigma {self.high:g} down to {self.low:g}. Make its start larger than its end."
+            )
 
     def __contains__(self, level: NoiseLevel) -> bool:
         return self.low * (1 - WINDOW_TOLERANCE) <= level.sigma <= self.high * (1 + WINDOW_TOLERANCE)

@@ -17,11 +17,11 @@ NEGLIGIBLE_WEIGHT = 1e-9
 
 @dataclass(frozen=True)
 class References:
-    """Latents of a negation set's pictures, kept in any float type (half precision, usually) on any device.
+    """Latents of a negation set's images, kept in any float type (half precision, usually) on any device.
 
     Attributes:
         latents: (N, C, h, w) as stored, possibly a file mapped into memory.
-        regions: (N, 1, h, w) in [0, 1], the part of each picture that is unwanted, or None when all of it is.
+        regions: (N, 1, h, w) in [0, 1], the part of each image that is unwanted, or None when all of it is.
         prepare: what takes stored latents, in float32 or wider, to the sampler's space, or None when they are there already.
     """
 

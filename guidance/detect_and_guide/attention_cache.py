@@ -1,4 +1,4 @@
-"""What a model's cross-attention asked while it looked at pictures: all that guideline tokens are learnt from."""
+"""What a model's cross-attention asked while it looked at images: all that guideline tokens are learnt from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .attention_maps import Queries, against_background, average_over_layers, sp
 
 @dataclass(frozen=True)
 class AttentionCache:
-    """What some cross-attention layers asked while a model looked at pictures.
+    """What some cross-attention layers asked while a model looked at images.
 
     Attributes:
         layers: names of the layers.
@@ -22,7 +22,7 @@ class AttentionCache:
         queries: per noise level, per layer, (N, heads, h_l * w_l, d).
         sizes: per layer (h_l, w_l).
         sigmas: the noise levels.
-        masks: (N, h, w) bool, where the concept is; all False for a safe picture.
+        masks: (N, h, w) bool, where the concept is; all False for a safe image.
     """
 
     layers: tuple[str, ...]
@@ -40,14 +40,14 @@ class AttentionCache:
         """(h, w) of the masks and maps."""
         return self.masks.shape[-2], self.masks.shape[-1]
 
-    def pictures(self, rows: Sequence[int]) -> AttentionCache:
-        """The cache of some pictures only."""
+    def images(self, rows: Sequence[int]) -> AttentionCache:
+        """The cache of some images only."""
         chosen = torch.tensor(list(rows), dtype=torch.long)
         queries = tuple(tuple(q[chosen] for q in level) for level in self.queries)
         return replace(self, queries=queries, masks=self.masks[chosen])
 
     def with_masks(self, masks: Tensor) -> AttentionCache:
-        """The same pictures with masks (N, H, W) in [0, 1] of any size: a position is masked where more than half of it is."""
+        """The same images with masks (N, H, W) in [0, 1] of any size: a position is masked where more than half of it is."""
         small = F.interpolate(masks[:, None].float(), size=self.size, mode="area")[:, 0]
         return replace(self, masks=small > 0.5)
 

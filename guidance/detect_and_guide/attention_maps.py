@@ -50,7 +50,10 @@ def token_probabilities(queries: Queries, keys: Tensor) -> Tensor:
 
 def average_over_layers(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Mean of the layers' maps (B, 1 + K, h_l, w_l), each brought to `size` (h, w) first: (B, 1 + K, h, w)."""
-    resized = [m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps]
+    resized = [
+        m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear", align_corners=False)
+        for m in maps
+    ]
     return torch.stack(resized).mean(0)
 
 
@@ -63,7 +66,7 @@ def against_background(maps: Tensor) -> Tensor:
 def normalize_jointly(p: Tensor) -> Tensor:
     """Min-max over all positions of the concept's map p and the background's map 1 - p together, per sample and token.
 
-    It keeps 1/2 in place, so that a value of at least 1/2 means p >= 1/2 and a picture without the concept stays below.
+    It keeps 1/2 in place, so that a value of at least 1/2 means p >= 1/2 and an image without the concept stays below.
     (B, K, h, w) -> same shape in [0, 1]; a map that is 1/2 everywhere gives zeros.
     """
     low = torch.minimum(p.amin((-2, -1), keepdim=True), 1 - p.amax((-2, -1), keepdim=True))

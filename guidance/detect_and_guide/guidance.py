@@ -43,15 +43,15 @@ class DetectAndGuideSettings:
         hold_threshold: the same for a sample in which the concept was detected before in the run: as guidance removes a thing,
             its detection fades before the thing is gone. The paper has no such memory, and neither has the default.
         core: share of a detected sample's highest value from which a position belongs to the concept too, below tau_hi; 0, the
-            paper's, for none. The threshold that tells pictures apart is far above the one that tells positions apart.
-        reach: how far around the concept's positions changes may go, as a share of the picture's longer side; 0, the paper's, for
+            paper's, for none. The threshold that tells images apart is far above the one that tells positions apart.
+        reach: how far around the concept's positions changes may go, as a share of the image's longer side; 0, the paper's, for
             anywhere above tau_lo, other things that are faintly detected included.
         bounded: keep every channel of the corrected prediction within the values that it had. The paper does not, and a scale that
-            removes then leaves the values that the model knows, which disturbs the whole picture.
-        coverage: share of positions above tau_lo from which on the picture has no object yet, and nothing is done.
-        base: scale per share of the picture that an object covers.
+            removes then leaves the values that the model knows, which disturbs the whole image.
+        coverage: share of positions above tau_lo from which on the image has no object yet, and nothing is done.
+        base: scale per share of the image that an object covers.
         magnitude: largest factor for certainty; 1 leaves the MagnitudeScaler out.
-        scale_by_area: False gives every edited position the scale of the whole picture, leaving the AreaScaler out.
+        scale_by_area: False gives every edited position the scale of the whole image, leaving the AreaScaler out.
         cap: largest scale.
         host_mask: rule that picks the positions and channels to change inside the edit mask.
         quantile: SEGA: share of positions left alone in every channel.
@@ -59,7 +59,7 @@ class DetectAndGuideSettings:
         connectivity: 8 or 4 neighbours make an object.
         fill: how the scale of an object reaches the positions around it that may be changed too.
         stacked: average the maps of a run's steps instead of using each step's own.
-        look_first: sample twice: without guidance to average the maps of all steps, which tells pictures and places apart better
+        look_first: sample twice: without guidance to average the maps of all steps, which tells images and places apart better
             than any step's own, then with it, keeping everything else as it was in the first. The paper samples once.
     """
 
@@ -111,7 +111,9 @@ def label_objects(mask: Tensor, connectivity: int = 8) -> Tensor:
     """Connected components: (B, h, w) bool -> (B, h, w) int64, 0 outside, one number of its own for every object of a sample."""
     height, width = mask.shape[-2:]
     # The largest index of an object spreads through it; float32 counts exactly up to 2^24 positions.
-    seeds = torch.arange(1, height * width + 1, device=mask.device, dtype=torch.float32).view(1, height, width)
+    seeds = torch.arange(1, height * width + 1, device=mask.device, dtype=torch.float32).view(
+        1, height, width
+    )
     inside = mask.float()
     labels = seeds * inside
     while True:
@@ -129,7 +131,7 @@ def _largest_neighbour(labels: Tensor, connectivity: int) -> Tensor:
 
 
 def object_shares(mask: Tensor, connectivity: int = 8) -> Tensor:
-    """For every position of an object the share of the picture that the object covers, 0 elsewhere: (B, h, w) float32."""
+    """For every position of an object the share of the image that the object covers, 0 elsewhere: (B, h, w) float32."""
     labels = label_objects(mask, connectivity).flatten(1)
     positions = labels.shape[1]
     ones = torch.ones_like(labels, dtype=torch.float32)
@@ -173,7 +175,9 @@ def fill_blurred(values: Tensor, known: Tensor, std: float = BLUR_STD) -> Tensor
         return F.conv2d(rows, kernel.view(1, 1, -1, 1), padding=(radius, 0))[:, 0]
 
     weights = blurred(known.to(values.dtype))
-    return torch.where(weights > 1e-6, blurred(values * known) / weights.clamp_min(1e-6), torch.zeros_like(values))
+    return torch.where(
+        weights > 1e-6, blurred(values * known) / weights.clamp_min(1e-6), torch.zeros_like(values)
+    )
 
 
 def within_reach(mask: Tensor, reach: float) -> Tensor:
@@ -183,7 +187,7 @@ def within_reach(mask: Tensor, reach: float) -> Tensor:
 
 
 def area_scale(detection: Tensor, edit: Tensor, unsafe: Tensor, settings: DetectAndGuideSettings) -> Tensor:
-    """AreaScaler: every object gets `base` times the share of the picture that it covers, and hands it on to the edit mask around it.
+    """AreaScaler: every object gets `base` times the share of the image that it covers, and hands it on to the edit mask around it.
 
     Args:
         detection: (B, h, w) detection map.
@@ -202,10 +206,16 @@ def area_scale(detection: Tensor, edit: Tensor, unsafe: Tensor, settings: Detect
 
 def magnitude_scale(detection: Tensor, edit_threshold: float, largest: float = 5.0) -> Tensor:
     """MagnitudeScaler: certainty in units of the edit threshold, between 1 and `largest`; 0 below the threshold. Paper Eq. 5."""
-    return torch.where(detection >= edit_threshold, (detection / edit_threshold).clamp(1, max(1.0, largest)), torch.zeros_like(detection))
+    return torch.where(
+        detection >= edit_threshold,
+        (detection / edit_threshold).clamp(1, max(1.0, largest)),
+        torch.zeros_like(detection),
+    )
 
 
-def regulate(detection: Tensor, settings: DetectAndGuideSettings, background: float = 0.0, held: Tensor | None = None) -> Detection:
+def regulate(
+    detection: Tensor, settings: DetectAndGuideSettings, background: float = 0.0, held: Tensor | None = None
+) -> Detection:
     """Where and how hard to guide.
 
     Args:
@@ -227,13 +237,17 @@ def regulate(detection: Tensor, settings: DetectAndGuideSettings, background: fl
         unsafe |= (maps >= settings.core * maps.amax((1, 2), keepdim=True)) & detected[:, None, None]
     if settings.reach > 0:
         edit = edit & within_reach(unsafe, settings.reach)
-    scale = area_scale(maps, edit, unsafe, settings) * magnitude_scale(maps, edit_threshold, settings.magnitude)
+    scale = area_scale(maps, edit, unsafe, settings) * magnitude_scale(
+        maps, edit_threshold, settings.magnitude
+    )
     scale = (settings.strength * scale).clamp(max=settings.cap) * edit
     scale = torch.where(per_sample(detected & ~ambiguous, scale), scale, torch.zeros_like(scale))
     return Detection(scale[:, None], edit[:, None], detected, ambiguous)
 
 
-def host_mask(uncond: Tensor, cond: Tensor, safety: Tensor, sigma: float, settings: DetectAndGuideSettings) -> Tensor:
+def host_mask(
+    uncond: Tensor, cond: Tensor, safety: Tensor, sigma: float, settings: DetectAndGuideSettings
+) -> Tensor:
     """Positions and channels that SEGA or SLD would change: (B, C, h, w) bool, from denoised predictions.
 
     SEGA keeps the largest differences of every channel, before any scaling (else the zeros outside the objects would decide).
@@ -246,7 +260,13 @@ def host_mask(uncond: Tensor, cond: Tensor, safety: Tensor, sigma: float, settin
 
 
 def guidance_term(
-    uncond: Tensor, cond: Tensor, safety: Tensor, scale: Tensor, sigma: float, cond_scale: float, settings: DetectAndGuideSettings
+    uncond: Tensor,
+    cond: Tensor,
+    safety: Tensor,
+    scale: Tensor,
+    sigma: float,
+    cond_scale: float,
+    settings: DetectAndGuideSettings,
 ) -> Tensor:
     """What is added to the guided prediction: cond_scale * scale * mask * (uncond - safety), all of them denoised predictions.
 

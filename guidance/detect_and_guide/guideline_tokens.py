@@ -33,7 +33,7 @@ class Calibration:
     """How the maps of some tokens read.
 
     Attributes:
-        threshold: probability of the concept that separates pictures with it from pictures without.
+        threshold: probability of the concept that separates images with it from images without.
         background: 95th percentile of the detection map where the concept is not.
     """
 
@@ -69,7 +69,7 @@ class GuidelineTokens:
             at the usual scales.
         sigmas: noise levels of the optimisation; empty when there was none.
         calibration: how the maps read.
-        iou: overlap of the maps with the masks on pictures that were held out, 0 to 1; None when none were.
+        iou: overlap of the maps with the masks on images that were held out, 0 to 1; None when none were.
     """
 
     embeddings: Tensor
@@ -91,11 +91,17 @@ class GuidelineTokens:
                 "for the concept."
             )
         if e.dtype != torch.float32 or not bool(torch.isfinite(e).all()):
-            raise ValueError("The guideline tokens have values that are not finite 32-bit numbers. Optimise them again.")
+            raise ValueError(
+                "The guideline tokens have values that are not finite 32-bit numbers. Optimise them again."
+            )
         if not all(LAYER_NAME.fullmatch(layer) for layer in self.layers):
-            raise ValueError(f"The guideline tokens name layers that no model has: {', '.join(self.layers)[:80]}. Optimise them again.")
+            raise ValueError(
+                f"The guideline tokens name layers that no model has: {', '.join(self.layers)[:80]}. Optimise them again."
+            )
         if not all(math.isfinite(s) and s > 0 for s in self.sigmas):
-            raise ValueError("The guideline tokens name noise levels that are not positive numbers. Optimise them again.")
+            raise ValueError(
+                "The guideline tokens name noise levels that are not positive numbers. Optimise them again."
+            )
 
     @property
     def width(self) -> int:
@@ -127,8 +133,13 @@ class GuidelineTokens:
 
 def save(tokens: GuidelineTokens, path: Path) -> None:
     """Write the tokens' file; an existing file stays whole until the new one is complete."""
-    described = {f.name: getattr(tokens, f.name) for f in fields(tokens) if f.name not in ("embeddings", "calibration")}
-    metadata = {"format": FORMAT, "tokens": json.dumps({**described, "calibration": asdict(tokens.calibration)})}
+    described = {
+        f.name: getattr(tokens, f.name) for f in fields(tokens) if f.name not in ("embeddings", "calibration")
+    }
+    metadata = {
+        "format": FORMAT,
+        "tokens": json.dumps({**described, "calibration": asdict(tokens.calibration)}),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -154,14 +165,20 @@ def load(path: Path) -> GuidelineTokens:
                     f"{path.name} does not hold guideline tokens. Choose a file that Optimize Guideline Tokens made and Save wrote."
                 )
             if list(file.keys()) != ["embeddings"]:
-                raise ValueError(f"{path.name} has tensors that do not belong to guideline tokens. Optimise and save them again.")
+                raise ValueError(
+                    f"{path.name} has tensors that do not belong to guideline tokens. Optimise and save them again."
+                )
             embeddings = file.get_tensor("embeddings")
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source.") from error
+        raise ValueError(
+            f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source."
+        ) from error
     try:
         return _described(embeddings, json.loads(metadata.get("tokens", "")))
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path.name} has a description that cannot be read. Optimise and save the tokens again.") from error
+        raise ValueError(
+            f"{path.name} has a description that cannot be read. Optimise and save the tokens again."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
@@ -174,7 +191,9 @@ def _described(embeddings: Tensor, described: dict[str, Any]) -> GuidelineTokens
         **texts,
         layers=tuple(_text(layer) for layer in described["layers"]),
         sigmas=tuple(float(sigma) for sigma in described["sigmas"]),
-        calibration=Calibration(float(described["calibration"]["threshold"]), float(described["calibration"]["background"])),
+        calibration=Calibration(
+            float(described["calibration"]["threshold"]), float(described["calibration"]["background"])
+        ),
         iou=None if iou is None else float(iou),
     )
 
@@ -185,7 +204,9 @@ def _text(value: Any) -> str:
     return value
 
 
-def from_text(hidden: Tensor, start: int, end: int, words: str, whole_phrase: bool, family: str = "") -> GuidelineTokens:
+def from_text(
+    hidden: Tensor, start: int, end: int, words: str, whole_phrase: bool, family: str = ""
+) -> GuidelineTokens:
     """Tokens that are not optimised: a text encoder's own, the start token for the background and the phrase's for the concept.
 
     Args:

@@ -1,9 +1,9 @@
-"""Learn guideline tokens from a few pictures with masks: only the tokens change, the model's attention is cached.
+"""Learn guideline tokens from a few images with masks: only the tokens change, the model's attention is cached.
 
 Kim et al., Detect-and-Guide (CVPR 2025), section 4.1 and Table 4; loss and layer rule after Marcos-Manchón et al., Open-
-Vocabulary Attention Maps (CVPR 2024). The recipe "paper" is theirs. With a small thing in a large picture it learns that nothing
+Vocabulary Attention Maps (CVPR 2024). The recipe "paper" is theirs. With a small thing in a large image it learns that nothing
 is anywhere, and its maps find objects rather than the concept. "contrast" weighs the concept, the rest and the most mistaken
-tenth of the rest alike, and asks that pictures with the concept reach higher than pictures without.
+tenth of the rest alike, and asks that images with the concept reach higher than images without.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Recipe = Literal["contrast", "paper"]
 
 LEARNING_RATE, DECAY_EVERY, DECAY = 200.0, 20, 0.7
 """Plain gradient descent of the paper's Table 4."""
-ITERATIONS_PER_PICTURE = 100
+ITERATIONS_PER_IMAGE = 100
 CONTRAST_RATE = 0.1
 EVALUATE_EVERY = 20
 RETRIES = 3
 FALSE_ALARMS = 0.05
-"""Share of the pictures without the concept that the calibrated threshold lets through at any noise level."""
+"""Share of the images without the concept that the calibrated threshold lets through at any noise level."""
 HARD_SHARE = 0.1
 TEMPERATURE = 0.03
-"""Softness of a picture's maximum, and of the comparison between two pictures' maxima, in units of probability."""
+"""Softness of an image's maximum, and of the comparison between two images' maxima, in units of probability."""
 NOISE = 0.3
 """Spread of the starting values when several tokens start from the same word, so that they can learn different things."""
 
@@ -44,10 +44,10 @@ class OptimizationSettings:
 
     Attributes:
         recipe: see the module.
-        iterations: None for the paper's 100 for every picture with the concept.
+        iterations: None for the paper's 100 for every image with the concept.
         learning_rate: None for the recipe's own.
         levels: noise levels drawn for every iteration.
-        batch: pictures of each kind per iteration.
+        batch: images of each kind per iteration.
         seed: of everything drawn.
     """
 
@@ -61,7 +61,7 @@ class OptimizationSettings:
 
 @dataclass(frozen=True)
 class Optimized:
-    """Result: the best embeddings (1 + K, d), the loss of every iteration, and the best one's loss on all pictures."""
+    """Result: the best embeddings (1 + K, d), the loss of every iteration, and the best one's loss on all images."""
 
     embeddings: Tensor
     losses: tuple[float, ...]
@@ -84,7 +84,7 @@ def paper_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
 
 def contrast_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
     """Binary cross-entropy of the tokens' mean, inside the masks, outside, and on the most mistaken tenth outside, plus a ranking
-    of the pictures' soft maxima."""
+    of the images' soft maxima."""
     p = probabilities.mean(1).clamp(1e-5, 1 - 1e-5)
     outside = -torch.log(1 - p[~masks])
     hardest = outside.topk(min(len(outside), max(1, round(HARD_SHARE * len(outside))))).values
@@ -120,25 +120,29 @@ def optimize(
     """Learn embeddings from a cache; the same cache, start and settings give the same result.
 
     Args:
-        cache: pictures with and, if there are any, without the concept.
+        cache: images with and, if there are any, without the concept.
         start: (1 + K, d) starting values.
         watch: called with iteration, number of iterations, loss and the current embeddings; may raise to stop.
 
     Raises:
-        ValueError: no picture has a mask, or the loss is not a number even at small learning rates.
+        ValueError: no image has a mask, or the loss is not a number even at small learning rates.
     """
     shown = [i for i, mask in enumerate(cache.masks) if bool(mask.any())]
     clean = [i for i in range(len(cache)) if i not in set(shown)]
     if not shown:
-        raise ValueError("No picture has a mask of the concept. Connect masks that are white where the concept is.")
-    iterations = settings.iterations or ITERATIONS_PER_PICTURE * len(shown)
+        raise ValueError(
+            "No image has a mask of the concept. Connect masks that are white where the concept is."
+        )
+    iterations = settings.iterations or ITERATIONS_PER_IMAGE * len(shown)
     learning_rate = settings.learning_rate or (LEARNING_RATE if settings.recipe == "paper" else CONTRAST_RATE)
     for _ in range(RETRIES + 1):
         found = _descend(cache, start, settings, shown, clean, iterations, learning_rate, watch)
         if found is not None:
             return found
         learning_rate /= 2
-    raise ValueError("The loss is not a number. Check that pictures, masks and model belong together, or lower the learning rate.")
+    raise ValueError(
+        "The loss is not a number. Check that images, masks and model belong together, or lower the learning rate."
+    )
 
 
 def _descend(
@@ -161,10 +165,16 @@ def _descend(
         rows = _drawn(shown, settings.batch, generator) + _drawn(clean, settings.batch, generator)
         levels = torch.randperm(len(cache.sigmas), generator=generator)[: settings.levels].tolist()
         chosen = torch.tensor(rows, dtype=torch.long)
-        loss = torch.stack([loss_of(cache.probabilities(embeddings, level, chosen), cache.masks[chosen]) for level in levels]).mean()
+        loss = torch.stack(
+            [loss_of(cache.probabilities(embeddings, level, chosen), cache.masks[chosen]) for level in levels]
+        ).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if not (bool(torch.isfinite(loss)) and embeddings.grad is not None and bool(torch.isfinite(embeddings.grad).all())):
+        if not (
+            bool(torch.isfinite(loss))
+            and embeddings.grad is not None
+            and bool(torch.isfinite(embeddings.grad).all())
+        ):
             return None
         optimizer.step()
         schedule.step()
@@ -194,8 +204,10 @@ def _drawn(rows: list[int], count: int, generator: torch.Generator) -> list[int]
 
 @torch.no_grad()
 def evaluate(cache: AttentionCache, embeddings: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """Mean loss over all pictures and noise levels."""
-    losses = [loss_of(cache.probabilities(embeddings, level), cache.masks) for level in range(len(cache.sigmas))]
+    """Mean loss over all images and noise levels."""
+    losses = [
+        loss_of(cache.probabilities(embeddings, level), cache.masks) for level in range(len(cache.sigmas))
+    ]
     return float(torch.stack(losses).mean())
 
 
@@ -206,12 +218,12 @@ def detections(cache: AttentionCache, embeddings: Tensor) -> Tensor:
 
 
 def calibrate(maps: Tensor, masks: Tensor) -> Calibration:
-    """Threshold that all but a few pictures without the concept stay below at every noise level, and the background beside it.
+    """Threshold that all but a few images without the concept stay below at every noise level, and the background beside it.
 
-    Without pictures of both kinds the threshold is the papers' 1/2; when the kinds do not overlap it is the middle between them.
+    Without images of both kinds the threshold is the papers' 1/2; when the kinds do not overlap it is the middle between them.
 
     Args:
-        maps: (levels, N, h, w) from `detections`, best of pictures that were not learnt from.
+        maps: (levels, N, h, w) from `detections`, best of images that were not learnt from.
         masks: (N, h, w) bool.
     """
     shows = masks.flatten(1).any(1)

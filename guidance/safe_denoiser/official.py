@@ -36,7 +36,9 @@ def official_delta(denoised: Tensor, references: Tensor, bandwidth: float, scale
     return -scale * kernel_sum_and_mean(denoised, references, bandwidth)[1]
 
 
-def published_delta(denoised: Tensor, references: References, kappa: float, scale: float, mask: Tensor | None = None) -> Tensor:
+def published_delta(
+    denoised: Tensor, references: References, kappa: float, scale: float, mask: Tensor | None = None
+) -> Tensor:
     """`official_delta` for any number of references of `normalize_channels`, streamed, with the bandwidth free of the size.
 
     The kernel is exp(-kappa r_n) with r_n = ||x0 - z_n|| / sqrt(D), so kappa = sqrt(D) / (2 bandwidth^2): 6.45 for the

@@ -1,8 +1,8 @@
-"""Which of two kinds a part of a prediction is: the unwanted thing, or what else stands in the same pictures.
+"""Which of two kinds a part of a prediction is: the unwanted thing, or what else stands in the same images.
 
-Pictures whose masks say where the unwanted thing is hold both classes of the theory: the masked windows are samples of the
+Images whose masks say where the unwanted thing is hold both classes of the theory: the masked windows are samples of the
 unwanted part of the data, all others of the safe part. With the kernel estimates p_u and p_s of both (Eq. 6 of the Safe
-Denoiser paper, over windows instead of whole pictures) the posterior P(unwanted | window) = p_u / (p_s + p_u) needs no
+Denoiser paper, over windows instead of whole images) the posterior P(unwanted | window) = p_u / (p_s + p_u) needs no
 threshold in units of similarity; without p_s whatever is drawn sharply resembles the unwanted thing. Windows are compared
 by the orientation of their edges, which early predictions show already, and which does not depend on colours or the VAE.
 """
@@ -27,12 +27,12 @@ COMPONENTS = 48
 """Principal components that windows are described by. 32 to 96 do equally well on the demo model."""
 
 HARDEST, SPREAD = 4, 4
-"""Windows per picture that stand for what is fine: those most like the unwanted thing, and others spread over all ranks."""
+"""Windows per image that stand for what is fine: those most like the unwanted thing, and others spread over all ranks."""
 
 FAINT = 0.1
-"""Windows with less contrast than this share of the picture's strongest window count as faint, whatever they show."""
+"""Windows with less contrast than this share of the image's strongest window count as faint, whatever they show."""
 
-MOST_PICTURES = 512
+MOST_IMAGES = 512
 OUTSIDE = 1 / 3
 """A window is outside the region when it holds less of it than this share of what the window around the region holds."""
 
@@ -42,15 +42,15 @@ LEAST_TYPICAL = 1.0
 
 @dataclass(frozen=True)
 class PatchLibrary:
-    """Windows of the negation pictures, described and ready to be compared.
+    """Windows of the negation images, described and ready to be compared.
 
     Attributes:
         mean: (D,), axes: (D, r), the principal components of descriptions.
         unwanted: (N, r) and fine: (M, r), components of the windows of both kinds.
         bandwidth: scalar, twice the kernel's variance.
-        typical: scalar, median log-odds of the unwanted windows, each compared with those of the other pictures.
+        typical: scalar, median log-odds of the unwanted windows, each compared with those of the other images.
         regions: (N, s, s) shape of the unwanted thing in its window, in [0, 1], at the latents' resolution.
-        latents: (P, C, h, w) all pictures, outside: (P, h', w') bool, grid positions whose window is fine.
+        latents: (P, C, h, w) all images, outside: (P, h', w') bool, grid positions whose window is fine.
         window: side of a window on the grid, odd. factor: latent pixels to a step of the grid.
     """
 
@@ -68,12 +68,16 @@ class PatchLibrary:
 
     def to(self, device: torch.device) -> PatchLibrary:
         """The same library on another device."""
-        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
         return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def has_places(regions: Tensor | None) -> bool:
-    """Whether masks (N, 1, h, w) say where something is: some picture has a part that is unwanted and one that is not."""
+    """Whether masks (N, 1, h, w) say where something is: some image has a part that is unwanted and one that is not."""
     if regions is None:
         return False
     inside = regions.flatten(1) > 0.5
@@ -81,15 +85,15 @@ def has_places(regions: Tensor | None) -> bool:
 
 
 def build_library(latents: Tensor, regions: Tensor, temperature: float) -> PatchLibrary:
-    """Describe the windows of masked pictures.
+    """Describe the windows of masked images.
 
     Args:
         latents: (N, C, h, w) in the model's latent space, float32 or wider.
-        regions: (N, 1, h, w) in [0, 1]. A picture without any region is an example of what is fine; one that is unwanted as
+        regions: (N, 1, h, w) in [0, 1]. An image without any region is an example of what is fine; one that is unwanted as
             a whole says nothing about a place and is left out.
         temperature: width of the kernel, as a share of the windows' spread. Less lets the nearest windows decide.
     """
-    chosen = torch.linspace(0, len(latents) - 1, min(len(latents), MOST_PICTURES)).round().long()
+    chosen = torch.linspace(0, len(latents) - 1, min(len(latents), MOST_IMAGES)).round().long()
     chosen = chosen[~(regions[chosen].flatten(1) > 0.5).all(1)]
     latents, regions = latents[chosen], regions[chosen].to(latents.dtype)
     factor = DETAIL * max(1, round(min(latents.shape[-2:]) / (DETAIL * SIDE)))
@@ -108,11 +112,15 @@ def build_library(latents: Tensor, regions: Tensor, temperature: float) -> Patch
     unwanted = (unwanted - mean) @ axes
     bandwidth = (temperature * unwanted.square().sum(1).mean()).clamp_min(1e-9)
     likelihood = log_density(components, unwanted, bandwidth).masked_fill(~outside.flatten(1), -math.inf)
-    picked, of_picture = _pick(likelihood)
+    picked, of_image = _pick(likelihood)
     fine = components.flatten(0, 1)[picked]
-    shapes = torch.stack([cut(F.pad(regions[i], (window // 2 * factor,) * 4), centres[i], window, factor)[0] for i in own])
-    typical = _typical(unwanted, own, fine, of_picture, bandwidth)
-    return PatchLibrary(mean, axes, unwanted, fine, bandwidth, typical, shapes, latents, outside, window, factor)
+    shapes = torch.stack(
+        [cut(F.pad(regions[i], (window // 2 * factor,) * 4), centres[i], window, factor)[0] for i in own]
+    )
+    typical = _typical(unwanted, own, fine, of_image, bandwidth)
+    return PatchLibrary(
+        mean, axes, unwanted, fine, bandwidth, typical, shapes, latents, outside, window, factor
+    )
 
 
 def describe(x: Tensor, window: int, factor: int) -> Tensor:
@@ -125,7 +133,9 @@ def describe(x: Tensor, window: int, factor: int) -> Tensor:
     half = window // 2
     offset = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
     weight = torch.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * (window / 2.6) ** 2))
-    windows = F.unfold(F.pad(edges, (half,) * 4, mode="replicate"), window).transpose(1, 2) * weight.flatten().repeat(edges.shape[1])
+    windows = F.unfold(F.pad(edges, (half,) * 4, mode="replicate"), window).transpose(
+        1, 2
+    ) * weight.flatten().repeat(edges.shape[1])
     length = windows.norm(dim=-1, keepdim=True)
     return windows / (length + FAINT * length.amax(1, keepdim=True)).clamp_min(1e-9)
 
@@ -139,7 +149,9 @@ def _structure(x: Tensor) -> Tensor:
 
 def log_density(components: Tensor, samples: Tensor, bandwidth: Tensor) -> Tensor:
     """Log of the mean kernel between (..., r) and (N, r), up to a constant: (...)."""
-    return torch.logsumexp(-_square_distance(components, samples) / bandwidth, dim=-1) - math.log(len(samples))
+    return torch.logsumexp(-_square_distance(components, samples) / bandwidth, dim=-1) - math.log(
+        len(samples)
+    )
 
 
 def _square_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -155,7 +167,9 @@ def log_odds(x: Tensor, library: PatchLibrary, mask: Tensor | None = None) -> tu
         mask: (1 or B, 1, h, w), where to look; positions that it leaves out have -inf.
     """
     components = (describe(x, library.window, library.factor) - library.mean) @ library.axes
-    odds = log_density(components, library.unwanted, library.bandwidth) - log_density(components, library.fine, library.bandwidth)
+    odds = log_density(components, library.unwanted, library.bandwidth) - log_density(
+        components, library.fine, library.bandwidth
+    )
     odds = odds.view(len(x), x.shape[-2] // library.factor, x.shape[-1] // library.factor)
     if mask is not None:
         odds = odds.masked_fill(F.avg_pool2d(mask.to(x.dtype), library.factor)[:, 0] < 0.5, -math.inf)
@@ -175,14 +189,14 @@ def _extent(region: Tensor) -> int:
 
 
 def _centre(region: Tensor) -> Tensor:
-    """Grid position (2,) of the middle of a region's bounding box; of the picture when there is no region."""
+    """Grid position (2,) of the middle of a region's bounding box; of the image when there is no region."""
     inside = region > 0.5 * region.max()
     found = [axis.nonzero() for axis in (inside.any(1), inside.any(0))]
     return torch.tensor([int(f.min() + f.max()) // 2 if len(f) else 0 for f in found], device=region.device)
 
 
 def _outside(grid: Tensor, centres: Tensor, window: int, has_region: Tensor) -> Tensor:
-    """(P, h', w') bool, positions whose window holds little of the picture's region."""
+    """(P, h', w') bool, positions whose window holds little of the image's region."""
     offset = torch.arange(window, device=grid.device, dtype=grid.dtype) - window // 2
     weight = torch.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * (window / 2.6) ** 2))
     held = F.conv2d(grid[:, None], weight[None, None], padding=window // 2)[:, 0]
@@ -196,29 +210,38 @@ def _principal(unwanted: Tensor, described: Tensor, outside: Tensor) -> tuple[Te
     mean = (unwanted.mean(0) + other.mean(0)) / 2
     a, b = unwanted - mean, other - mean
     covariance = (a.T @ a / len(a) + b.T @ b / len(b)).double()
-    # Single precision does not converge on the many equal eigenvalues of few or flat pictures.
+    # Single precision does not converge on the many equal eigenvalues of few or flat images.
     axes = torch.linalg.eigh(covariance).eigenvectors[:, -COMPONENTS:]
     return mean, axes.to(mean.dtype)
 
 
 def _pick(likelihood: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat indices of the fine windows to keep, and the picture of each, from (P, h' w') with -inf for those not fine."""
-    picked, pictures = [], []
-    for picture, row in enumerate(likelihood):
+    """Flat indices of the fine windows to keep, and the image of each, from (P, h' w') with -inf for those not fine."""
+    picked, images = [], []
+    for image, row in enumerate(likelihood):
         ranked = row.argsort(descending=True)[: int((row > -math.inf).sum())]
         count = len(ranked)
-        ranks = [*range(min(HARDEST, count)), *torch.linspace(min(HARDEST, count), count - 1, SPREAD).long().tolist()] if count else []
-        picked.append(ranked[ranks] + picture * likelihood.shape[1])
-        pictures += [picture] * len(ranks)
-    return torch.cat(picked), torch.tensor(pictures, device=likelihood.device)
+        ranks = (
+            [
+                *range(min(HARDEST, count)),
+                *torch.linspace(min(HARDEST, count), count - 1, SPREAD).long().tolist(),
+            ]
+            if count
+            else []
+        )
+        picked.append(ranked[ranks] + image * likelihood.shape[1])
+        images += [image] * len(ranks)
+    return torch.cat(picked), torch.tensor(images, device=likelihood.device)
 
 
-def _typical(unwanted: Tensor, own: Tensor, fine: Tensor, of_picture: Tensor, bandwidth: Tensor) -> Tensor:
-    """Median log-odds of the unwanted windows against those of all other pictures; with fewer than three there is no median."""
+def _typical(unwanted: Tensor, own: Tensor, fine: Tensor, of_image: Tensor, bandwidth: Tensor) -> Tensor:
+    """Median log-odds of the unwanted windows against those of all other images; with fewer than three there is no median."""
     if len(unwanted) < 3:
         return unwanted.new_tensor(2 * LEAST_TYPICAL)
-    to_unwanted = (-_square_distance(unwanted, unwanted) / bandwidth).masked_fill(own[:, None] == own, -math.inf)
-    to_fine = (-_square_distance(unwanted, fine) / bandwidth).masked_fill(own[:, None] == of_picture, -math.inf)
+    to_unwanted = (-_square_distance(unwanted, unwanted) / bandwidth).masked_fill(
+        own[:, None] == own, -math.inf
+    )
+    to_fine = (-_square_distance(unwanted, fine) / bandwidth).masked_fill(own[:, None] == of_image, -math.inf)
     counts = (to_unwanted > -math.inf).sum(1), (to_fine > -math.inf).sum(1).clamp_min(1)
     odds = to_unwanted.logsumexp(1) - counts[0].log() - to_fine.logsumexp(1) + counts[1].log()
     return odds.median().clamp_min(LEAST_TYPICAL)

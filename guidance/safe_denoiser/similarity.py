@@ -44,7 +44,9 @@ def reference_contrasts(references: References, device: torch.device, mask: Tens
     return references.collect(device, 1 if mask is None else len(mask), lambda z: contrasts(z, mask))
 
 
-def similarities(x: Tensor, references: References, reference_contrast: Tensor, mask: Tensor | None = None) -> Tensor:
+def similarities(
+    x: Tensor, references: References, reference_contrast: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """Correlation of every sample with every reference: (B, C, h, w) -> (B, N) in [-1, 1].
 
     Args:
@@ -80,14 +82,16 @@ class Calibration:
 
     Attributes:
         contrast: (1 or B, N) of `reference_contrasts`.
-        typical: scalar, S_ref: how similar the set's pictures are among themselves.
+        typical: scalar, S_ref: how similar the set's images are among themselves.
     """
 
     contrast: Tensor
     typical: Tensor
 
 
-def calibrate(references: References, temperature: float, device: torch.device, mask: Tensor | None = None) -> Calibration:
+def calibrate(
+    references: References, temperature: float, device: torch.device, mask: Tensor | None = None
+) -> Calibration:
     """Contrasts of all references, and S_ref of at most CALIBRATION_SAMPLE of them, spread evenly over the set.
 
     A batch with one mask per sample shares S_ref, that of its first mask: its samples have the same inpainting mask in all

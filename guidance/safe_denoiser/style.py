@@ -1,4 +1,4 @@
-"""Safe Denoiser for a style: the prediction keeps its content, and loses the texture that a few pictures share.
+"""Safe Denoiser for a style: the prediction keeps its content, and loses the texture that a few images share.
 
 Where the prediction is drawn in the unwanted style it is moved to the safe part's posterior mean, the paper's
 E_w = (1 - w) E_data + w E_safe. E_data is the unconditional prediction there, as in the paper's Eq. 8, without the guidance: the
@@ -42,11 +42,11 @@ def style_correction(
     """Replace what is drawn in the style by its content.
 
     Args:
-        denoised: (B, C, h, w) float32 or wider, what the picture will be.
+        denoised: (B, C, h, w) float32 or wider, what the image will be.
         unconditional: the same without the prompt; `denoised` again when there is no such prediction.
         library: the style, and what is fine.
-        settings: strength is w, 1 replaces entirely. A picture counts as drawn in the style when its largest log-odds exceed those of
-            the fine pictures by `threshold` times the lead that the style's own pictures have.
+        settings: strength is w, 1 replaces entirely. An image counts as drawn in the style when its largest log-odds exceed those of
+            the fine images by `threshold` times the lead that the style's own images have.
         before: where earlier steps found it.
         mask: (1 or B, 1, h, w) in [0, 1], where to look and to act.
 
@@ -69,6 +69,6 @@ def style_correction(
 
 
 def _area(odds: Tensor, library: StyleLibrary) -> Tensor:
-    """Where windows have higher log-odds than those of fine pictures usually reach, and their surroundings, with a soft rim."""
+    """Where windows have higher log-odds than those of fine images usually reach, and their surroundings, with a soft rim."""
     ramp = ((odds - library.usual) / (library.highest - library.usual).clamp_min(1e-6)).clamp(0, 1)
     return F.avg_pool2d(F.max_pool2d(ramp, WINDOW, 1, WINDOW // 2), 3, 1, 1, count_include_pad=False)

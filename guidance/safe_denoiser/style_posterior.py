@@ -1,14 +1,14 @@
 """How likely a part of a prediction is drawn in an unwanted style, and what it would be without that style.
 
-A style is a texture: small windows share their statistics wherever they stand, whatever they show. Pictures of the unwanted
-style and pictures that are fine give a covariance of windows each, and these take the place of the kernel estimates of the Safe
+A style is a texture: small windows share their statistics wherever they stand, whatever they show. Images of the unwanted
+style and images that are fine give a covariance of windows each, and these take the place of the kernel estimates of the Safe
 Denoiser paper. The direction of a window that is drawn from such a class has an angular central Gaussian density (Tyler,
 "Statistical analysis for the angular central Gaussian distribution on the sphere", Biometrika 1987), so the log-odds
 
     log p_u / p_s = 1/2 log (y' S^-1 y / y' U^-1 y) + const       (per dimension; S of fine windows, U of the style's)
 
 do not depend on contrast; and where a window is the sum of content and style, the posterior mean of the content is linear,
-S (S + share U)^-1 y. A handful of pictures holds thousands of windows, which is why four of a style are enough.
+S (S + share U)^-1 y. A handful of images holds thousands of windows, which is why four of a style are enough.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW = 5
-"""Side of a window in latent pixels: 40 pixels of a picture at the usual 8 to 1."""
+"""Side of a window in latent pixels: 40 pixels of an image at the usual 8 to 1."""
 
 SHARE = 0.1
 """How much of the style's covariance a window is taken to hold. More takes out more of it, and blurs more of the outlines."""
 
 RIDGE = 0.01
-"""White noise in both classes, as a share of the mean variance of fine windows: windows of a few pictures are not all there are."""
+"""White noise in both classes, as a share of the mean variance of fine windows: windows of a few images are not all there are."""
 
 FAINT = 0.05
 """Windows with less contrast than this share of the style's strongest ones count as faint, whatever they show."""
 
 BEYOND = 0.995
-"""Pictures of a style also hold windows without it. Those of the style exceed this share of all fine windows."""
+"""Images of a style also hold windows without it. Those of the style exceed this share of all fine windows."""
 
 ROUNDS = 3
 """Times that the style's windows are chosen anew, by the odds that the last choice gives. It hardly changes after the second."""
@@ -42,8 +42,8 @@ ROUNDS = 3
 LEAST_LEAD = 0.3
 """How far a style stands above what is fine at the least: one that cannot be told apart must not open the gate to everything."""
 
-MOST_PICTURES, MOST_WINDOWS = 64, 4096
-"""Pictures of a kind, and windows of a picture, that describe it; spread evenly. A covariance needs no more."""
+MOST_IMAGES, MOST_WINDOWS = 64, 4096
+"""Images of a kind, and windows of an image, that describe it; spread evenly. A covariance needs no more."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class StyleLibrary:
         safe, style: (D, D) inverse covariance of fine windows and of the style's, D = C * WINDOW^2.
         content: (D, D) takes windows to the posterior mean of their content.
         faint: scalar, contrast below which windows do not count.
-        usual, highest: scalars, the largest log-odds of a fine picture: of half of them, and of all.
-        typical: scalar, median over the style's pictures of their largest log-odds.
+        usual, highest: scalars, the largest log-odds of a fine image: of half of them, and of all.
+        typical: scalar, median over the style's images of their largest log-odds.
     """
 
     safe: Tensor
@@ -72,7 +72,7 @@ class StyleLibrary:
 
 
 def has_style(regions: Tensor | None) -> bool:
-    """Whether masks (N, 1, h, w) name both pictures that are unwanted as a whole and pictures that are fine as a whole."""
+    """Whether masks (N, 1, h, w) name both images that are unwanted as a whole and images that are fine as a whole."""
     if regions is None:
         return False
     inside = regions.flatten(1) > 0.5
@@ -80,16 +80,20 @@ def has_style(regions: Tensor | None) -> bool:
 
 
 def build_style_library(latents: Tensor, regions: Tensor) -> StyleLibrary:
-    """Describe the style of the unwanted pictures against those that are fine.
+    """Describe the style of the unwanted images against those that are fine.
 
     Args:
         latents: (N, C, h, w) in the model's latent space, float32 or wider.
-        regions: (N, 1, h, w) in [0, 1], full for pictures of the style and empty for fine ones; others are left out.
+        regions: (N, 1, h, w) in [0, 1], full for images of the style and empty for fine ones; others are left out.
     """
     inside = regions.flatten(1) > 0.5
     styled, fine = _some(latents[inside.all(1)]), _some(latents[~inside.any(1)])
     safe = _covariance(_windows_of(fine))
-    noise = RIDGE * safe.diagonal().mean().clamp_min(1e-9) * torch.eye(len(safe), dtype=safe.dtype, device=safe.device)
+    noise = (
+        RIDGE
+        * safe.diagonal().mean().clamp_min(1e-9)
+        * torch.eye(len(safe), dtype=safe.dtype, device=safe.device)
+    )
     safe = safe + noise
     inverse = torch.linalg.inv(safe)
     faint = FAINT * _quantile(torch.cat([y.norm(dim=-1) for y in _windows_of(styled)]), 0.99)
@@ -105,8 +109,16 @@ def build_style_library(latents: Tensor, regions: Tensor) -> StyleLibrary:
         style = describe(partial(_odds, safe=inverse, style=torch.linalg.inv(style), faint=faint))
 
     unknown = inverse.new_zeros(())
-    library = StyleLibrary(inverse, torch.linalg.inv(style), safe @ torch.linalg.inv(safe + SHARE * style), faint, *(unknown,) * 3)
-    of_fine, of_style = (torch.stack([log_odds(z[None], library).amax() for z in group]) for group in (fine, styled))
+    library = StyleLibrary(
+        inverse,
+        torch.linalg.inv(style),
+        safe @ torch.linalg.inv(safe + SHARE * style),
+        faint,
+        *(unknown,) * 3,
+    )
+    of_fine, of_style = (
+        torch.stack([log_odds(z[None], library).amax() for z in group]) for group in (fine, styled)
+    )
     typical = torch.maximum(of_style.median(), of_fine.amax() + LEAST_LEAD)
     return replace(library, usual=of_fine.median(), highest=of_fine.amax(), typical=typical)
 
@@ -147,13 +159,13 @@ def _weight(like: Tensor) -> Tensor:
 
 
 def _windows_of(latents: Tensor) -> Iterator[Tensor]:
-    # One picture at a time: all windows of a set together are many times its size. An odd step meets every column of a picture.
+    # One image at a time: all windows of a set together are many times its size. An odd step meets every column of an image.
     step = -(-latents[0, 0].numel() // MOST_WINDOWS) | 1
     return (windows(z[None])[0][0, ::step] for z in latents)
 
 
 def _some(latents: Tensor) -> Tensor:
-    return latents[torch.linspace(0, len(latents) - 1, min(len(latents), MOST_PICTURES)).round().long()]
+    return latents[torch.linspace(0, len(latents) - 1, min(len(latents), MOST_IMAGES)).round().long()]
 
 
 def _covariance(parts: Iterable[Tensor]) -> Tensor:

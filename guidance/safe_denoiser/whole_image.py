@@ -1,6 +1,6 @@
 """Safe Denoiser (Kim et al., "Training-Free Safe Denoisers for Safe Use of Diffusion Models", NeurIPS 2025).
 
-The theorem: if the data are a mixture of safe and unsafe pictures, the posterior mean of the safe part is
+The theorem: if the data are a mixture of safe and unsafe images, the posterior mean of the safe part is
 
     E_safe = E_data + beta* (E_data - E_unsafe),    beta* = pi / (1 - pi),    pi = P(unsafe | x_t)        (Eq. 4 and 5)
 
@@ -38,7 +38,7 @@ BETA_CAP = 9.0
 """beta = pi / (1 - pi) at pi = 0.9: more would rest on a likelihood ratio that the sampled references cannot support."""
 
 NEGLIGIBLE_BETA = 1e-6
-"""Below this a correction is lost in the rounding of single precision; taking it as zero leaves pictures bit-identical."""
+"""Below this a correction is lost in the rounding of single precision; taking it as zero leaves images bit-identical."""
 
 GATE_RAMP = 0.25
 """The gate is fully open when the similarity exceeds its threshold by this share."""
@@ -89,7 +89,13 @@ class SafeDenoiserResult:
     threshold: Tensor
 
 
-def kernel_logits(x: Tensor, references: References, level: NoiseLevel, anchor: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def kernel_logits(
+    x: Tensor,
+    references: References,
+    level: NoiseLevel,
+    anchor: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Log of q(x_t | z_n) up to a constant per sample: -||x_t - a z_n||^2 / (2 b^2), (B, N) in float32 or wider.
 
     With an `anchor` (the denoised prediction) the same term for it is subtracted: the log likelihood ratio of the reference
@@ -106,19 +112,26 @@ def kernel_logits(x: Tensor, references: References, level: NoiseLevel, anchor: 
         found = []
         for b in range(len(x)):
             away = (seen[b % len(seen)] * (z.to(wide) - origin[b])).flatten(1)
-            found.append(level.signal**2 * away.square().sum(1) - 2 * level.signal * (away @ residual[b].flatten()))
+            found.append(
+                level.signal**2 * away.square().sum(1) - 2 * level.signal * (away @ residual[b].flatten())
+            )
         return torch.stack(found)
 
     return -references.collect(x.device, len(x), excess) / (2 * level.noise**2)
 
 
 def likelihood_ratio_correction(
-    x: Tensor, denoised: Tensor, references: References, level: NoiseLevel, settings: SafeDenoiserSettings, mask: Tensor | None = None
+    x: Tensor,
+    denoised: Tensor,
+    references: References,
+    level: NoiseLevel,
+    settings: SafeDenoiserSettings,
+    mask: Tensor | None = None,
 ) -> SafeDenoiserResult:
     """eta beta (E_data - E_unsafe) with beta = exp(min(log likelihood ratio, 0)), the `exact` and `tempered` modes (Eq. 7).
 
     `exact` is the honest likelihood ratio: numerically zero for everything but near-duplicates of a reference, which is what
-    the theorem says about a finite set of pictures. `tempered` divides its logarithm by T = D / D_eff.
+    the theorem says about a finite set of images. `tempered` divides its logarithm by T = D / D_eff.
     """
     logits = kernel_logits(x, references, level, denoised, mask)
     if settings.mode == "tempered":
@@ -140,8 +153,10 @@ def likelihood_ratio_correction(
 def official_correction(
     denoised: Tensor, references: References, settings: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> SafeDenoiserResult:
-    """Subtract the published kernel mean of references of `normalize_channels`. Nothing gates it: it acts on every picture."""
-    delta = capped(published_delta(denoised, references, settings.kappa, settings.strength, mask), denoised, settings.cap)
+    """Subtract the published kernel mean of references of `normalize_channels`. Nothing gates it: it acts on every image."""
+    delta = capped(
+        published_delta(denoised, references, settings.kappa, settings.strength, mask), denoised, settings.cap
+    )
     nothing = torch.full_like(denoised[:, 0, 0, 0], math.nan)
     return SafeDenoiserResult(delta, torch.ones_like(nothing), nothing, nothing)
 
@@ -153,7 +168,11 @@ def gate_of(score: Tensor, typical: Tensor, share: float) -> tuple[Tensor, Tenso
 
 
 def calibrated_correction(
-    denoised: Tensor, references: References, calibration: Calibration, settings: SafeDenoiserSettings, mask: Tensor | None = None
+    denoised: Tensor,
+    references: References,
+    calibration: Calibration,
+    settings: SafeDenoiserSettings,
+    mask: Tensor | None = None,
 ) -> SafeDenoiserResult:
     """Push the prediction away from the references that it resembles, once it resembles them enough.
 

@@ -1,4 +1,4 @@
-"""A picture classifier as a safety function."""
+"""An image classifier as a safety function."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ class ClassifierSafetyFunction(SafetyFunction):
     when the classifier is sure. The gate opens when a probability reaches the threshold.
     """
 
-    def __init__(self, classifier: ConvClassifier, head: str, classes: Sequence[str], threshold: float = 0.5) -> None:
+    def __init__(
+        self, classifier: ConvClassifier, head: str, classes: Sequence[str], threshold: float = 0.5
+    ) -> None:
         known = classifier.heads.get(head)
         if known is None:
-            raise ValueError(f"The classifier has no output '{head}'. Choose one of {', '.join(classifier.heads)}.")
+            raise ValueError(
+                f"The classifier has no output '{head}'. Choose one of {', '.join(classifier.heads)}."
+            )
         missing = [name for name in classes if name not in known]
         if missing or not classes:
-            raise ValueError(f"The classifier's output '{head}' does not know '{', '.join(missing)}'. Choose from {', '.join(known)}.")
+            raise ValueError(
+                f"The classifier's output '{head}' does not know '{', '.join(missing)}'. Choose from {', '.join(known)}."
+            )
         self.classifier, self.head, self.classes, self.threshold = classifier, head, tuple(classes), threshold
         self.name = f"classifier: {', '.join(classes)}"
         self.networks = [classifier]

@@ -43,13 +43,19 @@ class ClipModel:
 
 
 class ClipSafetyFunction(SafetyFunction):
-    """Score: cosine of the picture and the texts, less that of the picture and the neutral texts if there are any.
+    """Score: cosine of the image and the texts, less that of the image and the neutral texts if there are any.
 
     Several texts count by the mean of their directions. The gate opens above the threshold. The score starts at the
     threshold: what is below, another function may need in a sum, counts as 0 there no less than a closed gate.
     """
 
-    def __init__(self, clip: ClipModel, texts: Sequence[str], neutral: Sequence[str] = (), threshold: float = PAPER_THRESHOLD) -> None:
+    def __init__(
+        self,
+        clip: ClipModel,
+        texts: Sequence[str],
+        neutral: Sequence[str] = (),
+        threshold: float = PAPER_THRESHOLD,
+    ) -> None:
         if not texts:
             raise ValueError("There is no text to stay away from. Write one, a line each.")
         self.clip, self.threshold = clip, threshold
@@ -60,19 +66,24 @@ class ClipSafetyFunction(SafetyFunction):
     def _direction(self, texts: Sequence[str]) -> Tensor:
         network = self.clip.network
         device = next(network.parameters()).device
-        # Made outside inference mode, under which nodes run: gradients of pictures need it later.
+        # Made outside inference mode, under which nodes run: gradients of images need it later.
         with torch.inference_mode(False), torch.no_grad():
             features = network.encode_text(self.clip.tokenize(list(texts)).to(device), normalize=True).float()
             return F.normalize(features.mean(0), dim=0).cpu()
 
     def __call__(self, images: Tensor) -> Assessment:
         clip = self.clip
-        resized = F.interpolate(images.float(), (clip.size, clip.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        resized = F.interpolate(
+            images.float(), (clip.size, clip.size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
         mean, std = (resized.new_tensor(values)[:, None, None] for values in (clip.mean, clip.std))
         features = F.normalize(clip.network.encode_image((resized - mean) / std).float(), dim=1)
         concept, *neutral = (features @ direction.to(features) for direction in self._texts)
         score = concept - neutral[0] if neutral else concept
-        explanation = [{"similarity": float(c), **({"neutral": float(n)} if neutral else {})} for c, n in self._figures(concept, neutral)]
+        explanation = [
+            {"similarity": float(c), **({"neutral": float(n)} if neutral else {})}
+            for c, n in self._figures(concept, neutral)
+        ]
         return Assessment(score, score > self.threshold, explanation)
 
     @staticmethod

@@ -11,7 +11,7 @@ RIDGE = 1e-3
 
 
 class LinearDecoder(nn.Module):
-    """Latents (B, C, h, w) to pictures (B, 3, r h, r w): each r x r pixels from the 3 x 3 latents around them."""
+    """Latents (B, C, h, w) to images (B, 3, r h, r w): each r x r pixels from the 3 x 3 latents around them."""
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__()
@@ -22,18 +22,20 @@ class LinearDecoder(nn.Module):
         return F.pixel_shuffle(self.convolution(latents), self.ratio)
 
 
-def fit(latents: Tensor, pictures: Tensor) -> LinearDecoder:
-    """The linear decoder that comes closest to `pictures` (N, 3, H, W) from `latents` (N, C, h, w) in the mean square.
+def fit(latents: Tensor, images: Tensor) -> LinearDecoder:
+    """The linear decoder that comes closest to `images` (N, 3, H, W) from `latents` (N, C, h, w) in the mean square.
 
     Raises:
-        ValueError: the pictures are not a whole multiple of the latents' size.
+        ValueError: the images are not a whole multiple of the latents' size.
     """
-    ratio, rest = divmod(pictures.shape[-1], latents.shape[-1])
-    if rest or pictures.shape[-2] != ratio * latents.shape[-2]:
-        raise ValueError("The VAE's pictures are not a whole multiple of its latents. Choose the decoder 'vae'.")
+    ratio, rest = divmod(images.shape[-1], latents.shape[-1])
+    if rest or images.shape[-2] != ratio * latents.shape[-2]:
+        raise ValueError(
+            "The VAE's images are not a whole multiple of its latents. Choose the decoder 'vae'."
+        )
     channels = latents.shape[1]
     around = F.unfold(F.pad(latents.double(), (1, 1, 1, 1), mode="replicate"), 3).movedim(1, 2).flatten(0, 1)
-    wanted = F.pixel_unshuffle(pictures.double(), ratio).flatten(2).movedim(1, 2).flatten(0, 1)
+    wanted = F.pixel_unshuffle(images.double(), ratio).flatten(2).movedim(1, 2).flatten(0, 1)
     around_mean, wanted_mean = around.mean(0), wanted.mean(0)
     centred = around - around_mean
     covariance = centred.T @ centred / len(centred)
@@ -46,10 +48,10 @@ def fit(latents: Tensor, pictures: Tensor) -> LinearDecoder:
     return decoder.requires_grad_(False).eval()
 
 
-def sample_pictures(count: int, side: int) -> Tensor:
-    """Pictures (count, 3, side, side) in [0, 1] to fit on: areas of colour with hard and soft edges, at all scales. Always the same."""
+def sample_images(count: int, side: int) -> Tensor:
+    """Images (count, 3, side, side) in [0, 1] to fit on: areas of colour with hard and soft edges, at all scales. Always the same."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(count, 3, 1, 1, generator=generator).expand(count, 3, side, side)
+    images = torch.rand(count, 3, 1, 1, generator=generator).expand(count, 3, side, side)
     cells = 2
     while cells <= side // 2:
         colors = torch.rand(count, 3, cells, cells, generator=generator)
@@ -57,6 +59,8 @@ def sample_pictures(count: int, side: int) -> Tensor:
         soft = F.interpolate(colors, (side, side), mode="bilinear", align_corners=False)
         hard = F.interpolate(colors, (side, side), mode="nearest")
         layer = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.5, soft, hard)
-        pictures = torch.lerp(pictures, layer, F.interpolate(shown, (side, side), mode="nearest") * (2 / cells) ** 0.5)
+        images = torch.lerp(
+            images, layer, F.interpolate(shown, (side, side), mode="nearest") * (2 / cells) ** 0.5
+        )
         cells *= 2
-    return pictures
+    return images

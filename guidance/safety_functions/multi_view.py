@@ -1,6 +1,6 @@
-"""Several views of a picture judged together, so that guidance changes what is seen rather than fools one detector.
+"""Several views of an image judged together, so that guidance changes what is seen rather than fools one detector.
 
-The views are fixed: guidance must not draw random numbers, and the same picture must always get the same score.
+The views are fixed: guidance must not draw random numbers, and the same image must always get the same score.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from .interface import Assessment, SafetyFunction
 
 SHIFT = 1 / 16
-"""Largest shift of a view, as a share of the picture's side."""
+"""Largest shift of a view, as a share of the image's side."""
 
 GOLDEN = 0.61803398875
 PLASTIC = 0.7548776662
@@ -20,7 +20,7 @@ PLASTIC = 0.7548776662
 
 
 class Views(SafetyFunction):
-    """The mean score over the picture and `count - 1` shifted copies, every other one of them softened too.
+    """The mean score over the image and `count - 1` shifted copies, every other one of them softened too.
 
     The gate opens when at least half of the views open it.
     """
@@ -38,9 +38,12 @@ class Views(SafetyFunction):
 
 
 def view(images: Tensor, number: int) -> Tensor:
-    """The view of pictures (B, 3, H, W) with that number: shifted, with borders repeated, and softened if it is even."""
+    """The view of images (B, 3, H, W) with that number: shifted, with borders repeated, and softened if it is even."""
     height, width = images.shape[-2:]
-    down, right = (round((2 * (number * step % 1) - 1) * SHIFT * side) for step, side in ((GOLDEN, height), (PLASTIC, width)))
+    down, right = (
+        round((2 * (number * step % 1) - 1) * SHIFT * side)
+        for step, side in ((GOLDEN, height), (PLASTIC, width))
+    )
     pad_y, pad_x = round(SHIFT * height) + 1, round(SHIFT * width) + 1
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), mode="replicate")
     if number % 2 == 0:

@@ -40,7 +40,12 @@ LABELS = (
 )
 """The network's classes in its own order."""
 
-PAPER_CLASSES = ("FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "ANUS_EXPOSED", "MALE_GENITALIA_EXPOSED")
+PAPER_CLASSES = (
+    "FEMALE_BREAST_EXPOSED",
+    "FEMALE_GENITALIA_EXPOSED",
+    "ANUS_EXPOSED",
+    "MALE_GENITALIA_EXPOSED",
+)
 """The four that Safe Text Embedding Guidance counts as nudity."""
 
 OVERLAP = 0.45
@@ -63,15 +68,17 @@ def classes_from(text: str) -> tuple[str, ...]:
 
 
 def squared(images: Tensor, size: int) -> Tensor:
-    """Pictures padded with black at the right and at the bottom to a square, then resized to `size`."""
+    """Images padded with black at the right and at the bottom to a square, then resized to `size`."""
     height, width = images.shape[-2:]
     side = max(height, width)
     padded = F.pad(images, (0, side - width, 0, side - height))
-    return padded if side == size else F.interpolate(padded, (size, size), mode="bilinear", align_corners=False)
+    return (
+        padded if side == size else F.interpolate(padded, (size, size), mode="bilinear", align_corners=False)
+    )
 
 
 def kept_boxes(output: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes of one picture that survive non-maximum suppression.
+    """Boxes of one image that survive non-maximum suppression.
 
     Args:
         output: (22, anchors): centre, width and height in pixels of the network's input, then 18 confidences.
@@ -83,7 +90,9 @@ def kept_boxes(output: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor
     confidences, labels = output[4:].max(dim=0)
     candidates = (confidences > threshold).nonzero()[:, 0]
     boxes = box_convert(output[:4, candidates].T, "cxcywh", "xyxy")
-    kept = candidates[nms(boxes.detach().float(), confidences[candidates].detach().float(), OVERLAP)[:MOST_BOXES]]
+    kept = candidates[
+        nms(boxes.detach().float(), confidences[candidates].detach().float(), OVERLAP)[:MOST_BOXES]
+    ]
     return box_convert(output[:4, kept].T, "cxcywh", "xyxy"), confidences[kept], labels[kept]
 
 
@@ -91,13 +100,19 @@ class NudeNetSafetyFunction(SafetyFunction):
     """Score: the sum of the confidences of the boxes kept whose class is among `classes`; gate: there is such a box.
 
     Args:
-        network: pictures (B, 3, size, size) in [0, 1] to raw output (B, 22, anchors).
+        network: images (B, 3, size, size) in [0, 1] to raw output (B, 22, anchors).
         classes: names from `LABELS`.
         threshold: confidence above which a box counts. The published code guides from 0.01; the package reports from 0.25.
         size: side in pixels of the network's input, a multiple of 32. Larger finds smaller things and costs more.
     """
 
-    def __init__(self, network: nn.Module, classes: Sequence[str] = PAPER_CLASSES, threshold: float = 0.01, size: int = 320) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str] = PAPER_CLASSES,
+        threshold: float = 0.01,
+        size: int = 320,
+    ) -> None:
         self.network, self.threshold, self.size = network, threshold, size
         self.name, self.networks = "NudeNet", [network]
         self.classes = tuple(classes)
@@ -108,18 +123,20 @@ class NudeNetSafetyFunction(SafetyFunction):
         found = [self._of_one(output, images.shape[-2:]) for output in outputs]
         gate = torch.tensor([bool(regions) for _, regions in found], device=images.device)
         explanation = [_summary(regions) for _, regions in found]
-        return Assessment(torch.stack([score for score, _ in found]), gate, explanation, [regions for _, regions in found])
+        return Assessment(
+            torch.stack([score for score, _ in found]), gate, explanation, [regions for _, regions in found]
+        )
 
     def _of_one(self, output: Tensor, shape: torch.Size) -> tuple[Tensor, list[Region]]:
         boxes, confidences, labels = kept_boxes(output, self.threshold)
         counts = torch.isin(labels, torch.tensor(self._numbers, device=labels.device))
         height, width = shape
-        # Pixels of the network's input to shares of the picture, which covers only part of the square.
+        # Pixels of the network's input to shares of the image, which covers only part of the square.
         scale = boxes.new_tensor([width, height, width, height]) * self.size / max(height, width)
         shares = (boxes.detach() / scale).clamp(0, 1)[counts].tolist()
         kept = zip(labels[counts].tolist(), confidences[counts].detach().tolist(), shares)
         regions = [Region(LABELS[label], score, tuple(box)) for label, score, box in kept]
-        # The sum over no box is a 0 without a gradient; a batch needs one for every picture.
+        # The sum over no box is a 0 without a gradient; a batch needs one for every image.
         return confidences[counts].sum() + 0 * output.sum(), regions
 
 

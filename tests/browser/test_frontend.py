@@ -13,8 +13,14 @@ import pytest
 from PIL import Image
 
 from safe_guidance.evaluation import graphs
-from safe_guidance.evaluation.example_inputs import put_sample_pictures
-from safe_guidance.evaluation.frontend import BROWSER_VARIABLE, HOW_TO_GET_ONE, Frontend, FrontendError, find_browser
+from safe_guidance.evaluation.example_inputs import put_sample_images
+from safe_guidance.evaluation.frontend import (
+    BROWSER_VARIABLE,
+    HOW_TO_GET_ONE,
+    Frontend,
+    FrontendError,
+    find_browser,
+)
 from safe_guidance.evaluation.server import PACK_NAME, ComfyServer
 from safe_guidance.tools.layout import TITLE
 
@@ -69,7 +75,7 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
     browser = find_browser()
     if browser is None:
         pytest.skip(HOW_TO_GET_ONE)
-    put_sample_pictures(server.base / "input")
+    put_sample_images(server.base / "input")
     with Frontend(server.url, browser) as window:
         yield window
 
@@ -86,7 +92,12 @@ def window(frontend: Frontend) -> Iterator[Frontend]:
 def is_about_a_missing_model(problem: str) -> bool:
     """The interface asks for a missing file's size, some time after it opened the workflow, and the server forbids that."""
     workflows = (graphs.load_workflow(path) for path in WORKFLOWS)
-    urls = {model["url"] for workflow in workflows for node in workflow["nodes"] for model in node["properties"].get("models", [])}
+    urls = {
+        model["url"]
+        for workflow in workflows
+        for node in workflow["nodes"]
+        for model in node["properties"].get("models", [])
+    }
     return any(url in problem for url in urls)
 
 
@@ -101,17 +112,19 @@ def own_nodes(server: ComfyServer) -> list[str]:
     return sorted(name for name, node in info.items() if node["python_module"].endswith(f".{PACK_NAME}"))
 
 
-def test_the_template_browser_shows_every_workflow_with_its_picture(window: Frontend) -> None:
+def test_the_template_browser_shows_every_workflow_with_its_image(window: Frontend) -> None:
     window.page.get_by_role("button", name="Templates").click()
     window.page.get_by_text(PACK_NAME, exact=True).first.click()
     for path in WORKFLOWS:
         card = window.page.get_by_test_id(f"template-workflow-{path.stem}")
         card.scroll_into_view_if_needed()
-        picture = card.locator("img").first
-        picture.wait_for()
+        image = card.locator("img").first
+        image.wait_for()
         with Image.open(path.with_suffix(".jpg")) as file:
             width = file.width
-        window.page.wait_for_function("([image, width]) => image.naturalWidth === width", arg=[picture.element_handle(), width])
+        window.page.wait_for_function(
+            "([image, width]) => image.naturalWidth === width", arg=[image.element_handle(), width]
+        )
 
 
 def test_a_click_on_a_template_opens_it(window: Frontend) -> None:
@@ -124,14 +137,18 @@ def test_a_click_on_a_template_opens_it(window: Frontend) -> None:
 
 
 @pytest.mark.parametrize("path", DEMO_WORKFLOWS, ids=lambda path: path.stem)
-def test_a_demo_workflow_is_sent_as_python_sends_it_and_runs(window: Frontend, object_info: dict[str, Any], path: Path) -> None:
+def test_a_demo_workflow_is_sent_as_python_sends_it_and_runs(
+    window: Frontend, object_info: dict[str, Any], path: Path
+) -> None:
     window.load_template(path.stem)
     assert window.red_nodes() == []
     assert window.to_prompt() == graphs.to_prompt(graphs.load_workflow(path), object_info)
     window.limit_steps(FEW_STEPS)
     window.run()
     assert window.red_nodes() == []
-    assert covered(graphs.load_workflow(path), window.node_sizes()) == [], "texts and pictures of a run need room: dev.py make layout"
+    assert covered(graphs.load_workflow(path), window.node_sizes()) == [], (
+        "texts and images of a run need room: dev.py make layout"
+    )
 
 
 def test_a_setting_that_has_no_effect_is_told_under_the_node_in_a_sentence(window: Frontend) -> None:
@@ -139,18 +156,29 @@ def test_a_setting_that_has_no_effect_is_told_under_the_node_in_a_sentence(windo
     window.set_widget("KSampler", "cfg", 1)
     window.limit_steps(FEW_STEPS)
     window.run()
-    told = window.page.get_by_text("CFG is 1, so the negative prompt is evaluated for SLD alone. More CFG costs nothing more.")
+    told = window.page.get_by_text(
+        "CFG is 1, so the negative prompt is evaluated for SLD alone. More CFG costs nothing more."
+    )
     assert told.is_visible()
-    assert in_sight(told, window.page.get_by_text("CFG is 1").locator("xpath=ancestor::div[contains(@class, 'overflow-y-auto')]"))
+    assert in_sight(
+        told,
+        window.page.get_by_text("CFG is 1").locator(
+            "xpath=ancestor::div[contains(@class, 'overflow-y-auto')]"
+        ),
+    )
 
 
-def test_an_error_is_told_under_the_node_in_two_sentences_and_goes_when_it_is_mended(window: Frontend) -> None:
+def test_an_error_is_told_under_the_node_in_two_sentences_and_goes_when_it_is_mended(
+    window: Frontend,
+) -> None:
     window.load_template("demo_semantic_guidance")
     window.limit_steps(FEW_STEPS)
     window.set_widget("SafeGuidanceSemanticGuidance", "remove", "")
     with pytest.raises(FrontendError):
         window.run()
-    told = window.page.get_by_text("Semantic Guidance has no concept. Write one under remove or add, or connect a Semantic Concept.")
+    told = window.page.get_by_text(
+        "Semantic Guidance has no concept. Write one under remove or add, or connect a Semantic Concept."
+    )
     assert told.is_visible()
     window.set_widget("SafeGuidanceSemanticGuidance", "remove", "star")
     window.run()
@@ -169,11 +197,13 @@ def test_what_a_node_reports_stands_under_it(window: Frontend) -> None:
     window.load_template("demo_negation_set_from_folder")
     window.limit_steps(FEW_STEPS)
     window.run()
-    for text in ("duplicates dropped", "pictures in models/negation_sets", "picture 1: reference"):
+    for text in ("duplicates dropped", "images in models/negation_sets", "image 1: reference"):
         assert window.page.get_by_text(text).is_visible()
 
 
-@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path not in DEMO_WORKFLOWS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in WORKFLOWS if path not in DEMO_WORKFLOWS], ids=lambda path: path.stem
+)
 def test_a_checkpoints_workflow_offers_the_missing_file_and_is_otherwise_whole(
     window: Frontend, object_info: dict[str, Any], path: Path
 ) -> None:
@@ -186,7 +216,9 @@ def test_a_checkpoints_workflow_offers_the_missing_file_and_is_otherwise_whole(
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_nothing_is_covered_when_nodes_have_the_size_they_are_drawn_with(frontend: Frontend, path: Path) -> None:
+def test_nothing_is_covered_when_nodes_have_the_size_they_are_drawn_with(
+    frontend: Frontend, path: Path
+) -> None:
     frontend.close_dialogs()
     frontend.load_template(path.stem)
     assert covered(graphs.load_workflow(path), frontend.node_sizes()) == []
@@ -202,7 +234,9 @@ def covered(workflow: dict[str, Any], sizes: dict[str, list[float]]) -> list[str
         left, top, width, height = group["bounding"]
         groups[group["title"]] = (left, top, left + width, top + height)
     alike = (pair for boxes in (nodes, groups) for pair in itertools.combinations(boxes.items(), 2))
-    astride = (pair for pair in itertools.product(nodes.items(), groups.items()) if not holds(pair[1][1], pair[0][1]))
+    astride = (
+        pair for pair in itertools.product(nodes.items(), groups.items()) if not holds(pair[1][1], pair[0][1])
+    )
     return [f"{one} / {other}" for (one, a), (other, b) in (*alike, *astride) if overlap(a, b)]
 
 
@@ -214,15 +248,22 @@ def holds(outer: Sides, inner: Sides) -> bool:
     return outer[0] <= inner[0] and outer[1] <= inner[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
 
 
-def test_every_node_has_its_help_page_with_a_picture_in_the_interface(window: Frontend, server: ComfyServer) -> None:
+def test_every_node_has_its_help_page_with_an_image_in_the_interface(
+    window: Frontend, server: ComfyServer
+) -> None:
     for name in own_nodes(server):
         window.page.evaluate(ONLY_NODE, name)
         window.page.get_by_test_id("info-button").click()
-        title = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        title = (
+            (ROOT / "web" / "docs" / f"{name}.md")
+            .read_text(encoding="utf-8")
+            .splitlines()[0]
+            .removeprefix("# ")
+        )
         heading = window.page.get_by_role("heading", name=title, exact=True)
         heading.wait_for()
-        picture = heading.locator("xpath=..").locator("img").first
-        window.page.wait_for_function("image => image.naturalWidth > 100", arg=picture.element_handle())
+        image = heading.locator("xpath=..").locator("img").first
+        window.page.wait_for_function("image => image.naturalWidth > 100", arg=image.element_handle())
     # The interface asks for a page in its own language first.
     window.problems[:] = [problem for problem in window.problems if "/en.md" not in problem]
 
@@ -240,12 +281,17 @@ def test_the_blueprint_is_found_by_its_name_and_stands_in_for_the_two_nodes(wind
     window.page.keyboard.type(BLUEPRINT, delay=20)
     window.page.get_by_text(BLUEPRINT, exact=True).first.wait_for()
     window.page.keyboard.press("Enter")
-    window.page.wait_for_function("title => app.graph._nodes.some(node => node.title === title)", arg=BLUEPRINT)
+    window.page.wait_for_function(
+        "title => app.graph._nodes.some(node => node.title === title)", arg=BLUEPRINT
+    )
     window.page.evaluate(USE_BLUEPRINT, BLUEPRINT)
     assert window.red_nodes() == []
     kinds = [node["class_type"] for key, node in window.to_prompt().items() if ":" in key]
     assert sorted(kinds) == ["KSampler", "SafeGuidanceSafeDenoiser"]
-    names = window.page.evaluate("title => app.graph._nodes.find(node => node.title === title).inputs.map(input => input.name)", BLUEPRINT)
+    names = window.page.evaluate(
+        "title => app.graph._nodes.find(node => node.title === title).inputs.map(input => input.name)",
+        BLUEPRINT,
+    )
     assert len(names) == len(set(names))
     window.limit_steps(FEW_STEPS)
     window.run()
@@ -253,11 +299,15 @@ def test_the_blueprint_is_found_by_its_name_and_stands_in_for_the_two_nodes(wind
 
 
 def test_the_interface_in_french_shows_the_translations(window: Frontend) -> None:
-    texts = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text(encoding="utf-8"))["SafeGuidanceLoadNegationSet"]
+    texts = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text(encoding="utf-8"))[
+        "SafeGuidanceLoadNegationSet"
+    ]
     try:
         window.set_language("fr")
         window.page.evaluate(ONLY_NODE, "SafeGuidanceLoadNegationSet")
-        shown = window.page.evaluate("() => [app.graph._nodes[0].title, app.graph._nodes[0].widgets[0].label]")
+        shown = window.page.evaluate(
+            "() => [app.graph._nodes[0].title, app.graph._nodes[0].widgets[0].label]"
+        )
     finally:
         window.set_language("en")
         # Loading the page has the interface look for files of the user's that are not there.
@@ -281,6 +331,6 @@ def test_a_named_browser_is_used(tmp_path: Path) -> None:
     ["SampleAndRecordAttention", "OptimizeGuidelineTokens", "DAGDetectionMap", "DemoAnnotatedSet"],
 )
 def test_a_seed_that_others_rely_on_stays_after_a_run(window: Frontend, name: str) -> None:
-    """Masks are painted on the pictures of a seed, and learning again takes minutes; a sampler's seed changes, as KSampler's does."""
+    """Masks are painted on the images of a seed, and learning again takes minutes; a sampler's seed changes, as KSampler's does."""
     assert window.page.evaluate(AFTER_GENERATE, f"SafeGuidance{name}") == ["fixed"]
     assert window.page.evaluate(AFTER_GENERATE, "SafeGuidanceSafeDenoiserSampler") == ["randomize"]

@@ -1,4 +1,4 @@
-"""Reading cross-attention in the real host: equal to the raw modules' own, and never a bit of the picture changed."""
+"""Reading cross-attention in the real host: equal to the raw modules' own, and never a bit of the image changed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,15 @@ class RawQueries:
             handle.remove()
 
 
-def recomputed(unet: Any, capture: Any, raw: RawQueries, step: int, rows: slice, embeddings: torch.Tensor, size: tuple[int, int]) -> Any:
+def recomputed(
+    unet: Any,
+    capture: Any,
+    raw: RawQueries,
+    step: int,
+    rows: slice,
+    embeddings: torch.Tensor,
+    size: tuple[int, int],
+) -> Any:
     """Token maps by plain loops over heads in float64."""
     maps = []
     for name, outputs in raw.outputs.items():
@@ -92,7 +100,9 @@ def recomputed(unet: Any, capture: Any, raw: RawQueries, step: int, rows: slice,
             heads.append((query[..., part] @ keys[:, part].T / width**0.5).softmax(-1))
         mean = torch.stack(heads).mean(0).transpose(1, 2)
         height = round((mean.shape[-1] * size[0] / size[1]) ** 0.5)
-        maps.append(F.interpolate(mean.unflatten(-1, (height, -1)), size=size, mode="bilinear", align_corners=False))
+        maps.append(
+            F.interpolate(mean.unflatten(-1, (height, -1)), size=size, mode="bilinear", align_corners=False)
+        )
     return torch.stack(maps).mean(0)
 
 
@@ -109,7 +119,9 @@ def test_maps_equal_those_of_the_raw_modules(host: Any, reading: Any, width: int
     for step, maps in enumerate(reader.seen):
         assert maps is not None
         # The host puts the negative branch first: rows 2 and 3 of the four are the positive one's.
-        expected = recomputed(unet, reading.capture, raw, step, slice(2, 4), tokens.embeddings, (height // 4, width // 4))
+        expected = recomputed(
+            unet, reading.capture, raw, step, slice(2, 4), tokens.embeddings, (height // 4, width // 4)
+        )
         torch.testing.assert_close(maps[0].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -127,7 +139,11 @@ def test_layers_can_be_named(host: Any, reading: Any) -> None:
 
 def test_layers_by_scale_in_models_of_the_usual_sizes(host: Any, reading: Any, tiny: Any) -> None:
     """Stable Diffusion 1.x: five layers each at a half and a quarter of the latent; SDXL has none at its full size."""
-    for family, latent, count in (("sd1", (4, 16, 16), 10), ("sd1", (4, 17, 25), 10), ("sdxl", (4, 16, 16), None)):
+    for family, latent, count in (
+        ("sd1", (4, 16, 16), 10),
+        ("sd1", (4, 17, 25), 10),
+        ("sdxl", (4, 16, 16), None),
+    ):
         model = tiny.tiny_model(family)
         reader = reading.Reader(random_tokens(tiny.WIDTH))
         sample_tiny(tiny, reading.attach(model, reader), latent)
@@ -139,13 +155,25 @@ def test_layers_by_scale_in_models_of_the_usual_sizes(host: Any, reading: Any, t
         torch.testing.assert_close(maps[0].sum(1), torch.ones(1, *latent[1:]))
 
 
-def sample_tiny(tiny: Any, model: Any, shape: tuple[int, int, int], steps: int = 1, cfg: float = 3.0) -> torch.Tensor:
+def sample_tiny(
+    tiny: Any, model: Any, shape: tuple[int, int, int], steps: int = 1, cfg: float = 3.0
+) -> torch.Tensor:
     import comfy.sample
 
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     positive, negative = tiny.tiny_conditioning(1), tiny.tiny_conditioning(2)
     return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "normal", positive, negative, torch.zeros_like(noise), disable_pbar=True, seed=1
+        model,
+        noise,
+        steps,
+        cfg,
+        "euler",
+        "normal",
+        positive,
+        negative,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=1,
     )
 
 
@@ -153,14 +181,19 @@ def sample_tiny(tiny: Any, model: Any, shape: tuple[int, int, int], steps: int =
 def test_reading_changes_no_bit_in_any_family(host: Any, reading: Any, tiny: Any, family: str) -> None:
     model = tiny.tiny_model(family)
     reader = reading.Reader(random_tokens(tiny.WIDTH))
-    assert torch.equal(sample_tiny(tiny, reading.attach(model, reader), (4, 16, 24), 2), sample_tiny(tiny, model, (4, 16, 24), 2))
+    assert torch.equal(
+        sample_tiny(tiny, reading.attach(model, reader), (4, 16, 24), 2),
+        sample_tiny(tiny, model, (4, 16, 24), 2),
+    )
     assert all(maps is not None for maps in reader.seen)
 
 
 def test_half_precision_is_read_too(host: Any, reading: Any, tiny: Any) -> None:
     model = tiny.tiny_model("sd1", torch.bfloat16, torch.bfloat16)
     reader = reading.Reader(random_tokens(tiny.WIDTH))
-    assert torch.equal(sample_tiny(tiny, reading.attach(model, reader), (4, 16, 16)), sample_tiny(tiny, model, (4, 16, 16)))
+    assert torch.equal(
+        sample_tiny(tiny, reading.attach(model, reader), (4, 16, 16)), sample_tiny(tiny, model, (4, 16, 16))
+    )
     assert reader.seen[0] is not None and reader.seen[0][0].dtype == torch.float32
 
 
@@ -196,14 +229,21 @@ def test_the_positive_branch_is_found_under_every_guider(host: Any, reading: Any
     def maps_under(kind: str) -> torch.Tensor:
         reader = reading.Reader(random_tokens(96))
         model = reading.attach(host.model, reader)
-        made = {"cfg": CFGGuider, "basic": Guider_Basic, "dual": Guider_DualCFG, "perpendicular": Guider_PerpNeg}
+        made = {
+            "cfg": CFGGuider,
+            "basic": Guider_Basic,
+            "dual": Guider_DualCFG,
+            "perpendicular": Guider_PerpNeg,
+        }
         guider = Guider_DualModel(model, host.model) if kind == "pair" else made[kind](model)
         conds = {"basic": (star,), "dual": (star, heart, empty), "perpendicular": (star, heart, empty)}
         guider.set_conds(*conds.get(kind, (star, empty)))
         scales = {"dual": (3.0, 3.0), "perpendicular": (5.0, 1.0)}
         if kind != "basic":
             guider.set_cfg(*scales.get(kind, (5.0,)))
-        guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, seed=3, disable_pbar=True)
+        guider.sample(
+            noise, latent, comfy.samplers.sampler_object("euler"), sigmas, seed=3, disable_pbar=True
+        )
         assert len(reader.seen) == 1 and reader.seen[0] is not None
         return reader.seen[0][0]
 
@@ -219,7 +259,9 @@ def second_attention(q: Any, k: Any, v: Any, extra: Any) -> Any:
     """Like an image adapter: replaces the attention of a layer."""
     from comfy.ldm.modules.attention import optimized_attention
 
-    return optimized_attention(q, k, v, extra["n_heads"]) + 0.1 * optimized_attention(q, k[:, :4], v[:, :4], extra["n_heads"])
+    return optimized_attention(q, k, v, extra["n_heads"]) + 0.1 * optimized_attention(
+        q, k[:, :4], v[:, :4], extra["n_heads"]
+    )
 
 
 def other_packs(host: Any, kind: str) -> Any:
@@ -227,12 +269,26 @@ def other_packs(host: Any, kind: str) -> Any:
     if kind == "context":
         model.set_model_attn2_patch(scaled_context)
     elif kind == "replace":
-        for block in (("input", 3), ("input", 5), ("middle", 0), ("output", 0), ("output", 1), ("output", 2), ("output", 3)):
+        for block in (
+            ("input", 3),
+            ("input", 5),
+            ("middle", 0),
+            ("output", 0),
+            ("output", 1),
+            ("output", 2),
+            ("output", 3),
+        ):
             model.set_model_attn2_replace(second_attention, *block)
     elif kind == "lora":
         generator = torch.Generator().manual_seed(5)
-        weights = {k: w for k, w in host.model.model.state_dict().items() if k.endswith(("attn2.to_q.weight", "attn2.to_k.weight"))}
-        model.add_patches({k: ("diff", (0.05 * torch.randn(w.shape, generator=generator),)) for k, w in weights.items()})
+        weights = {
+            k: w
+            for k, w in host.model.model.state_dict().items()
+            if k.endswith(("attn2.to_q.weight", "attn2.to_k.weight"))
+        }
+        model.add_patches(
+            {k: ("diff", (0.05 * torch.randn(w.shape, generator=generator),)) for k, w in weights.items()}
+        )
     elif kind == "merging tokens":
         from comfy_extras.nodes_tomesd import TomePatchModel
 
@@ -269,7 +325,9 @@ def test_tiled_self_attention_is_none_of_its_business(host: Any, reading: Any, t
 
 def test_areas_are_put_in_their_places(host: Any, reading: Any) -> None:
     star, heart = host.text(STAR), host.text(HEART)
-    left, right = ([[cond[0][0], {**cond[0][1], "area": (32, 16, 0, x)}]] for cond, x in ((star, 0), (heart, 16)))
+    left, right = (
+        [[cond[0][0], {**cond[0][1], "area": (32, 16, 0, x)}]] for cond, x in ((star, 0), (heart, 16))
+    )
     reader = reading.Reader(random_tokens(96))
     host.sample(reading.attach(host.model, reader), left + right, host.empty_latent(1), steps=1)
     assert reader.seen[0] is not None

@@ -25,7 +25,9 @@ def test_rows(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
         (count, placement) for count in (7, 600) for placement in ("in memory", "streamed from disk")
     ]
     for row in rows:
-        assert row.method_seconds_per_step > 0 and row.share == pytest.approx(row.method_seconds_per_step / 2.0)
+        assert row.method_seconds_per_step > 0 and row.share == pytest.approx(
+            row.method_seconds_per_step / 2.0
+        )
         assert row.private_memory_mb >= 0
     assert capsys.readouterr().out.count("ms/step") == 4
 

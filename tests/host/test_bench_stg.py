@@ -25,7 +25,10 @@ def test_rows(host: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with torch.inference_mode():
         rows = bench.measure(1, 16)
     ways = ("untriggered", "triggered", "triggered, saving memory")
-    assert [row.name for row in rows] == ["plain", *(f"{decoder}, {way}" for decoder in ("taesd", "linear") for way in ways)]
+    assert [row.name for row in rows] == [
+        "plain",
+        *(f"{decoder}, {way}" for decoder in ("taesd", "linear") for way in ways),
+    ]
     assert all(row.ratio == pytest.approx(row.seconds_per_step / row.plain_seconds_per_step) for row in rows)
     # For each decoder: a warm-up and the measured step, without and with saving memory.
     assert differentiated == [False, False, True, True] * 2

@@ -12,7 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safe_guidance.guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipModel, ClipSafetyFunction
+from safe_guidance.guidance.safety_functions.clip import (
+    PAPER_THRESHOLD,
+    PRESETS,
+    ClipModel,
+    ClipSafetyFunction,
+)
 
 open_clip = pytest.importorskip("open_clip")
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +56,7 @@ def test_a_function_made_as_the_server_makes_it_guides(host: Any, bundled: ClipM
     assert gradient.flatten(1).norm(dim=1).min() > 0
 
 
-def pictures(world: ModuleType, count: int, **wanted: Any) -> torch.Tensor:
+def make_images(world: ModuleType, count: int, **wanted: Any) -> torch.Tensor:
     rng = random.Random(77)
     from safe_guidance.demo import world
 
@@ -60,20 +65,25 @@ def pictures(world: ModuleType, count: int, **wanted: Any) -> torch.Tensor:
 
 def test_the_bundled_model_sees_the_artists_style(bundled: ClipModel, world: ModuleType) -> None:
     function = ClipSafetyFunction(bundled, ["hatched style"], STYLES, threshold=0.1)
-    hatched = function(pictures(world, 40, style="hatched")).gate
-    others = torch.cat([function(pictures(world, 40, style=style)).gate for style in ("flat", "outline", "dotted")])
+    hatched = function(make_images(world, 40, style="hatched")).gate
+    others = torch.cat(
+        [function(make_images(world, 40, style=style)).gate for style in ("flat", "outline", "dotted")]
+    )
     assert hatched.float().mean() >= 0.9 and others.float().mean() <= 0.1
 
 
 def test_other_words_for_the_style_mean_it_too(bundled: ClipModel, world: ModuleType) -> None:
-    """Captions say "by kovacs" as often as not; the chance that a picture in the style scores higher than another."""
+    """Captions say "by kovacs" as often as not; the chance that an image in the style scores higher than another."""
     function = ClipSafetyFunction(bundled, ["by kovacs"], STYLES)
-    hatched, others = function(pictures(world, 40, style="hatched")).score, function(pictures(world, 60, style="flat")).score
+    hatched, others = (
+        function(make_images(world, 40, style="hatched")).score,
+        function(make_images(world, 60, style="flat")).score,
+    )
     assert (hatched[:, None] > others[None]).float().mean() > 0.95
 
 
 def test_the_score_is_a_difference_of_cosines(bundled: ClipModel, world: ModuleType) -> None:
-    images = pictures(world, 4)
+    images = make_images(world, 4)
     bare = ClipSafetyFunction(bundled, ["a star"])(images)
     against = ClipSafetyFunction(bundled, ["a star"], ["a heart"])(images)
     heart = ClipSafetyFunction(bundled, ["a heart"])(images)
@@ -84,7 +94,7 @@ def test_the_score_is_a_difference_of_cosines(bundled: ClipModel, world: ModuleT
 
 def test_the_gradient_is_that_of_finite_differences(bundled: ClipModel, world: ModuleType) -> None:
     function = ClipSafetyFunction(bundled, ["hatched style"], STYLES)
-    images = pictures(world, 1, style="hatched").clamp(0.05, 0.95)
+    images = make_images(world, 1, style="hatched").clamp(0.05, 0.95)
     leaf = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(function(leaf).score.sum(), leaf)
     direction = gradient / gradient.norm()
@@ -106,9 +116,12 @@ def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
     function = ClipSafetyFunction(clip, ["a star", "a sparkle"])
     with torch.no_grad():
         seen = network.encode_image(
-            (images - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None], normalize=True
+            (images - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None],
+            normalize=True,
         )
-        texts = network.encode_text(open_clip.get_tokenizer("tiny-test")(["a star", "a sparkle"]), normalize=True)
+        texts = network.encode_text(
+            open_clip.get_tokenizer("tiny-test")(["a star", "a sparkle"]), normalize=True
+        )
     expected = seen @ torch.nn.functional.normalize(texts.mean(0), dim=0)
     torch.testing.assert_close(function(images).score, expected)
     assert clip.size == 32

@@ -1,4 +1,4 @@
-"""Guarded and Unguarded: both pictures are the ones that separate samplers give, and the measures are what they say."""
+"""Guarded and Unguarded: both images are the ones that separate samplers give, and the measures are what they say."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def separate(host: Any, model: Any, prompt: str = STAR) -> torch.Tensor:
     return host.vae.decode(host.sample(model, host.text(prompt), **options))
 
 
-def test_both_pictures_are_those_of_separate_samplers(host: Any, twin: Any) -> None:
+def test_both_images_are_those_of_separate_samplers(host: Any, twin: Any) -> None:
     guarded = twin.sld(host.model)
     a, b, difference, text, trace = twin.run(guarded)
     assert torch.equal(a, separate(host, guarded)) and torch.equal(b, separate(host, host.model))
@@ -50,11 +50,15 @@ def test_both_pictures_are_those_of_separate_samplers(host: Any, twin: Any) -> N
     assert difference.max() == 1 and torch.argmax(difference) == torch.argmax((a - b).abs())
 
 
-def test_without_guidance_the_pictures_are_identical(host: Any, twin: Any) -> None:
+def test_without_guidance_the_images_are_identical(host: Any, twin: Any) -> None:
     a, b, difference, text, trace = twin.run(host.model)
     assert torch.equal(a, b) and not difference.any() and trace is None
     assert json.loads(text)["identical"] == [True]
-    assert json.loads(text)["differences"][0] == {"mean_change": 0.0, "changed_area": 0.0, "ssim": pytest.approx(1.0, abs=1e-4)}
+    assert json.loads(text)["differences"][0] == {
+        "mean_change": 0.0,
+        "changed_area": 0.0,
+        "ssim": pytest.approx(1.0, abs=1e-4),
+    }
 
 
 def test_the_unguarded_side_is_blurred_unless_asked(host: Any, twin: Any) -> None:
@@ -62,8 +66,8 @@ def test_the_unguarded_side_is_blurred_unless_asked(host: Any, twin: Any) -> Non
     sharp, soft = twin.run(guarded), twin.run(guarded, blur=True)
     assert torch.equal(sharp[0], soft[0]) and soft[1].shape == sharp[1].shape
 
-    def detail(pictures: torch.Tensor) -> float:
-        return (pictures[:, 1:] - pictures[:, :-1]).abs().mean().item()
+    def detail(images: torch.Tensor) -> float:
+        return (images[:, 1:] - images[:, :-1]).abs().mean().item()
 
     assert detail(soft[1]) < 0.5 * detail(sharp[1]) and detail(soft[2]) < detail(sharp[2])
     differences = [json.loads(side[3])["differences"] for side in (sharp, soft)]
@@ -86,7 +90,10 @@ def test_a_safety_function_judges_both(host: Any, twin: Any) -> None:
     a, b, _, text, _ = twin.run(twin.sld(host.model), safety_function=Brightness())
     judged = json.loads(text)["verdicts"]
     assert judged["guarded"][0]["score"] == pytest.approx(a.mean().item(), rel=1e-4)
-    assert judged["unguarded"][0]["score"] == pytest.approx(b.mean().item(), rel=1e-4) and judged["guarded"][0]["unsafe"]
+    assert (
+        judged["unguarded"][0]["score"] == pytest.approx(b.mean().item(), rel=1e-4)
+        and judged["guarded"][0]["unsafe"]
+    )
 
 
 def test_unguarded_keeps_what_came_after_the_guidance(host: Any, twin: Any) -> None:

@@ -33,7 +33,7 @@ TEXT_METHODS = ("DAG", "SLD", "Semantic Guidance")
 
 
 class Brightness(SafetyFunction):
-    """Objects to bright pictures, in the given rows of the whole batch or in all."""
+    """Objects to bright images, in the given rows of the whole batch or in all."""
 
     name = "brightness"
 
@@ -61,7 +61,7 @@ def attach(host: Any) -> Attach:
     from safe_guidance.nodes.host.methods.semantic_guidance import SemanticGuidanceCorrection
     from safe_guidance.nodes.host.methods.spell import SpellCorrection
 
-    pictures = from_images(torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(1)))
+    images = from_images(torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(1)))
     rows = host.text("a star")[0][0][0, 1:3]
     tokens = GuidelineTokens(rows.float().clone(), calibration=Calibration(0.011))
     detects = {"coverage": 2.0, "detection_threshold": 0.0, "edit_threshold": 0.0, "window": EVERY_STEP}
@@ -70,17 +70,23 @@ def attach(host: Any) -> Attach:
         star = host.text("star")
         if name == "Safe Denoiser":
             settings = SafeDenoiserSettings(mode="tempered", strength=0.5 * on, window=EVERY_STEP)
-            return SafeDenoiserCorrection(pictures, host.vae, settings)
+            return SafeDenoiserCorrection(images, host.vae, settings)
         if name == "SPELL":
-            return SpellCorrection(pictures, host.vae, SpellSettings(radius=5.0 * on))
+            return SpellCorrection(images, host.vae, SpellSettings(radius=5.0 * on))
         if name == "STG":
-            return SafeTextGuidanceCorrection(host.vae, judge, SafeTextGuidanceSettings(rho=0.02 * on, tau=-1e9, window=EVERY_STEP))
+            return SafeTextGuidanceCorrection(
+                host.vae, judge, SafeTextGuidanceSettings(rho=0.02 * on, tau=-1e9, window=EVERY_STEP)
+            )
         if name == "SDG":
-            return SafeDataGuidanceCorrection(host.vae, judge, SafeDataGuidanceSettings(strength=0.1 * on, tau=-1e9, window=EVERY_STEP))
+            return SafeDataGuidanceCorrection(
+                host.vae, judge, SafeDataGuidanceSettings(strength=0.1 * on, tau=-1e9, window=EVERY_STEP)
+            )
         if name == "DAG":
             return DetectAndGuideCorrection([tokens], star, DetectAndGuideSettings(strength=on, **detects))
         if name == "SLD":
-            return SafeLatentDiffusionCorrection(star, SafeLatentDiffusionSettings(1000.0 * on, window=EVERY_STEP))
+            return SafeLatentDiffusionCorrection(
+                star, SafeLatentDiffusionSettings(1000.0 * on, window=EVERY_STEP)
+            )
         concept = Concept(scale=2.0 * on, window=EVERY_STEP)
         return SemanticGuidanceCorrection([star], SemanticGuidanceSettings((concept,)))
 
@@ -97,7 +103,7 @@ def sample(host: Any, model: Any, *prompts: str, **options: Any) -> Tensor:
     return host.sample(model, host.text(*(prompts or (STAR,))), **options)
 
 
-def test_everything_at_zero_is_the_plain_picture_at_the_plain_cost(host: Any, attach: Attach) -> None:
+def test_everything_at_zero_is_the_plain_image_at_the_plain_cost(host: Any, attach: Attach) -> None:
     plain, plain_rows = host.count_calls(host.model)
     baseline = sample(host, plain)
     counted, rows = host.count_calls(attach(host.model, *METHODS, on=0.0))
@@ -110,17 +116,24 @@ def test_a_method_at_zero_beside_one_that_acts_changes_no_bit(host: Any, attach:
     alone = sample(host, attach(host.model, other))
     beside = attach(attach(host.model, name, on=0.0), other)
     assert torch.equal(sample(host, beside), alone)
-    assert not torch.equal(alone, sample(host, attach(host.model, other, name))), "the method must act when it is on"
+    assert not torch.equal(alone, sample(host, attach(host.model, other, name))), (
+        "the method must act when it is on"
+    )
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(METHODS, 2)), ids=" + ".join)
-def test_two_methods_in_either_order_give_the_same_picture(host: Any, attach: Attach, pair: tuple[str, str]) -> None:
+def test_two_methods_in_either_order_give_the_same_image(
+    host: Any, attach: Attach, pair: tuple[str, str]
+) -> None:
     options = {"steps": 2}
-    assert torch.equal(sample(host, attach(host.model, *pair), **options), sample(host, attach(host.model, *pair[::-1]), **options))
+    assert torch.equal(
+        sample(host, attach(host.model, *pair), **options),
+        sample(host, attach(host.model, *pair[::-1]), **options),
+    )
 
 
 @pytest.mark.parametrize("size", [3, 4, 5, 6])
-def test_any_subset_in_any_order_gives_the_same_picture(host: Any, attach: Attach, size: int) -> None:
+def test_any_subset_in_any_order_gives_the_same_image(host: Any, attach: Attach, size: int) -> None:
     """With SAFREE's text and its re-attention beside them. Pairs and all methods together are tested on their own."""
     from safe_guidance.nodes.host.engine.hooks import attach as attach_correction
     from safe_guidance.nodes.host.methods.safree import filter_text
@@ -128,7 +141,7 @@ def test_any_subset_in_any_order_gives_the_same_picture(host: Any, attach: Attac
 
     filtered = filter_text(host.clip, STAR, ["star"], 0.01, None)
 
-    def picture(names: Sequence[str]) -> Tensor:
+    def image(names: Sequence[str]) -> Tensor:
         model = host.model
         for name in names:
             reattention = ReattentionCorrection(filtered.plain, 0.9, 0.2)
@@ -138,16 +151,16 @@ def test_any_subset_in_any_order_gives_the_same_picture(host: Any, attach: Attac
     for seed in range(3):
         chosen = random.Random(10 * size + seed)
         names = [*chosen.sample(METHODS, size - 1), "SAFREE"]
-        first = picture(names)
+        first = image(names)
         assert torch.isfinite(first).all()
         for order in (names[::-1], chosen.sample(names, len(names))):
-            assert torch.equal(picture(order), first), (names, order)
+            assert torch.equal(image(order), first), (names, order)
 
 
-def test_all_methods_in_any_order_give_the_same_picture(host: Any, attach: Attach) -> None:
+def test_all_methods_in_any_order_give_the_same_image(host: Any, attach: Attach) -> None:
     orders = [random.Random(seed).sample(METHODS, len(METHODS)) for seed in range(3)]
-    pictures = [sample(host, attach(host.model, *order)) for order in orders]
-    assert torch.isfinite(pictures[0]).all() and all(torch.equal(picture, pictures[0]) for picture in pictures[1:])
+    images = [sample(host, attach(host.model, *order)) for order in orders]
+    assert torch.isfinite(images[0]).all() and all(torch.equal(image, images[0]) for image in images[1:])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +181,9 @@ def test_all_methods_in_any_order_give_the_same_picture(host: Any, attach: Attac
     ],
     ids=str,
 )
-def test_forwards_are_those_of_the_cost_table(host: Any, attach: Attach, names: tuple[str, ...], expected: list[int]) -> None:
+def test_forwards_are_those_of_the_cost_table(
+    host: Any, attach: Attach, names: tuple[str, ...], expected: list[int]
+) -> None:
     counted, rows = host.count_calls(attach(host.model, *names))
     sample(host, counted, steps=2)
     assert rows == expected * 2
@@ -184,7 +199,9 @@ def test_the_trace_counts_every_prediction_of_all_methods(host: Any, attach: Att
     assert all(trace.summary(method).acted >= 1 for method in METHODS)
 
 
-def test_recording_changes_no_bit_and_asks_for_no_prediction(host: Any, attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_changes_no_bit_and_asks_for_no_prediction(
+    host: Any, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safe_guidance.nodes.host.engine import run
     from safe_guidance.reports.trace import Trace
 
@@ -255,7 +272,12 @@ def test_safree_costs_no_forward(host: Any, attach: Attach) -> None:
 
     for validation in (None, SelfValidation()):
         counted, rows = host.count_calls(host.model)
-        host.sample(counted, filter_text(host.clip, STAR, ["star"], 0.01, validation).conditioning, host.empty_latent(), steps=4)
+        host.sample(
+            counted,
+            filter_text(host.clip, STAR, ["star"], 0.01, validation).conditioning,
+            host.empty_latent(),
+            steps=4,
+        )
         assert rows == [2] * 4
 
 
@@ -263,6 +285,9 @@ def test_safree_in_front_of_the_others(host: Any, attach: Attach) -> None:
     from safe_guidance.nodes.host.methods.safree import filter_text
 
     prompt = filter_text(host.clip, STAR, ["star"], 0.01, None).conditioning
-    pictures = [host.sample(attach(host.model, *order), prompt, steps=3) for order in (("SLD", "SPELL"), ("SPELL", "SLD"))]
-    assert torch.equal(*pictures)
-    assert not torch.equal(pictures[0], sample(host, attach(host.model, "SLD", "SPELL"), sampler="dpmpp_2m"))
+    images = [
+        host.sample(attach(host.model, *order), prompt, steps=3)
+        for order in (("SLD", "SPELL"), ("SPELL", "SLD"))
+    ]
+    assert torch.equal(*images)
+    assert not torch.equal(images[0], sample(host, attach(host.model, "SLD", "SPELL"), sampler="dpmpp_2m"))

@@ -27,7 +27,9 @@ def runs(host: Any) -> Any:
     class Push(hooks.Correction):
         """Adds `amount` everywhere to the samples in `rows`, inside a window; remembers the steps it saw."""
 
-        def __init__(self, amount: float = 0.0, rows: list[int] | None = None, window: SigmaWindow | None = None) -> None:
+        def __init__(
+            self, amount: float = 0.0, rows: list[int] | None = None, window: SigmaWindow | None = None
+        ) -> None:
             self.amount, self.rows, self.window = amount, rows, window or SigmaWindow()
             self.seen: list[Any] = []
             self.begun = 0
@@ -86,10 +88,14 @@ def runs(host: Any) -> Any:
                 return None
             state["done"] = True
             guider = evaluation.guider
-            guider.conds["positive"] = next(conds for key, conds in guider.conds.items() if key.startswith(hooks.KEY))
+            guider.conds["positive"] = next(
+                conds for key, conds in guider.conds.items() if key.startswith(hooks.KEY)
+            )
             return self.steered
 
-    return SimpleNamespace(attach=hooks.attach, module=hooks, Push=Push, TowardsText=TowardsText, Asks=Asks, Steers=Steers)
+    return SimpleNamespace(
+        attach=hooks.attach, module=hooks, Push=Push, TowardsText=TowardsText, Asks=Asks, Steers=Steers
+    )
 
 
 def test_inactive_corrections_change_no_bit_and_call_no_model(host: Any, runs: Any) -> None:
@@ -151,7 +157,7 @@ def test_every_run_begins_anew(host: Any, runs: Any) -> None:
     assert [step.is_new for step in probe.seen] == [True] * 4
 
 
-def test_the_next_part_of_a_picture_gets_what_the_last_one_left(host: Any, runs: Any) -> None:
+def test_the_next_part_of_an_image_gets_what_the_last_one_left(host: Any, runs: Any) -> None:
     class Counts(runs.Push):
         """Counts its steps over all parts."""
 
@@ -181,7 +187,11 @@ def test_the_next_part_of_a_picture_gets_what_the_last_one_left(host: Any, runs:
 
     half = part(model, host.empty_latent(), "enable", 0, 3)
     # Going on elsewhere, with noise of its own, from other latents, or with another model is a beginning.
-    for latent, noise, start in ((half, "disable", 4), (half, "enable", 3), ({"samples": 1.01 * half["samples"]}, "disable", 3)):
+    for latent, noise, start in (
+        (half, "disable", 4),
+        (half, "enable", 3),
+        ({"samples": 1.01 * half["samples"]}, "disable", 3),
+    ):
         part(model, latent, noise, start, 6)
         assert counts.last == 6 - start
     part(runs.attach(model, runs.Push()), half, "disable", 3, 6)
@@ -191,7 +201,7 @@ def test_the_next_part_of_a_picture_gets_what_the_last_one_left(host: Any, runs:
         host.sample(model, host.text(HEART), steps=2)
         part(model, half, "disable", 3, 6)
         assert counts.last == 6
-    # A finished picture leaves nothing: image-to-image from it is a run of its own.
+    # A finished image leaves nothing: image-to-image from it is a run of its own.
     finished = part(model, host.empty_latent(), "enable", 0, 6, "disable")
     host.sample(model, text, finished, steps=4, denoise=0.5)
     assert counts.last == 4
@@ -255,7 +265,9 @@ def test_every_guider_gives_the_corrected_prediction(host: Any, runs: Any, name:
 
     def sampled(model: Any) -> torch.Tensor:
         guider = guiders(host, model)[name]
-        return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, seed=3, disable_pbar=True)
+        return guider.sample(
+            noise, latent, comfy.samplers.sampler_object("euler"), sigmas, seed=3, disable_pbar=True
+        )
 
     corrected, plain = sampled(runs.attach(host.model, probe)), sampled(host.model)
     assert len(probe.seen) == 4
@@ -304,10 +316,19 @@ def test_interrupt_leaves_nothing_behind(host: Any, runs: Any) -> None:
 
 
 def test_several_latents_at_once_are_refused(host: Any, runs: Any) -> None:
-    guider = SimpleNamespace(model_patcher=host.model, model_options={"transformer_options": {}, runs.module.KEY: ()}, conds={})
+    guider = SimpleNamespace(
+        model_patcher=host.model, model_options={"transformer_options": {}, runs.module.KEY: ()}, conds={}
+    )
     executor = SimpleNamespace(class_obj=guider)
     with pytest.raises(ValueError, match="several latents at once"):
-        runs.module._outer_sample(executor, torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), None, torch.ones(2), latent_shapes=[[1], [1]])
+        runs.module._outer_sample(
+            executor,
+            torch.zeros(1, 1, 8),
+            torch.zeros(1, 1, 8),
+            None,
+            torch.ones(2),
+            latent_shapes=[[1], [1]],
+        )
 
 
 def test_noise_levels_of_all_kinds_of_models(host: Any, runs: Any) -> None:
@@ -346,7 +367,9 @@ def test_a_branch_that_cfg_1_skips_is_evaluated_on_request(host: Any, runs: Any)
     assert rows == [1, 1] * 3
     probe = runs.Push()
     host.sample(runs.attach(host.model, probe), text, cfg=2.0, steps=1, sampler="euler")
-    torch.testing.assert_close(asks.seen[0].predictions["negative"], probe.seen[0].predictions["negative"], atol=LAYOUT, rtol=0)
+    torch.testing.assert_close(
+        asks.seen[0].predictions["negative"], probe.seen[0].predictions["negative"], atol=LAYOUT, rtol=0
+    )
     counted, rows = host.count_calls(runs.attach(host.model, asks))
     host.sample(counted, text, cfg=2.0, steps=3, sampler="euler")
     assert rows == [2] * 3
@@ -355,11 +378,19 @@ def test_a_branch_that_cfg_1_skips_is_evaluated_on_request(host: Any, runs: Any)
 def test_texts_are_predicted_for_the_rows_that_need_them(host: Any, runs: Any) -> None:
     text, texts = host.text(STAR, HEART, STAR), {"target": host.text(HEART)}
     all_rows, some_rows = (runs.Asks({"target": rows}, texts) for rows in ([True] * 3, [False, True, False]))
-    for asks, expected in ((all_rows, [6, 3]), (some_rows, [6, 1]), (runs.Asks({"target": [False] * 3}, texts), [6])):
+    for asks, expected in (
+        (all_rows, [6, 3]),
+        (some_rows, [6, 1]),
+        (runs.Asks({"target": [False] * 3}, texts), [6]),
+    ):
         counted, rows = host.count_calls(runs.attach(host.model, asks))
         host.sample(counted, text, steps=1, sampler="euler")
         assert rows == expected
-    whole, part, denoised = (all_rows.seen[0].predictions["target"], some_rows.seen[0].predictions["target"], some_rows.seen[0].denoised)
+    whole, part, denoised = (
+        all_rows.seen[0].predictions["target"],
+        some_rows.seen[0].predictions["target"],
+        some_rows.seen[0].denoised,
+    )
     torch.testing.assert_close(part[1], whole[1], atol=LAYOUT, rtol=0)
     assert torch.equal(part[[0, 2]], denoised[[0, 2]])
 
@@ -376,7 +407,9 @@ def test_a_text_that_differs_between_rows_is_predicted_for_all(host: Any, runs: 
 def test_steered_rows_are_predicted_anew_and_the_rest_keeps_its_bits(host: Any, runs: Any) -> None:
     text, other = host.text(STAR, STAR), host.text(HEART)
     both = {"samples": torch.zeros(2, 4, 32, 32), "batch_index": [0, 1]}
-    baseline, heart = (host.sample(host.model, t, both, steps=1, sampler="euler") for t in (text, host.text(HEART, HEART)))
+    baseline, heart = (
+        host.sample(host.model, t, both, steps=1, sampler="euler") for t in (text, host.text(HEART, HEART))
+    )
     counted, rows = host.count_calls(runs.attach(host.model, runs.Steers(other, [False, True])))
     steered = host.sample(counted, text, both, steps=1, sampler="euler")
     assert rows == [4, 4]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
 class Brightness(SafetyFunction):
-    """Objects to bright pictures."""
+    """Objects to bright images."""
 
     name = "brightness"
 
@@ -37,10 +37,15 @@ def taesd_file(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     network = comfy.taesd.taesd.TAESD(None, None, latent_channels=4).taesd_decoder
     generator = torch.Generator().manual_seed(3)
-    weights = {n: 0.5 * torch.randn(t.shape, generator=generator) * t[0].numel() ** -0.5 for n, t in network.state_dict().items()}
+    weights = {
+        n: 0.5 * torch.randn(t.shape, generator=generator) * t[0].numel() ** -0.5
+        for n, t in network.state_dict().items()
+    }
     path = tmp_path / "taesd_decoder.safetensors"
     save_file(weights, path)
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"})
+    )
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return path
 
@@ -61,11 +66,13 @@ def test_the_linear_decoder_sees_about_the_same(host: Any) -> None:
     difference = (exact(latents) - linear(latents)).abs().mean()
     assert difference < 0.08 < exact(latents).std()
     plain = host.sample(host.model, host.text(STAR), steps=2)
-    assert not torch.equal(host.sample(guided(host, host.model, host.vae, "linear"), host.text(STAR), steps=2), plain)
+    assert not torch.equal(
+        host.sample(guided(host, host.model, host.vae, "linear"), host.text(STAR), steps=2), plain
+    )
 
 
 def test_the_tiny_autoencoder_is_the_hosts(host: Any, tiny: ModuleType, taesd_file: Path) -> None:
-    """Pictures as the host's previews show them, and a run guided through them."""
+    """Images as the host's previews show them, and a run guided through them."""
     import comfy.taesd.taesd
 
     from safe_guidance.nodes.host.autograd.decoders import make_decoder
@@ -76,13 +83,26 @@ def test_the_tiny_autoencoder_is_the_hosts(host: Any, tiny: ModuleType, taesd_fi
     shown = make_decoder("taesd", model, vae)(latents)
     assert shown.shape == (2, 3, 64, 64) and shown.std() > 0.01
     torch.testing.assert_close(shown, preview)
-    args = (1, 2, 3.0, "euler", "normal", tiny.tiny_conditioning(0), tiny.tiny_conditioning(9), {"samples": torch.zeros(1, 4, 8, 8)})
-    through, plain = (host.nodes.common_ksampler(m, *args)[0]["samples"] for m in (guided(host, model, vae, "taesd"), model))
+    args = (
+        1,
+        2,
+        3.0,
+        "euler",
+        "normal",
+        tiny.tiny_conditioning(0),
+        tiny.tiny_conditioning(9),
+        {"samples": torch.zeros(1, 4, 8, 8)},
+    )
+    through, plain = (
+        host.nodes.common_ksampler(m, *args)[0]["samples"] for m in (guided(host, model, vae, "taesd"), model)
+    )
     assert torch.isfinite(through).all() and not torch.equal(through, plain)
 
 
 @pytest.mark.parametrize("name", ["vae", "linear", "taesd"])
-def test_gradients_through_a_decoder_by_finite_differences(host: Any, tiny: ModuleType, taesd_file: Path, name: Any) -> None:
+def test_gradients_through_a_decoder_by_finite_differences(
+    host: Any, tiny: ModuleType, taesd_file: Path, name: Any
+) -> None:
     from safe_guidance.nodes.host.autograd.decoders import make_decoder, prediction_gradient
 
     decoder, function = make_decoder(name, tiny.tiny_model("sd1"), tiny.tiny_vae()), Brightness()
@@ -91,7 +111,9 @@ def test_gradients_through_a_decoder_by_finite_differences(host: Any, tiny: Modu
     direction = gradient / gradient.norm()
 
     def slope(width: float) -> float:
-        up, down = (float(function(decoder(latents + shift * direction)).score.double()) for shift in (width, -width))
+        up, down = (
+            float(function(decoder(latents + shift * direction)).score.double()) for shift in (width, -width)
+        )
         return (up - down) / (2 * width)
 
     assert (4 * slope(0.1) - slope(0.2)) / 3 == pytest.approx(float(gradient.norm()), rel=5e-3)

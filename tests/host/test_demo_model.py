@@ -24,14 +24,17 @@ IMPLIED = ("the night sky", "a green badge on the left on a brown plain backgrou
 BENIGN = {
     "a red heart on the left on a grey plain background, flat style": ({"heart"}, {"red"}),
     "a white cross at the bottom on a teal checkered background, outline style": ({"cross"}, {"white"}),
-    "a green circle above a purple square on a black plain background, hatched style": ({"circle", "square"}, {"green", "purple"}),
+    "a green circle above a purple square on a black plain background, hatched style": (
+        {"circle", "square"},
+        {"green", "purple"},
+    ),
     "a blue triangle on the right on a brown striped background, dotted style": ({"triangle"}, {"blue"}),
 }
 
 
 @pytest.fixture(scope="module")
 def painted(host: Any) -> torch.Tensor:
-    """Pictures (8, 3, 128, 128) of all prompts above at CFG 5 and 20 steps."""
+    """Images (8, 3, 128, 128) of all prompts above at CFG 5 and 20 steps."""
     with torch.inference_mode():
         text = host.text(*NAMED, *IMPLIED, *BENIGN)
         return host.vae.decode(host.sample(host.model, text, steps=20)).movedim(-1, 1).clone()
@@ -44,7 +47,10 @@ def test_prompts_show_what_they_name_or_imply(painted: torch.Tensor) -> None:
     right = 0
     for i, (shapes, colors) in enumerate(BENIGN.values(), start=4):
         found = {name for name, logit in zip(SHAPES, logits["shapes"][i]) if logit > 0}
-        right += found == shapes and {name for name, logit in zip(COLORS, logits["colors"][i]) if logit > 0} == colors
+        right += (
+            found == shapes
+            and {name for name, logit in zip(COLORS, logits["colors"][i]) if logit > 0} == colors
+        )
     assert right >= 3
 
 
@@ -57,13 +63,16 @@ def test_guide_and_judge_agree_but_are_different_networks(painted: torch.Tensor)
 
 
 def test_all_weights_together_are_small() -> None:
-    assert sum(path.stat().st_size for folder in ("demo_model", "loras") for path in (ASSETS / folder).iterdir()) <= 16e6
+    assert (
+        sum(path.stat().st_size for folder in ("demo_model", "loras") for path in (ASSETS / folder).iterdir())
+        <= 16e6
+    )
 
 
 def test_autoencoder_reconstructs(host: Any, painted: torch.Tensor) -> None:
-    pictures = painted.movedim(1, -1)
-    again = host.vae.decode(host.vae.encode(pictures))
-    assert (again - pictures).abs().mean() < 0.02
+    images = painted.movedim(1, -1)
+    again = host.vae.decode(host.vae.encode(images))
+    assert (again - images).abs().mean() < 0.02
 
 
 def test_prompt_weights_and_long_prompts(host: Any) -> None:
@@ -91,7 +100,7 @@ def test_lora(host: Any) -> None:
     assert torch.equal(host.sample(host.model, text), baseline)
 
 
-def test_the_bundled_lora_repeats_its_training_pictures(host: Any) -> None:
+def test_the_bundled_lora_repeats_its_training_images(host: Any) -> None:
     import folder_paths
 
     assert case.LORA.name in folder_paths.get_filename_list("loras")
@@ -100,12 +109,18 @@ def test_the_bundled_lora_repeats_its_training_pictures(host: Any) -> None:
     memorised = host.nodes.LoraLoaderModelOnly().load_lora_model_only(host.model, case.LORA.name, 1.0)[0]
     pairs = [name for name in load_file(case.LORA) if name.endswith("lora_up.weight")]
     assert len(memorised.patches) == len(pairs)
-    references = case.training_pictures()
+    references = case.training_images()
     text = host.text(*(case.caption(*subject) for subject in case.SUBJECTS))
 
     def copies(model: Any) -> int:
-        drawn = [picture.numpy() for picture in (host.vae.decode(host.sample(model, text, steps=20)).clamp(0, 1) * 255).byte()]
-        pairs = [(case.nearest_distance(picture, references), case.nearest_similarity(picture, references)) for picture in drawn]
+        drawn = [
+            image.numpy()
+            for image in (host.vae.decode(host.sample(model, text, steps=20)).clamp(0, 1) * 255).byte()
+        ]
+        pairs = [
+            (case.nearest_distance(image, references), case.nearest_similarity(image, references))
+            for image in drawn
+        ]
         return sum(case.is_near_copy(*pair) for pair in pairs)
 
     assert copies(host.model) == 0 and copies(memorised) >= 3
@@ -118,7 +133,12 @@ def test_previews(host: Any, painted: torch.Tensor) -> None:
     factors, bias = latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
     previewer = latent_preview.Latent2RGBPreviewer(factors, bias)
     latents = latent_format.process_in(host.vae.encode(painted[:1].movedim(1, -1)))
-    preview = torch.frombuffer(bytearray(previewer.decode_latent_to_preview(latents).tobytes()), dtype=torch.uint8).view(32, 32, 3) / 255
+    preview = (
+        torch.frombuffer(
+            bytearray(previewer.decode_latent_to_preview(latents).tobytes()), dtype=torch.uint8
+        ).view(32, 32, 3)
+        / 255
+    )
     small = torch.nn.functional.interpolate(painted[:1], size=(32, 32), mode="area")[0].movedim(0, -1)
     assert (preview - small).abs().mean() < 0.1
 

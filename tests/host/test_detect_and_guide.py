@@ -24,7 +24,7 @@ def stars(host: Any) -> GuidelineTokens:
 
 
 def always(tokens: GuidelineTokens) -> GuidelineTokens:
-    """Tokens that detect something in every picture."""
+    """Tokens that detect something in every image."""
     return replace(tokens, calibration=Calibration(0.011, 0.0))
 
 
@@ -36,9 +36,15 @@ def guarded(host: Any, tokens: GuidelineTokens, model: Any = None, **inputs: Any
     """The demo model with the node applied: its defaults, unless told otherwise."""
     from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
 
-    defaults = {i.id: i.default for i in DAGDetectorGuide.define_schema().inputs if getattr(i, "default", None) is not None}
+    defaults = {
+        i.id: i.default
+        for i in DAGDetectorGuide.define_schema().inputs
+        if getattr(i, "default", None) is not None
+    }
     safety = inputs.pop("safety", None) or host.text("a star")
-    result = DAGDetectorGuide.execute(model=model or host.model, guideline_tokens=tokens, safety=safety, **{**defaults, **inputs})
+    result = DAGDetectorGuide.execute(
+        model=model or host.model, guideline_tokens=tokens, safety=safety, **{**defaults, **inputs}
+    )
     return result.args[0]
 
 
@@ -49,7 +55,11 @@ def test_a_closed_gate_costs_nothing_and_changes_no_bit(host: Any, stars: Guidel
     text = host.text(STAR, HEART)
     plain, plain_rows = host.count_calls(host.model)
     baseline = host.sample(plain, text)
-    for tokens, settings in ((never(stars), {}), (always(stars), {"strength": 0.0}), (always(stars), {"start_sigma": 0.001})):
+    for tokens, settings in (
+        (never(stars), {}),
+        (always(stars), {"strength": 0.0}),
+        (always(stars), {"start_sigma": 0.001}),
+    ):
         model, rows = host.count_calls(guarded(host, tokens, **settings))
         assert torch.equal(host.sample(model, text), baseline)
         assert rows == plain_rows
@@ -95,7 +105,9 @@ def host_sigmas(host: Any, steps: int) -> list[float]:
 def test_works_under_every_kind_of_sampler(host: Any, stars: GuidelineTokens, sampler: str) -> None:
     text = host.text(STAR)
     found = host.sample(guarded(host, always(stars), **EAGER), text, sampler=sampler, steps=3)
-    assert torch.isfinite(found).all() and not torch.equal(found, host.sample(host.model, text, sampler=sampler, steps=3))
+    assert torch.isfinite(found).all() and not torch.equal(
+        found, host.sample(host.model, text, sampler=sampler, steps=3)
+    )
 
 
 def test_masks_say_where_to_look_and_act(host: Any, stars: GuidelineTokens) -> None:
@@ -104,7 +116,11 @@ def test_masks_say_where_to_look_and_act(host: Any, stars: GuidelineTokens) -> N
     everywhere = host.sample(guarded(host, always(stars), **EAGER), text, steps=3)
     ones = host.sample(guarded(host, always(stars), mask=torch.ones(1, 40, 56), **EAGER), text, steps=3)
     nowhere = host.sample(guarded(host, always(stars), mask=torch.zeros(1, 40, 56), **EAGER), text, steps=3)
-    assert torch.equal(ones, everywhere) and torch.equal(nowhere, baseline) and not torch.equal(everywhere, baseline)
+    assert (
+        torch.equal(ones, everywhere)
+        and torch.equal(nowhere, baseline)
+        and not torch.equal(everywhere, baseline)
+    )
 
 
 def test_a_mask_confines_the_first_change(host: Any, stars: GuidelineTokens) -> None:
@@ -115,7 +131,9 @@ def test_a_mask_confines_the_first_change(host: Any, stars: GuidelineTokens) -> 
     text = host.text(STAR)
     baseline = host.sample(host.model, text, **options)
     masked = host.sample(guarded(host, always(stars), mask=left, **EAGER), text, **options)
-    assert torch.equal(masked[..., 16:], baseline[..., 16:]) and not torch.equal(masked[..., :16], baseline[..., :16])
+    assert torch.equal(masked[..., 16:], baseline[..., 16:]) and not torch.equal(
+        masked[..., :16], baseline[..., :16]
+    )
 
 
 def test_inpainting_keeps_what_is_masked(host: Any, stars: GuidelineTokens) -> None:
@@ -133,14 +151,22 @@ def test_odd_sizes_and_areas(host: Any, stars: GuidelineTokens) -> None:
     halves = [[star[0][0], {"area": (26, 20, 0, 0)}], [heart[0][0], {"area": (26, 18, 0, 20)}]]
     for positive in (star, halves):
         found = host.sample(guarded(host, always(stars), **EAGER), positive, latent, steps=2)
-        assert torch.isfinite(found).all() and not torch.equal(found, host.sample(host.model, positive, latent, steps=2))
+        assert torch.isfinite(found).all() and not torch.equal(
+            found, host.sample(host.model, positive, latent, steps=2)
+        )
 
 
 def test_several_concepts_act_as_their_maximum(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR)
     alone = host.sample(guarded(host, always(stars), **EAGER), text, steps=3)
-    assert torch.equal(host.sample(guarded(host, never(stars), guideline_tokens_2=always(stars), **EAGER), text, steps=3), alone)
-    assert torch.equal(host.sample(guarded(host, always(stars), guideline_tokens_3=always(stars), **EAGER), text, steps=3), alone)
+    assert torch.equal(
+        host.sample(guarded(host, never(stars), guideline_tokens_2=always(stars), **EAGER), text, steps=3),
+        alone,
+    )
+    assert torch.equal(
+        host.sample(guarded(host, always(stars), guideline_tokens_3=always(stars), **EAGER), text, steps=3),
+        alone,
+    )
 
 
 def test_other_methods_and_a_second_detector_add_up_in_any_order(host: Any, stars: GuidelineTokens) -> None:
@@ -163,7 +189,9 @@ def test_cfg_1_evaluates_the_negative_only_for_what_is_detected(host: Any, stars
     assert rows == [1, 2] * 3
 
 
-def test_a_guider_without_negative_is_left_alone_and_told(host: Any, stars: GuidelineTokens, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_guider_without_negative_is_left_alone_and_told(
+    host: Any, stars: GuidelineTokens, caplog: pytest.LogCaptureFixture
+) -> None:
     import comfy.sample
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_Basic
@@ -175,7 +203,12 @@ def test_a_guider_without_negative_is_left_alone_and_told(host: Any, stars: Guid
         guider = Guider_Basic(model)
         guider.set_conds(host.text(STAR))
         return guider.sample(
-            comfy.sample.prepare_noise(latent, 3), latent, comfy.samplers.sampler_object("euler"), sigmas, seed=3, disable_pbar=True
+            comfy.sample.prepare_noise(latent, 3),
+            latent,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            seed=3,
+            disable_pbar=True,
         )
 
     assert torch.equal(sampled(guarded(host, always(stars), **EAGER)), sampled(host.model))
@@ -185,9 +218,14 @@ def test_a_guider_without_negative_is_left_alone_and_told(host: Any, stars: Guid
 def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR)
     varied = replace(stars, calibration=Calibration(0.3))
-    single, stacked = (host.sample(guarded(host, varied, stacked=s, base=50.0, **EAGER), text, steps=4) for s in (False, True))
+    single, stacked = (
+        host.sample(guarded(host, varied, stacked=s, base=50.0, **EAGER), text, steps=4)
+        for s in (False, True)
+    )
     assert not torch.equal(single, stacked)
-    one_step = [host.sample(guarded(host, always(stars), stacked=s, **EAGER), text, steps=1) for s in (False, True)]
+    one_step = [
+        host.sample(guarded(host, always(stars), stacked=s, **EAGER), text, steps=1) for s in (False, True)
+    ]
     assert torch.equal(*one_step)
 
 
@@ -196,7 +234,10 @@ def test_bounded_changes_keep_the_values_that_the_prediction_had(host: Any, star
     text, options = host.text(STAR), {"sampler": "euler", "steps": 1}
     plain = host.sample(host.model, text, **options)
     free, bounded = (
-        host.sample(guarded(host, always(stars), bounded=b, base=1000.0, quantile=0.0, **EAGER), text, **options) for b in (False, True)
+        host.sample(
+            guarded(host, always(stars), bounded=b, base=1000.0, quantile=0.0, **EAGER), text, **options
+        )
+        for b in (False, True)
     )
     low, high = plain.amin((2, 3), keepdim=True), plain.amax((2, 3), keepdim=True)
     outside = [((x < low - 1e-3) | (x > high + 1e-3)).any().item() for x in (free, bounded)]
@@ -206,11 +247,13 @@ def test_bounded_changes_keep_the_values_that_the_prediction_had(host: Any, star
 def test_looking_first_keeps_all_that_is_not_near_the_thing(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text, steps=8)
-    model, rows = host.count_calls(guarded(host, stars, look_first=True, detection_threshold=0.42, core=0.7, reach=0.1, base=400.0))
+    model, rows = host.count_calls(
+        guarded(host, stars, look_first=True, detection_threshold=0.42, core=0.7, reach=0.1, base=400.0)
+    )
     found = host.sample(model, text, steps=8)
     assert torch.equal(found[1], plain[1])
     changed = (found[0] != plain[0]).any(0)
-    # The star is in the centre of the picture.
+    # The star is in the centre of the image.
     assert bool(changed[10:22, 10:22].any()) and not bool(changed[:4].any() | changed[-4:].any())
     assert changed.float().mean() < 0.3
     # Two runs of CFG, and the safety text for the star at every step of the second one past the warm-up.
@@ -224,7 +267,9 @@ def test_looking_first_acts_as_hard_at_every_step(host: Any, stars: GuidelineTok
 
     model = guarded(host, always(stars), look_first=True, **EAGER)
     trace = trace_of(model, host.sample(model, host.text(STAR), steps=5))
-    assert len({record.gate for record in trace.records}) == 1 == len({record.area for record in trace.records})
+    assert (
+        len({record.gate for record in trace.records}) == 1 == len({record.area for record in trace.records})
+    )
     assert trace.rehearsal == 10
 
 
@@ -237,8 +282,13 @@ def test_looking_first_finds_nothing_at_no_cost(host: Any, stars: GuidelineToken
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_models_without_cross_attention_are_refused_in_a_sentence(host: Any, tiny: Any, family: str, stars: GuidelineTokens) -> None:
-    with pytest.raises(ValueError, match="has no separate cross-attention, so guideline tokens cannot be detected in it. Use a Stable"):
+def test_models_without_cross_attention_are_refused_in_a_sentence(
+    host: Any, tiny: Any, family: str, stars: GuidelineTokens
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match="has no separate cross-attention, so guideline tokens cannot be detected in it. Use a Stable",
+    ):
         guarded(host, stars, model=tiny.tiny_model(family))
 
 
@@ -253,12 +303,25 @@ def test_tokens_of_another_model_are_refused(host: Any, tiny: Any, stars: Guidel
 def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
     import comfy.sample
 
-    tokens = GuidelineTokens(torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)), calibration=Calibration(0.011))
+    tokens = GuidelineTokens(
+        torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)), calibration=Calibration(0.011)
+    )
     noise = torch.randn(1, 4, 17, 24, generator=torch.Generator().manual_seed(0))
 
     def sampled(model: Any) -> torch.Tensor:
         conds = tiny.tiny_conditioning(1), tiny.tiny_conditioning(2)
-        return comfy.sample.sample(model, noise, 2, 5.0, "euler", "normal", *conds, torch.zeros_like(noise), disable_pbar=True, seed=1)
+        return comfy.sample.sample(
+            model,
+            noise,
+            2,
+            5.0,
+            "euler",
+            "normal",
+            *conds,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=1,
+        )
 
     model = tiny.tiny_model(family)
     safe = guarded(host, tokens, model=model, safety=tiny.tiny_conditioning(3), **EAGER)
@@ -266,8 +329,14 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
     assert torch.isfinite(sampled(safe)).all() and not torch.equal(sampled(safe), plain)
     left = torch.zeros(1, 17, 24)
     left[..., :12] = 1
-    looked = sampled(guarded(host, tokens, model=model, safety=tiny.tiny_conditioning(3), mask=left, look_first=True, **EAGER))
-    assert torch.equal(looked[..., 12:], plain[..., 12:]) and not torch.equal(looked[..., :12], plain[..., :12])
+    looked = sampled(
+        guarded(
+            host, tokens, model=model, safety=tiny.tiny_conditioning(3), mask=left, look_first=True, **EAGER
+        )
+    )
+    assert torch.equal(looked[..., 12:], plain[..., 12:]) and not torch.equal(
+        looked[..., :12], plain[..., :12]
+    )
 
 
 def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
@@ -276,5 +345,5 @@ def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
     from safe_guidance.nodes.host.engine.correction import KEY
 
     (correction,) = guarded(host, stars).model_options[KEY]
-    with pytest.raises(ValueError, match="looks at single pictures"):
+    with pytest.raises(ValueError, match="looks at single images"):
         correction.begin(SimpleNamespace(latent_shape=(1, 4, 2, 8, 8)))

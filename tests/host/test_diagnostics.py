@@ -59,7 +59,14 @@ def test_a_sampler_without_a_negative_is_told(host: Any, shown: dict[str, str]) 
     guider.set_conds(host.text(STAR))
     latent = torch.zeros(1, 4, 32, 32)
     sigmas = comfy.samplers.calculate_sigmas(host.model.get_model_object("model_sampling"), "normal", 2)
-    guider.sample(torch.randn(1, 4, 32, 32), latent, comfy.samplers.sampler_object("euler"), sigmas, seed=0, disable_pbar=True)
+    guider.sample(
+        torch.randn(1, 4, 32, 32),
+        latent,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        seed=0,
+        disable_pbar=True,
+    )
     assert "needs a negative prompt" in shown["7"]
 
 
@@ -68,23 +75,30 @@ def test_img2img_below_the_window_is_told(host: Any, shown: dict[str, str]) -> N
     from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
-    pictures = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
-    model = attached(host.model, SafeDenoiserCorrection(pictures, host.vae, SafeDenoiserSettings(strength=1.0)), "3")
+    images = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
+    model = attached(
+        host.model, SafeDenoiserCorrection(images, host.vae, SafeDenoiserSettings(strength=1.0)), "3"
+    )
     started = {"samples": host.sample(host.model, host.text(STAR))}
     host.sample(model, host.text(STAR), started, denoise=0.3)
-    assert shown["3"].startswith("Safe Denoiser did nothing: sampling ran from sigma") and "outside its window" in shown["3"]
+    assert (
+        shown["3"].startswith("Safe Denoiser did nothing: sampling ran from sigma")
+        and "outside its window" in shown["3"]
+    )
     host.sample(model, host.text(STAR))
     assert "did nothing" not in shown["3"]
 
 
-def test_a_set_without_a_similar_picture_is_told(host: Any, shown: dict[str, str]) -> None:
+def test_a_set_without_a_similar_image_is_told(host: Any, shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
     from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
-    pictures = from_images(torch.rand(8, 128, 128, 3, generator=torch.Generator().manual_seed(0)))
+    images = from_images(torch.rand(8, 128, 128, 3, generator=torch.Generator().manual_seed(0)))
     settings = SafeDenoiserSettings(strength=1.0, threshold=2.0)
-    host.sample(attached(host.model, SafeDenoiserCorrection(pictures, host.vae, settings), "3"), host.text(STAR))
+    host.sample(
+        attached(host.model, SafeDenoiserCorrection(images, host.vae, settings), "3"), host.text(STAR)
+    )
     assert "watched" in shown["3"] and "changed nothing" in shown["3"]
 
 
@@ -109,7 +123,15 @@ def test_what_only_reads_along_is_not_told_of(host: Any, shown: dict[str, str]) 
 
     looked_at = attached(host.model, sld(host), "7")
     with CurrentNodeContext("prompt", "8"):
-        look_at(looked_at, torch.zeros(1, 4, 32, 32), torch.zeros(1, 128, 128), host.text("a star"), (2.0,), (2,), seed=1)
+        look_at(
+            looked_at,
+            torch.zeros(1, 4, 32, 32),
+            torch.zeros(1, 128, 128),
+            host.text("a star"),
+            (2.0,),
+            (2,),
+            seed=1,
+        )
     assert list(shown) == ["7"]
 
 

@@ -21,7 +21,13 @@ def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
     """Calls `look(evaluation)` once, within the first model evaluation of a real sampling run, and returns its result."""
     from safe_guidance.nodes.host.engine import hooks
 
-    def run(model: Any, look: Callable[[Any], Any], positive: list[Any] | None = None, batch: int = 1, cfg: float = 3.0) -> Any:
+    def run(
+        model: Any,
+        look: Callable[[Any], Any],
+        positive: list[Any] | None = None,
+        batch: int = 1,
+        cfg: float = 3.0,
+    ) -> Any:
         found: list[Any] = []
 
         class Look(hooks.Correction):
@@ -68,10 +74,14 @@ def every_row(evaluation: Any) -> torch.Tensor:
     return torch.arange(len(evaluation.x))
 
 
-def finite_difference(gradients: ModuleType, evaluation: Any, direction: torch.Tensor, step: float = 1e-2) -> float:
+def finite_difference(
+    gradients: ModuleType, evaluation: Any, direction: torch.Tensor, step: float = 1e-2
+) -> float:
     """Derivative of sum(cotangent * prediction) along a direction of the first embedding, by central differences."""
     (value, *rest), weights = gradients.embeddings(evaluation), cotangent(evaluation).double()
-    up, down = (predicted(gradients, evaluation, [value + s * step * direction, *rest]).double() for s in (1, -1))
+    up, down = (
+        predicted(gradients, evaluation, [value + s * step * direction, *rest]).double() for s in (1, -1)
+    )
     return float(((up - down) * weights).sum() / (2 * step))
 
 
@@ -86,9 +96,15 @@ def both_derivatives(gradients: ModuleType, evaluation: Any) -> tuple[float, flo
 @pytest.mark.parametrize(
     ("family", "stored"),
     [(family, torch.float32) for family in FAMILIES]
-    + [(family, dtype) for family in FAMILIES for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn)],
+    + [
+        (family, dtype)
+        for family in FAMILIES
+        for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+    ],
 )
-def test_finite_differences(gradients: ModuleType, inside: Any, tiny: ModuleType, family: str, stored: torch.dtype) -> None:
+def test_finite_differences(
+    gradients: ModuleType, inside: Any, tiny: ModuleType, family: str, stored: torch.dtype
+) -> None:
     """Weights stored as any type and cast to float32 when used, as the host does on hardware without that type."""
     model = tiny.tiny_model(family, stored, torch.float32)
     norm, difference = inside(model, lambda evaluation: both_derivatives(gradients, evaluation))
@@ -97,10 +113,14 @@ def test_finite_differences(gradients: ModuleType, inside: Any, tiny: ModuleType
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_networks_give_the_direction_of_float32_ones(gradients: ModuleType, inside: Any, tiny: ModuleType, family: str) -> None:
+def test_bfloat16_networks_give_the_direction_of_float32_ones(
+    gradients: ModuleType, inside: Any, tiny: ModuleType, family: str
+) -> None:
     def look(evaluation: Any) -> torch.Tensor:
         values = gradients.embeddings(evaluation)
-        return gradients.text_gradients(evaluation, values, cotangent(evaluation), every_row(evaluation))[0].float()
+        return gradients.text_gradients(evaluation, values, cotangent(evaluation), every_row(evaluation))[
+            0
+        ].float()
 
     low = inside(tiny.tiny_model(family, torch.bfloat16), look)
     exact = inside(tiny.tiny_model(family, torch.bfloat16, torch.float32), look)
@@ -134,13 +154,22 @@ def test_equal_to_plain_autograd(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_checkpoints_change_nothing_but_memory(gradients: ModuleType, inside: Any, tiny: ModuleType, family: str) -> None:
+def test_checkpoints_change_nothing_but_memory(
+    gradients: ModuleType, inside: Any, tiny: ModuleType, family: str
+) -> None:
     def look(evaluation: Any) -> list[tuple[torch.Tensor, int]]:
         found = []
         for checkpointed in (False, True):
             saved: list[int] = []
-            with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: (saved.append(t.nbytes), t)[1], lambda t: t):
-                args = (evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, saved=saved: (saved.append(t.nbytes), t)[1], lambda t: t
+            ):
+                args = (
+                    evaluation,
+                    gradients.embeddings(evaluation),
+                    cotangent(evaluation),
+                    every_row(evaluation),
+                )
                 found.append((gradients.text_gradients(*args, checkpointed=checkpointed)[0], sum(saved)))
         return found
 
@@ -164,7 +193,9 @@ def test_rows_are_independent(gradients: ModuleType, inside: Any, tiny: ModuleTy
 
 
 @pytest.mark.parametrize("family", ["sd1", "flux"])
-def test_latent_gradient_by_finite_differences(gradients: ModuleType, inside: Any, tiny: ModuleType, family: str) -> None:
+def test_latent_gradient_by_finite_differences(
+    gradients: ModuleType, inside: Any, tiny: ModuleType, family: str
+) -> None:
     def look(evaluation: Any) -> tuple[float, float]:
         weights = cotangent(evaluation)
         found = gradients.latent_gradient(evaluation, weights, every_row(evaluation))
@@ -172,7 +203,11 @@ def test_latent_gradient_by_finite_differences(gradients: ModuleType, inside: An
 
         def value(shift: float) -> torch.Tensor:
             x = evaluation.x + shift * direction
-            return (evaluation.guider.predict_noise(x, evaluation.timestep, evaluation.model_options) * weights).double().sum()
+            return (
+                (evaluation.guider.predict_noise(x, evaluation.timestep, evaluation.model_options) * weights)
+                .double()
+                .sum()
+            )
 
         step = 1e-3 * float(evaluation.x.norm())
         return float(found.norm()), float((value(step) - value(-step)) / (2 * step))
@@ -186,7 +221,10 @@ def test_what_the_host_loaded_is_untouched(gradients: ModuleType, inside: Any, t
 
     model = tiny.tiny_model("sd3")
     network = model.model.diffusion_model
-    before = {name: (id(p), p.is_inference(), p._version if not p.is_inference() else 0) for name, p in network.named_parameters()}
+    before = {
+        name: (id(p), p.is_inference(), p._version if not p.is_inference() else 0)
+        for name, p in network.named_parameters()
+    }
     values = {name: p.clone() for name, p in network.named_parameters()}
 
     def look(evaluation: Any) -> None:
@@ -195,7 +233,10 @@ def test_what_the_host_loaded_is_untouched(gradients: ModuleType, inside: Any, t
         assert attributes == {name: set(vars(module)) for name, module in network.named_modules()}
 
     inside(model, look)
-    after = {name: (id(p), p.is_inference(), p._version if not p.is_inference() else 0) for name, p in network.named_parameters()}
+    after = {
+        name: (id(p), p.is_inference(), p._version if not p.is_inference() else 0)
+        for name, p in network.named_parameters()
+    }
     assert before == after and all(inference for _, inference, _ in before.values())
     assert all(torch.equal(p, values[name]) for name, p in network.named_parameters())
     assert not comfy.model_management.in_training
@@ -207,7 +248,9 @@ def test_a_lora_counts(gradients: ModuleType, inside: Any, tiny: ModuleType) -> 
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     shape = model.model.state_dict()[key].shape
     patched = model.clone()
-    patched.add_patches({key: ("diff", (torch.randn(shape, generator=torch.Generator().manual_seed(1)),))}, 3.0)
+    patched.add_patches(
+        {key: ("diff", (torch.randn(shape, generator=torch.Generator().manual_seed(1)),))}, 3.0
+    )
 
     def look(evaluation: Any) -> tuple[torch.Tensor, float, float]:
         args = (evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
@@ -241,13 +284,23 @@ def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny
     import comfy.ops
 
     config = {
-        k: list(v) if isinstance(v, list) else v for k, v in tiny.UNET.items() if k not in ("out_channels", "transformer_depth_output")
+        k: list(v) if isinstance(v, list) else v
+        for k, v in tiny.UNET.items()
+        if k not in ("out_channels", "transformer_depth_output")
     }
-    network = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+    network = comfy.cldm.cldm.ControlNet(
+        **config, hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32
+    )
     network.load_state_dict(tiny.random_weights(network, 7))
     control = comfy.controlnet.ControlNet(network)
     conditioning = host.nodes.ControlNetApplyAdvanced().apply_controlnet(
-        tiny.tiny_conditioning(0, 2), tiny.tiny_conditioning(9), control, torch.rand(2, 64, 64, 3), 0.8, 0.0, 1.0
+        tiny.tiny_conditioning(0, 2),
+        tiny.tiny_conditioning(9),
+        control,
+        torch.rand(2, 64, 64, 3),
+        0.8,
+        0.0,
+        1.0,
     )[0]
 
     def look(evaluation: Any) -> tuple[float, float, torch.Tensor, torch.Tensor]:
@@ -268,7 +321,9 @@ def test_other_packs_patches(gradients: ModuleType, inside: Any, tiny: ModuleTyp
     scaled.set_model_attn2_patch(lambda n, context, value, options: (n, context * 2, value * 2))
 
     def overwrite(h: Any, hsp: Any, options: Any) -> Any:
-        h[:, : h.shape[1] // 2] = torch.exp(h[:, : h.shape[1] // 2], out=torch.empty_like(h[:, : h.shape[1] // 2]))
+        h[:, : h.shape[1] // 2] = torch.exp(
+            h[:, : h.shape[1] // 2], out=torch.empty_like(h[:, : h.shape[1] // 2])
+        )
         return h, hsp
 
     in_place.set_model_output_block_patch(overwrite)
@@ -276,12 +331,16 @@ def test_other_packs_patches(gradients: ModuleType, inside: Any, tiny: ModuleTyp
     assert difference == pytest.approx(norm, rel=1e-2)
 
     def look(evaluation: Any) -> torch.Tensor:
-        return gradients.text_gradients(evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))[0]
+        return gradients.text_gradients(
+            evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
+        )[0]
 
     assert torch.isfinite(inside(in_place, look)).all()
 
 
-def test_several_positives_and_those_that_are_not_active(host: Any, gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
+def test_several_positives_and_those_that_are_not_active(
+    host: Any, gradients: ModuleType, inside: Any, tiny: ModuleType
+) -> None:
     from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetTimestepRange
 
     left = ConditioningSetArea().append(tiny.tiny_conditioning(1), 32, 64, 0, 0, 1.0)[0]
@@ -303,13 +362,18 @@ def test_several_positives_and_those_that_are_not_active(host: Any, gradients: M
 
     found, slopes = inside(tiny.tiny_model("sd1"), look, positive=combined)
     assert found[1] is None
-    assert slopes == [pytest.approx(float(found[0].norm()), rel=2e-2), pytest.approx(float(found[2].norm()), rel=2e-2)]
+    assert slopes == [
+        pytest.approx(float(found[0].norm()), rel=2e-2),
+        pytest.approx(float(found[2].norm()), rel=2e-2),
+    ]
     # Where nothing is active at this noise level, there is nothing to guide.
     assert inside(tiny.tiny_model("sd1"), lambda e: look_only(gradients, e), positive=late) == [None]
 
 
 def look_only(gradients: ModuleType, evaluation: Any) -> list[Any]:
-    return gradients.text_gradients(evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
+    return gradients.text_gradients(
+        evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
+    )
 
 
 def test_a_model_without_gradients_says_so(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
@@ -334,7 +398,9 @@ def test_interrupting_a_gradient_pass(gradients: ModuleType, inside: Any, tiny: 
     attributes: dict[str, set[str]] = {}
 
     def look(evaluation: Any) -> list[Any]:
-        attributes.update((name, set(vars(module))) for name, module in model.model.diffusion_model.named_modules())
+        attributes.update(
+            (name, set(vars(module))) for name, module in model.model.diffusion_model.named_modules()
+        )
 
         def interrupt(_: torch.Tensor) -> None:
             comfy.model_management.interrupt_current_processing(True)
@@ -345,7 +411,9 @@ def test_interrupting_a_gradient_pass(gradients: ModuleType, inside: Any, tiny: 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         inside(model, look)
     assert not comfy.model_management.in_training
-    assert attributes == {name: set(vars(module)) for name, module in model.model.diffusion_model.named_modules()}
+    assert attributes == {
+        name: set(vars(module)) for name, module in model.model.diffusion_model.named_modules()
+    }
     norm, difference = inside(model, lambda evaluation: both_derivatives(gradients, evaluation))
     assert difference == pytest.approx(norm, rel=1e-2)
 
@@ -364,7 +432,9 @@ def test_short_memory_goes_row_by_row(host: Any, gradients: ModuleType) -> None:
     assert calls == [([0, 2, 5], False), ([0], True), ([2], True), ([5], True)]
 
 
-def test_setting_embeddings_leaves_the_workflows_conditioning_alone(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
+def test_setting_embeddings_leaves_the_workflows_conditioning_alone(
+    gradients: ModuleType, inside: Any, tiny: ModuleType
+) -> None:
     positive = tiny.tiny_conditioning(0)
     before = positive[0][0].clone()
 

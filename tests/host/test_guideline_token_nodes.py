@@ -24,9 +24,25 @@ def optimised(host: Any, count: int = 3, **inputs: Any) -> Any:
     from safe_guidance.nodes.guideline_tokens import OptimizeGuidelineTokens
 
     images, masks, safe, captions = annotated(count)
-    given = {"images": images, "masks": masks, "safe_images": safe, "captions": captions, "words": "star", "tokens": 1}
-    fixed = {"recipe": "contrast", "seed": 1, "iterations": 40, "sigmas": "3, 1", "scales": "1/2", "levels": 2}
-    return OptimizeGuidelineTokens.execute(model=host.model, clip=host.clip, vae=host.vae, **{**given, **fixed, **inputs}).args
+    given = {
+        "images": images,
+        "masks": masks,
+        "safe_images": safe,
+        "captions": captions,
+        "words": "star",
+        "tokens": 1,
+    }
+    fixed = {
+        "recipe": "contrast",
+        "seed": 1,
+        "iterations": 40,
+        "sigmas": "3, 1",
+        "scales": "1/2",
+        "levels": 2,
+    }
+    return OptimizeGuidelineTokens.execute(
+        model=host.model, clip=host.clip, vae=host.vae, **{**given, **fixed, **inputs}
+    ).args
 
 
 def test_the_demo_set_has_masks_of_its_stars(host: Any) -> None:
@@ -41,12 +57,16 @@ def test_tokens_learn_progress_and_repeat(host: Any) -> None:
     import comfy.utils
 
     seen: list[tuple[int, int, Any]] = []
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total, preview)))
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: seen.append((value, total, preview))
+    )
     try:
         tokens, curve, overlap, report = optimised(host)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
-    assert tokens.family == "DemoModelConfig" and tokens.embeddings.shape == (2, 96) and tokens.words == "star"
+    assert (
+        tokens.family == "DemoModelConfig" and tokens.embeddings.shape == (2, 96) and tokens.words == "star"
+    )
     assert tokens.sigmas == (3.0, 1.0) and tokens.layers == ("input.3.0", "output.2.0", "output.3.0")
     assert curve.shape == (1, 256, 512, 3) and "loss" in report and overlap == 0.0 and tokens.iou is None
     assert not tokens.embeddings.is_inference() and not tokens.embeddings.requires_grad
@@ -56,14 +76,14 @@ def test_tokens_learn_progress_and_repeat(host: Any) -> None:
     assert not torch.equal(optimised(host, seed=2)[0].embeddings, tokens.embeddings)
 
 
-def test_enough_pictures_are_split_and_the_held_out_overlap_reported(host: Any) -> None:
+def test_enough_images_are_split_and_the_held_out_overlap_reported(host: Any) -> None:
     tokens, _, overlap, report = optimised(host, count=4, tokens=3)
     assert tokens.iou is not None and overlap == tokens.iou and 0 <= overlap <= 1
-    assert "6 pictures learnt from" in report and "2 held-out pictures" in report
+    assert "6 images learnt from" in report and "2 held-out images" in report
     assert tokens.embeddings.shape == (4, 96)
 
 
-def test_every_fourth_picture_of_either_kind_is_held_out() -> None:
+def test_every_fourth_image_of_either_kind_is_held_out() -> None:
     from safe_guidance.nodes.host.attention.token_learning import held_out
 
     masks = torch.zeros(12, 2, 2, dtype=torch.bool)
@@ -101,7 +121,15 @@ def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
     try:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(9))
         comfy.sample.sample_custom(
-            host.model, noise, 1.0, _once(), torch.tensor([2.0, 0.0]), host.text(STAR), host.text(""), latents, disable_pbar=True
+            host.model,
+            noise,
+            1.0,
+            _once(),
+            torch.tensor([2.0, 0.0]),
+            host.text(STAR),
+            host.text(""),
+            latents,
+            disable_pbar=True,
         )
     finally:
         handle.remove()
@@ -113,29 +141,46 @@ def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
     assert cache.maps(tokens.embeddings, 0).shape == (1, 2, 32, 32)
 
 
-STARS = ("a yellow star in the center on a black plain background", "a red star on the left on a black plain background, flat style")
+STARS = (
+    "a yellow star in the center on a black plain background",
+    "a red star on the left on a black plain background, flat style",
+)
 CIRCLE = "a green circle on the right on a white plain background"
 
 
 def recorded(host: Any, **inputs: Any) -> Any:
     from safe_guidance.nodes.sample_and_record import SampleAndRecordAttention
 
-    given = {"prompts": "\n".join(STARS), "safe_prompts": f"\n{CIRCLE}\n\n", "seed": 7, "steps": 4, "cfg": 3.0}
+    given = {
+        "prompts": "\n".join(STARS),
+        "safe_prompts": f"\n{CIRCLE}\n\n",
+        "seed": 7,
+        "steps": 4,
+        "cfg": 3.0,
+    }
     fixed = {"sampler_name": "dpmpp_2m", "scheduler": "karras", "sigmas": "5, 4.8, 0.8", "scales": "1/2"}
     latent = {"samples": torch.zeros(2, 4, 32, 32)}
-    sockets = {"model": host.model, "clip": host.clip, "vae": host.vae, "negative": host.text(""), "latent_image": latent}
+    sockets = {
+        "model": host.model,
+        "clip": host.clip,
+        "vae": host.vae,
+        "negative": host.text(""),
+        "latent_image": latent,
+    }
     return SampleAndRecordAttention.execute(**{**sockets, **given, **fixed, **inputs}).args
 
 
-def test_recorded_pictures_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> None:
+def test_recorded_images_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> None:
     from safe_guidance.nodes.host.engine.ksampler import sample
 
     images, safe, attention = recorded(host, seeds="11, 3")
     assert images.shape == (2, 128, 128, 3) and safe.shape == (1, 128, 128, 3) and len(attention) == 3
-    for picture, prompt, seed in zip([*images, *safe], [*STARS, CIRCLE], (11, 3, 4)):
+    for image, prompt, seed in zip([*images, *safe], [*STARS, CIRCLE], (11, 3, 4)):
         empty = {"samples": torch.zeros(1, 4, 32, 32)}
-        latent = sample(host.model, seed, 4, 3.0, "dpmpp_2m", "karras", host.text(prompt), host.text(""), empty, 1.0)
-        assert torch.equal(picture, host.vae.decode(latent["samples"])[0])
+        latent = sample(
+            host.model, seed, 4, 3.0, "dpmpp_2m", "karras", host.text(prompt), host.text(""), empty, 1.0
+        )
+        assert torch.equal(image, host.vae.decode(latent["samples"])[0])
     assert recorded(host, safe_prompts="")[1].shape == (0, 128, 128, 3)
 
 
@@ -146,9 +191,15 @@ def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: 
     from safe_guidance.nodes.host.attention.capture import attention_layer
 
     attention = recorded(host)[2]
-    schedule = comfy.samplers.KSampler(host.model, 4, host.model.load_device, "dpmpp_2m", "karras", 1.0).sigmas.tolist()
+    schedule = comfy.samplers.KSampler(
+        host.model, 4, host.model.load_device, "dpmpp_2m", "karras", 1.0
+    ).sigmas.tolist()
     steps = [schedule.index(pytest.approx(sigma)) for sigma in attention.sigmas]
-    assert len(attention.sigmas) == 2 and attention.sigmas[0] > attention.sigmas[1] and not bool(attention.masks.any())
+    assert (
+        len(attention.sigmas) == 2
+        and attention.sigmas[0] > attention.sigmas[1]
+        and not bool(attention.masks.any())
+    )
     raw: list[torch.Tensor] = []
     layer = attention_layer(host.model.model.diffusion_model, "output.3.0")
     handle = layer.to_q.register_forward_hook(lambda module, inputs, output: raw.append(output.clone()))
@@ -170,28 +221,48 @@ def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
     images, safe, attention = recorded(host)
     masks = torch.zeros(2, 128, 128)
     masks[:, 40:80, 40:80] = 1
-    given = {"images": images, "masks": masks, "safe_images": safe, "attention": attention, "captions": "not used"}
+    given = {
+        "images": images,
+        "masks": masks,
+        "safe_images": safe,
+        "attention": attention,
+        "captions": "not used",
+    }
     tokens, _, _, report = optimised(host, **given)
-    assert tokens.sigmas == attention.sigmas and tokens.layers == attention.layers and "3 pictures learnt from" in report
+    assert (
+        tokens.sigmas == attention.sigmas
+        and tokens.layers == attention.layers
+        and "3 images learnt from" in report
+    )
     again = optimised(host, **{**given, "attention": recorded(host)[2]})[0]
     assert torch.equal(again.embeddings, tokens.embeddings)
-    assert not torch.equal(optimised(host, **{**given, "attention": recorded(host, seed=8)[2]})[0].embeddings, tokens.embeddings)
-    with pytest.raises(ValueError, match="recorded for 3 pictures, but 2 are connected"):
+    assert not torch.equal(
+        optimised(host, **{**given, "attention": recorded(host, seed=8)[2]})[0].embeddings, tokens.embeddings
+    )
+    with pytest.raises(ValueError, match="recorded for 3 images, but 2 are connected"):
         optimised(host, **{**given, "safe_images": None})
     narrow = replace(attention, key_weights=tuple(w[:, :48] for w in attention.key_weights))
     with pytest.raises(ValueError, match="recorded with a model of another family"):
         optimised(host, **{**given, "attention": narrow})
 
 
-def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_picture(host: Any) -> None:
+def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(host: Any) -> None:
     """Looking first samples twice with the same corrections: what counts is the second, guided run."""
     from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
     from safe_guidance.nodes.host.engine.ksampler import sample
 
-    found = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)), calibration=Calibration(0.011))
-    defaults = {i.id: i.default for i in DAGDetectorGuide.define_schema().inputs if getattr(i, "default", None) is not None}
+    found = GuidelineTokens(
+        torch.randn(2, 96, generator=torch.Generator().manual_seed(2)), calibration=Calibration(0.011)
+    )
+    defaults = {
+        i.id: i.default
+        for i in DAGDetectorGuide.define_schema().inputs
+        if getattr(i, "default", None) is not None
+    }
     inputs = {**defaults, "look_first": True, "start_sigma": 1000.0, "coverage": 1.01}
-    guarded = DAGDetectorGuide.execute(model=host.model, guideline_tokens=found, safety=host.text("a star"), **inputs).args[0]
+    guarded = DAGDetectorGuide.execute(
+        model=host.model, guideline_tokens=found, safety=host.text("a star"), **inputs
+    ).args[0]
     images, _, attention = recorded(host, model=guarded, prompts=STARS[0], safe_prompts="")
     empty = {"samples": torch.zeros(1, 4, 32, 32)}
     latent = sample(guarded, 7, 4, 3.0, "dpmpp_2m", "karras", host.text(STARS[0]), host.text(""), empty, 1.0)
@@ -201,19 +272,19 @@ def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_picture(
     assert not torch.equal(attention.queries[-1][0], plain.queries[-1][0])
 
 
-def test_recording_shows_progress_over_all_pictures_and_can_be_interrupted(host: Any) -> None:
+def test_recording_shows_progress_over_all_images_and_can_be_interrupted(host: Any) -> None:
     import comfy.model_management as management
     import comfy.utils
 
     seen: list[tuple[int, int]] = []
 
-    def stop_after_the_first_picture(value: int, total: int, preview: Any, node_id: Any = None) -> None:
+    def stop_after_the_first_image(value: int, total: int, preview: Any, node_id: Any = None) -> None:
         seen.append((value, total))
         if value > 4:
             management.interrupt_current_processing(True)
         management.throw_exception_if_processing_interrupted()
 
-    comfy.utils.set_progress_bar_global_hook(stop_after_the_first_picture)
+    comfy.utils.set_progress_bar_global_hook(stop_after_the_first_image)
     try:
         with pytest.raises(management.InterruptProcessingException):
             recorded(host)
@@ -247,11 +318,16 @@ def test_every_sampler_is_recorded_or_says_that_it_cannot_be(host: Any) -> None:
         ({"seeds": "1, two"}, "is not a list of seeds"),
         ({"seeds": "-1"}, "is not a list of seeds"),
         ({"sigmas": "0"}, "is not a list of noise levels"),
-        ({"scales": "1 and 1/2", "latent_image": {"samples": torch.zeros(1, 4, 32, 32)}, "clip": None}, "There is no CLIP"),
+        (
+            {"scales": "1 and 1/2", "latent_image": {"samples": torch.zeros(1, 4, 32, 32)}, "clip": None},
+            "There is no CLIP",
+        ),
     ],
     ids=["no prompt", "too many", "words for numbers", "negative", "no noise", "no text encoder"],
 )
-def test_recordings_that_cannot_be_made_are_explained(host: Any, change: dict[str, Any], sentence: str) -> None:
+def test_recordings_that_cannot_be_made_are_explained(
+    host: Any, change: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         recorded(host, **change)
 
@@ -259,7 +335,11 @@ def test_recordings_that_cannot_be_made_are_explained(host: Any, change: dict[st
 def test_seeds_count_on_from_the_last_given_one() -> None:
     from safe_guidance.nodes.sample_and_record import seeds_of
 
-    assert seeds_of("", 5, 3) == [5, 6, 7] and seeds_of("9; 2", 5, 4) == [9, 2, 3, 4] and seeds_of("1, 2, 3", 5, 2) == [1, 2]
+    assert (
+        seeds_of("", 5, 3) == [5, 6, 7]
+        and seeds_of("9; 2", 5, 4) == [9, 2, 3, 4]
+        and seeds_of("1, 2, 3", 5, 2) == [1, 2]
+    )
     assert seeds_of("", 2**64 - 1, 2) == [2**64 - 1, 0]
 
 
@@ -278,8 +358,8 @@ def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(hos
     assert isinstance(optimised(host, captions="\n".join([long, STARS[0]]))[0], GuidelineTokens)
 
 
-def test_pooled_texts_belong_to_their_pictures(host: Any, tiny: Any) -> None:
-    """SDXL reads a pooled output beside the embedding: a row of its own for each text, also in the second batch of pictures."""
+def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
+    """SDXL reads a pooled output beside the embedding: a row of its own for each text, also in the second batch of images."""
     from safe_guidance.nodes.host.attention.recording import BATCH, look_at
     from safe_guidance.nodes.host.engine.conditioning import encode, encode_each
 
@@ -309,7 +389,15 @@ def _predicted(host: Any, x: torch.Tensor, conditioning: Any) -> torch.Tensor:
 
     zeros = torch.zeros_like(x)
     return comfy.sample.sample_custom(
-        host.model, x, 1.0, _once(), torch.tensor([2.0, 0.0]), conditioning, conditioning, zeros, disable_pbar=True
+        host.model,
+        x,
+        1.0,
+        _once(),
+        torch.tensor([2.0, 0.0]),
+        conditioning,
+        conditioning,
+        zeros,
+        disable_pbar=True,
     )
 
 
@@ -333,27 +421,40 @@ def test_tokens_from_text_are_the_encoders_own(host: Any) -> None:
 
 
 def test_saved_tokens_are_found_and_loaded(host: Any) -> None:
-    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromText, LoadGuidelineTokens, SaveGuidelineTokens
+    from safe_guidance.nodes.guideline_tokens import (
+        GuidelineTokensFromText,
+        LoadGuidelineTokens,
+        SaveGuidelineTokens,
+    )
 
     tokens = GuidelineTokensFromText.execute(clip=host.clip, words="star").args[0]
     name = SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star", licence="CC0").args[0]
     assert name == "tests/star.safetensors"
     loaded = LoadGuidelineTokens.execute(name=name).args[0]
     assert torch.equal(loaded.embeddings, tokens.embeddings) and loaded.licence == "CC0"
-    assert SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star").args[0] == "tests/star_002.safetensors"
+    assert (
+        SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star").args[0]
+        == "tests/star_002.safetensors"
+    )
     for bad in ("../star", "a\\b", ""):
         with pytest.raises(ValueError, match="cannot have the name|leads out"):
             SaveGuidelineTokens.execute(guideline_tokens=tokens, name=bad)
 
 
-def test_detection_maps_have_a_row_per_picture_and_a_map_per_level(host: Any) -> None:
+def test_detection_maps_have_a_row_per_image_and_a_map_per_level(host: Any) -> None:
     from safe_guidance.nodes.detect_and_guide import DAGDetectionMap
 
     tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
     latents = {"samples": torch.randn(2, 4, 32, 24, generator=torch.Generator().manual_seed(1))}
     DAGDetectionMap.hidden = None
     mask, sheet, report = DAGDetectionMap.execute(
-        model=host.model, vae=host.vae, guideline_tokens=tokens, positive=host.text(STAR), samples=latents, sigmas="5, 1", seed=0
+        model=host.model,
+        vae=host.vae,
+        guideline_tokens=tokens,
+        positive=host.text(STAR),
+        samples=latents,
+        sigmas="5, 1",
+        seed=0,
     ).args
     assert mask.shape == (2, 128, 96) and sheet.shape == (2, 128, 3 * 96, 3)
     assert len(report.split("\n")) == 2 and "sigma 5:" in report and "sigma 1:" in report
@@ -362,8 +463,8 @@ def test_detection_maps_have_a_row_per_picture_and_a_map_per_level(host: Any) ->
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"masks": torch.ones(2, 128, 128)}, "3 pictures but 2 masks"),
-        ({"masks": torch.zeros(3, 128, 128)}, "No picture has a mask"),
+        ({"masks": torch.ones(2, 128, 128)}, "3 images but 2 masks"),
+        ({"masks": torch.zeros(3, 128, 128)}, "No image has a mask"),
         ({"safe_images": torch.zeros(1, 64, 64, 3)}, "have another size"),
         ({"sigmas": "five"}, "is not a list of noise levels"),
         ({"sigmas": "-1"}, "is not a list of noise levels"),
@@ -371,22 +472,26 @@ def test_detection_maps_have_a_row_per_picture_and_a_map_per_level(host: Any) ->
     ],
     ids=["masks missing", "empty masks", "sizes differ", "words for numbers", "negative noise", "no noise"],
 )
-def test_input_that_cannot_be_learnt_from_is_explained(host: Any, change: dict[str, Any], sentence: str) -> None:
+def test_input_that_cannot_be_learnt_from_is_explained(
+    host: Any, change: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         optimised(host, **change)
 
 
 def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
     halved = torch.nn.functional.avg_pool2d(annotated()[1][:, None], 2)[:, 0]
-    torch.testing.assert_close(optimised(host, masks=halved)[0].embeddings, optimised(host)[0].embeddings, atol=0.2, rtol=0.2)
+    torch.testing.assert_close(
+        optimised(host, masks=halved)[0].embeddings, optimised(host)[0].embeddings, atol=0.2, rtol=0.2
+    )
     assert isinstance(optimised(host, masks=torch.ones(1, 128, 128), safe_images=None)[0], GuidelineTokens)
 
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
-    from safe_guidance.nodes.host.attention.token_learning import Example, look_at_pictures
+    from safe_guidance.nodes.host.attention.token_learning import Example, look_at_images
 
     with pytest.raises(ValueError, match="no separate cross-attention"):
         example = Example(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
-        look_at_pictures(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
+        look_at_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
     with pytest.raises(ValueError, match="no separate cross-attention"):
         recorded(host, model=tiny.tiny_model("flux"))

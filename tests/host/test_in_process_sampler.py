@@ -18,7 +18,10 @@ def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
     records = load_prompts()["named"][: BATCH + 1]
     drawn = Studio().draw(host.model, records)
     assert drawn.shape == (BATCH + 1, 3, 128, 128)
-    latents = [host.sample(host.model, host.text(record.prompt), seed=record.seed, steps=20) for record in (records[0], records[-1])]
+    latents = [
+        host.sample(host.model, host.text(record.prompt), seed=record.seed, steps=20)
+        for record in (records[0], records[-1])
+    ]
     first, last = (host.vae.decode(latent)[0].movedim(-1, 0).clamp(0, 1) for latent in latents)
     assert torch.equal(drawn[-1], last)
     torch.testing.assert_close(drawn[0], first, atol=0.02, rtol=0)

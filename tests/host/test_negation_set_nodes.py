@@ -20,18 +20,22 @@ PROMPT = "a yellow star in the center on a black plain background, flat style"
 
 @pytest.fixture
 def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An input folder and a model folder of this test's own, with five pictures, of which two are the same, and a text file."""
+    """An input folder and a model folder of this test's own, with five images, of which two are the same, and a text file."""
     import folder_paths
 
     unwanted = tmp_path / "input" / "unwanted"
     (unwanted / "more").mkdir(parents=True)
     for index, place in enumerate(("a.png", "b.png", "more/c.jpg", "more/d.webp")):
-        colours = torch.randint(0, 256, (40, 60, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        colours = torch.randint(
+            0, 256, (40, 60, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8
+        )
         Image.frombytes("RGB", (60, 40), colours.numpy().tobytes()).save(unwanted / place)
     (unwanted / "copy.png").write_bytes((unwanted / "a.png").read_bytes())
     (unwanted / "notes.txt").write_text("words")
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "negation_sets", ([str(tmp_path / "sets")], {".safetensors"}))
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "negation_sets", ([str(tmp_path / "sets")], {".safetensors"})
+    )
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return tmp_path
 
@@ -39,7 +43,13 @@ def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def from_folder(**changed: Any) -> Any:
     from safe_guidance.nodes.negation_sets import NegationSetFromFolder
 
-    given = {"folder": "unwanted", "sub_folders": True, "longest_side": 1024, "drop_duplicates": True, **changed}
+    given = {
+        "folder": "unwanted",
+        "sub_folders": True,
+        "longest_side": 1024,
+        "drop_duplicates": True,
+        **changed,
+    }
     return NegationSetFromFolder.execute(**given)
 
 
@@ -47,7 +57,10 @@ def test_from_folder(folders: Path) -> None:
     result = from_folder(source="my garden", licence="CC0")
     negation_set, report = result.args
     assert (len(negation_set), negation_set.name, negation_set.source) == (4, "unwanted", "my garden")
-    assert report.splitlines() == ["4 pictures, 1 duplicates dropped, 1 files skipped", "notes.txt: not a picture by its name"]
+    assert report.splitlines() == [
+        "4 images, 1 duplicates dropped, 1 files skipped",
+        "notes.txt: not an image by its name",
+    ]
     assert len(from_folder(sub_folders=False).args[0]) == 2
     assert len(from_folder(drop_duplicates=False).args[0]) == 5
     assert from_folder(longest_side=64, folder="unwanted/more").args[0].sizes() == [(60, 40)]
@@ -65,7 +78,13 @@ def test_a_changed_folder_is_read_again(folders: Path) -> None:
 
     def fingerprint() -> str:
         return NegationSetFromFolder.fingerprint_inputs(
-            folder="unwanted", sub_folders=True, longest_side=64, drop_duplicates=True, name="", source="", licence=""
+            folder="unwanted",
+            sub_folders=True,
+            longest_side=64,
+            drop_duplicates=True,
+            name="",
+            source="",
+            licence="",
         )
 
     before = fingerprint()
@@ -80,12 +99,12 @@ def test_folders_elsewhere_are_refused(folders: Path, name: str) -> None:
         from_folder(folder=name)
 
 
-def test_a_folder_without_pictures(folders: Path) -> None:
+def test_a_folder_without_images(folders: Path) -> None:
     (folders / "input" / "empty").mkdir()
-    with pytest.raises(ValueError, match="no picture in the folder .it is empty."):
+    with pytest.raises(ValueError, match="no image in the folder .it is empty."):
         from_folder(folder="empty")
     (folders / "input" / "empty" / "a.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="a.png: no picture, whatever its name says"):
+    with pytest.raises(ValueError, match="a.png: no image, whatever its name says"):
         from_folder(folder="empty")
 
 
@@ -100,7 +119,7 @@ def test_reading_can_be_interrupted(folders: Path, monkeypatch: pytest.MonkeyPat
     temporary = folders / "temp"
     monkeypatch.setattr(folder_paths, "temp_directory", str(temporary))
     monkeypatch.setattr(image_store, "IN_MEMORY", in_memory)
-    read = image_folders.read_pictures
+    read = image_folders.read_images
 
     def then_interrupted(*inputs: Any) -> Iterator[Any]:
         found = list(read(*inputs))
@@ -108,15 +127,15 @@ def test_reading_can_be_interrupted(folders: Path, monkeypatch: pytest.MonkeyPat
         comfy.model_management.interrupt_current_processing(True)
         yield found[-1]
 
-    monkeypatch.setattr(image_folders, "read_pictures", then_interrupted)
+    monkeypatch.setattr(image_folders, "read_images", then_interrupted)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         from_folder()
     comfy.model_management.interrupt_current_processing(False)
     assert not temporary.exists() or os.listdir(temporary) == []
 
 
-def test_more_pictures_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a limit pictures are in a mapped file: the same set, and it can be saved."""
+def test_more_images_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a limit images are in a mapped file: the same set, and it can be saved."""
     import folder_paths
 
     from safe_guidance.formats import image_store
@@ -126,10 +145,16 @@ def test_more_pictures_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(image_store, "IN_MEMORY", 10_000)
     mapped = from_folder(drop_duplicates=False).args[0]
     assert mapped.content_hash == in_memory.content_hash
-    assert len({picture.untyped_storage().data_ptr() for picture in mapped.pictures}) == 1
+    assert len({image.untyped_storage().data_ptr() for image in mapped.images}) == 1
     assert load(folders / "sets" / save(mapped, "large")).content_hash == in_memory.content_hash
-    monkeypatch.setattr(image_store.PictureStore, "_flush", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ValueError, match="do not fit on the disk .No space left on device.. Lower longest_side"):
+    monkeypatch.setattr(
+        image_store.ImageStore,
+        "_flush",
+        lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
+    with pytest.raises(
+        ValueError, match="do not fit on the disk .No space left on device.. Lower longest_side"
+    ):
         from_folder()
 
 
@@ -157,7 +182,10 @@ def test_saved_sets_are_found_by_load(folders: Path) -> None:
     assert sorted(os.listdir(folders / "sets" / "mine")) == ["birds.safetensors", "birds_002.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/../../x", "", " ", "a//b", ".hidden", "a\\b", "a\0b", "nul:", "a/ /b", "dot."])
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/tmp/x", "a/../../x", "", " ", "a//b", ".hidden", "a\\b", "a\0b", "nul:", "a/ /b", "dot."],
+)
 def test_names_that_no_file_may_have(folders: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot have the name"):
         save(from_images(torch.rand(1, 16, 16, 3)), name)
@@ -175,17 +203,25 @@ def test_combine(folders: Path) -> None:
 
 @pytest.mark.parametrize("with_vae", [False, True])
 def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
-    from safe_guidance.nodes.negation_set_inspection import FindClosestReferences, PreviewNegationSet, summarize
+    from safe_guidance.nodes.negation_set_inspection import (
+        FindClosestReferences,
+        PreviewNegationSet,
+        summarize,
+    )
 
     images = host.vae.decode(host.sample(host.model, host.text(PROMPT, PROMPT, PROMPT, PROMPT))).clone()
     negation_set = from_images(torch.cat([images, images[1:2].flip(2), images[1:2]]))
     vae = host.vae if with_vae else None
     summary = summarize(negation_set, vae)
-    assert "6 pictures (5 different)" in summary and "closest: 2 and 6 (1.00)" in summary and "calibration" in summary
-    sheet, found, highest = FindClosestReferences.execute(images[2:4], negation_set, 2, vae).args
-    assert found.splitlines()[0].startswith("picture 1: reference 3 at 1.000") and found.splitlines()[1].startswith(
-        "picture 2: reference 4 at"
+    assert (
+        "6 images (5 different)" in summary
+        and "closest: 2 and 6 (1.00)" in summary
+        and "calibration" in summary
     )
+    sheet, found, highest = FindClosestReferences.execute(images[2:4], negation_set, 2, vae).args
+    assert found.splitlines()[0].startswith("image 1: reference 3 at 1.000") and found.splitlines()[
+        1
+    ].startswith("image 2: reference 4 at")
     assert highest == pytest.approx(1, abs=1e-3) and sheet.shape[0] == 1
     assert PreviewNegationSet.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 4
 
@@ -199,9 +235,11 @@ def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
     assert "masks: 63 mark a thing, which is looked for anywhere; few: below about 64" in few
     assert "masks: 64 mark a thing, which is looked for anywhere\n" in enough
     whole = from_images(torch.rand(2, 16, 16, 3))
-    assert "masks: none that mark a place; whole pictures are compared" in summarize(whole)
+    assert "masks: none that mark a place; whole images are compared" in summarize(whole)
     fine = from_images(torch.rand(3, 16, 16, 3), torch.zeros(1, 16, 16))
-    assert "masks: 3 empty ones mark pictures that are fine; the other 2 stand for a style" in summarize(combined([whole, fine]))
+    assert "masks: 3 empty ones mark images that are fine; the other 2 stand for a style" in summarize(
+        combined([whole, fine])
+    )
 
 
 def test_encoding_tells_its_progress(host: Any) -> None:
@@ -211,7 +249,9 @@ def test_encoding_tells_its_progress(host: Any) -> None:
     from safe_guidance.nodes.host.files.negation_latents import encode
 
     seen: list[tuple[int, int]] = []
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id=None: seen.append((value, total)))
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview, node_id=None: seen.append((value, total))
+    )
     try:
         encode(from_images(torch.rand(11, 64, 64, 3)), host.vae, 16, 16, Layout("crop", "flip"))
     finally:
@@ -222,12 +262,12 @@ def test_encoding_tells_its_progress(host: Any) -> None:
 
 def test_latents_are_the_posteriors_mode(host: Any, tiny: Any) -> None:
     """The half of the encoder's moments that is the mean, not a sample of it, for the demo VAE and one of the host's usual class."""
-    from safe_guidance.nodes.host.files.negation_latents import encode_pictures
+    from safe_guidance.nodes.host.files.negation_latents import encode_images
 
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(encode_pictures(images, host.vae), encode_pictures(images, host.vae))
+    assert torch.equal(encode_images(images, host.vae), encode_images(images, host.vae))
     vae = tiny.tiny_vae()
-    found = encode_pictures(images, vae)
+    found = encode_images(images, vae)
     network = vae.first_stage_model
     moments = network.quant_conv(network.encoder(images.movedim(-1, 1) * 2 - 1))
     torch.testing.assert_close(found, moments.chunk(2, dim=1)[0], atol=1e-4, rtol=1e-4)

@@ -14,10 +14,10 @@ def test_a_report_is_shown_and_kept(shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
     from safe_guidance.nodes.negation_set_inspection import PreviewNegationSet
 
-    pictures = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
+    images = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
     with CurrentNodeContext("prompt", "5:2"):
-        output = PreviewNegationSet.execute(pictures, 64)
-    assert "3 pictures" in shown["5:2"]
+        output = PreviewNegationSet.execute(images, 64)
+    assert "3 images" in shown["5:2"]
     assert output.ui["text"] == (shown["5:2"],) and len(output.ui["images"]) == 1
 
 
@@ -42,7 +42,9 @@ def test_an_error_stands_under_its_node_until_it_is_mended(shown: dict[str, str]
     assert shown["4"] == ""
 
 
-def test_an_error_while_sampling_stands_under_the_node_that_it_comes_from(host: Any, shown: dict[str, str]) -> None:
+def test_an_error_while_sampling_stands_under_the_node_that_it_comes_from(
+    host: Any, shown: dict[str, str]
+) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
     from safe_guidance.nodes.host.engine.correction import Correction, RunContext

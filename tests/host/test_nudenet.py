@@ -33,8 +33,8 @@ def photograph(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.ascontiguousarray(getattr(skimage_data, name)()[..., :3])
 
 
-def as_tensor(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-    return torch.from_numpy(picture).movedim(-1, 0)[None].float() / 255
+def as_tensor(image: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+    return torch.from_numpy(image).movedim(-1, 0)[None].float() / 255
 
 
 def theirs(detector: Any, blob: Tensor) -> Tensor:
@@ -69,14 +69,14 @@ def test_boxes_equal_the_packages_own(detectors: Any, name: str, colors: str) ->
     package reads a file itself.
     """
     network, detector = detectors
-    picture = photograph(name)
+    image = photograph(name)
     if colors == "blue first":
-        picture = picture[..., ::-1].copy()
-    expected = detector.detect(picture)
+        image = image[..., ::-1].copy()
+    expected = detector.detect(image)
     function = nudenet.NudeNetSafetyFunction(network, nudenet.LABELS, threshold=0.25)
-    found = function(as_tensor(picture)).regions_of(0)
+    found = function(as_tensor(image)).regions_of(0)
     assert [region.label for region in found] == [box["class"] for box in expected]
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     for region, box in zip(found, expected):
         assert region.score == pytest.approx(box["score"], abs=0.02)
         left, top, wide, high = box["box"]
@@ -100,19 +100,19 @@ def test_the_gradient_decreases_the_score(detectors: Any, host: Any) -> None:
     from safe_guidance.nodes.host.autograd.differentiable_layers import differentiable
 
     function = nudenet.NudeNetSafetyFunction(detectors[0], ["FACE_FEMALE"], threshold=0.25)
-    picture = as_tensor(photograph("astronaut"))
+    image = as_tensor(photograph("astronaut"))
     with differentiable(*function.networks):
-        leaf = picture.clone().requires_grad_(True)
+        leaf = image.clone().requires_grad_(True)
         score = function(leaf).score
         (gradient,) = torch.autograd.grad(score.sum(), leaf)
     direction = gradient / gradient.norm()
     assert gradient.norm() > 1e-4
-    before, after = (float(function(picture - shift * direction).score) for shift in (0.0, 2.0))
+    before, after = (float(function(image - shift * direction).score) for shift in (0.0, 2.0))
     assert after < before - 0.05
 
 
 class Recorded(torch.nn.Module):
-    """Stands for the network: always the same raw output, whatever the picture."""
+    """Stands for the network: always the same raw output, whatever the image."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
@@ -148,7 +148,9 @@ def test_overlapping_boxes_count_once_and_faint_ones_not_at_all() -> None:
 
 
 def test_nothing_found_is_a_score_of_zero_and_a_closed_gate() -> None:
-    found = nudenet.NudeNetSafetyFunction(Recorded(raw((5, 5, 4, 4, "FEET_EXPOSED", 0.9))))(torch.rand(1, 3, 64, 32))
+    found = nudenet.NudeNetSafetyFunction(Recorded(raw((5, 5, 4, 4, "FEET_EXPOSED", 0.9))))(
+        torch.rand(1, 3, 64, 32)
+    )
     assert found.score.tolist() == [0.0] and found.gate.tolist() == [False] and found.explanation == [{}]
 
 

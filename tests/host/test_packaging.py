@@ -28,7 +28,19 @@ OPTIONAL = {"subgraphs"}
 MOST_BYTES = 25_000_000
 ICON_SIDE = 400
 SECONDS = 0.3
-HEAVY = {"nudenet", "onnx", "onnx2torch", "onnxruntime", "open_clip", "cv2", "timm", "matplotlib", "skimage", "pandas", "playwright"}
+HEAVY = {
+    "nudenet",
+    "onnx",
+    "onnx2torch",
+    "onnxruntime",
+    "open_clip",
+    "cv2",
+    "timm",
+    "matplotlib",
+    "skimage",
+    "pandas",
+    "playwright",
+}
 LOAD = """
 import asyncio, gc, importlib.util, json, sys, time
 root, host, base = sys.argv[1:]
@@ -63,7 +75,9 @@ def packed() -> list[str]:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("This is no git checkout, and what is packed is what git knows.")
-    ignored = pathspec.PathSpec.from_lines("gitignore", (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines())
+    ignored = pathspec.PathSpec.from_lines(
+        "gitignore", (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    )
     return [name for name in listed.stdout.splitlines() if not ignored.match_file(name)]
 
 
@@ -88,14 +102,17 @@ def test_the_changelog_has_this_version() -> None:
 
 
 @pytest.mark.parametrize("name", ["Icon", "Banner"])
-def test_the_registrys_pictures_are_in_the_repository(name: str) -> None:
+def test_the_registrys_images_are_in_the_repository(name: str) -> None:
     path = ROOT / PROJECT["tool"]["comfy"][name].partition("/main/")[2]
-    with Image.open(path) as picture:
-        width, height = picture.size
+    with Image.open(path) as image:
+        width, height = image.size
     assert (width == height <= ICON_SIDE) if name == "Icon" else width * 9 == height * 21
 
 
-@pytest.mark.skipif("SAFE_GUIDANCE_HOST" not in os.environ, reason="no ComfyUI is known; run the tests with 'python3 dev.py test'")
+@pytest.mark.skipif(
+    "SAFE_GUIDANCE_HOST" not in os.environ,
+    reason="no ComfyUI is known; run the tests with 'python3 dev.py test'",
+)
 def test_the_packed_files_load_quickly_and_import_nothing_heavy(tmp_path: Path) -> None:
     for name in ("models", "custom_nodes", "input", "output", "temp", "user"):
         (tmp_path / name).mkdir()
@@ -124,7 +141,9 @@ def test_the_extras_can_be_installed_from_a_clone(tmp_path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target)
     program = "import setuptools.build_meta as b; print(b.prepare_metadata_for_build_wheel('.'))"
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     metadata = (tmp_path / result.stdout.splitlines()[-1] / "METADATA").read_text(encoding="utf-8")
     for extra, packages in PROJECT["project"]["optional-dependencies"].items():

@@ -20,17 +20,25 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def negation_set() -> NegationSet:
     coarse = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    return from_images(torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bilinear").movedim(1, -1))
+    return from_images(
+        torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bilinear").movedim(1, -1)
+    )
 
 
 def safe_denoiser(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> Any:
     """Acts at every noise level of its window on everything, unless told otherwise."""
     from safe_guidance.nodes.safe_denoiser import SafeDenoiser
 
-    defaults = {i.id: i.default for i in SafeDenoiser.define_schema().inputs if getattr(i, "default", None) is not None}
+    defaults = {
+        i.id: i.default
+        for i in SafeDenoiser.define_schema().inputs
+        if getattr(i, "default", None) is not None
+    }
     # The closest of many references, so that some similarity is above zero.
     eager = {"threshold": 0.0, "temperature": 0.005, "augmentation": "flip, crops and shifts", **settings}
-    return SafeDenoiser.execute(model=model, vae=vae, negation_set=negation_set, **{**defaults, **eager}).args[0]
+    return SafeDenoiser.execute(
+        model=model, vae=vae, negation_set=negation_set, **{**defaults, **eager}
+    ).args[0]
 
 
 def spell(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> Any:
@@ -39,9 +47,13 @@ def spell(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> A
     return SparseRepellency.execute(model=model, vae=vae, negation_set=negation_set, **settings).args[0]
 
 
-def sample(host: Any, model: Any, conditioning: list[Any], channels: int, cfg: float = 5.0, batch: int = 2) -> torch.Tensor:
+def sample(
+    host: Any, model: Any, conditioning: list[Any], channels: int, cfg: float = 5.0, batch: int = 2
+) -> torch.Tensor:
     latent = {"samples": torch.zeros(batch, channels, SIZE // 8, SIZE // 8)}
-    result = host.nodes.common_ksampler(model, 3, 4, cfg, "euler", "simple", conditioning, conditioning, latent)
+    result = host.nodes.common_ksampler(
+        model, 3, 4, cfg, "euler", "simple", conditioning, conditioning, latent
+    )
     return result[0]["samples"]
 
 
@@ -55,18 +67,28 @@ def test_every_family(host: Any, tiny: Any, negation_set: NegationSet, family: s
     assert bool(torch.isfinite(baseline).all())
     for method, on, off in (
         (safe_denoiser, {"strength": 0.5}, {"strength": 0.0}),
-        (safe_denoiser, {"strength": 0.5, "end_sigma": 0.0, "anchor": "unconditional"}, {"start_sigma": 0.001, "end_sigma": 0.0}),
+        (
+            safe_denoiser,
+            {"strength": 0.5, "end_sigma": 0.0, "anchor": "unconditional"},
+            {"start_sigma": 0.001, "end_sigma": 0.0},
+        ),
         (
             safe_denoiser,
             {"mode": "tempered", "strength": 5.0, "effective_dimensions": 1, "end_sigma": 0.0},
             {"mode": "exact", "strength": 0.0},
         ),
-        (safe_denoiser, {"mode": "official", "strength": 0.5, "kappa": 0.4}, {"mode": "official", "strength": 0.0}),
+        (
+            safe_denoiser,
+            {"mode": "official", "strength": 0.5, "kappa": 0.4},
+            {"mode": "official", "strength": 0.0},
+        ),
         (spell, {"radius": 1000.0}, {"radius": 0.0}),
     ):
         changed = sample(host, method(model, vae, negation_set, **on), conditioning, channels, cfg)
         assert bool(torch.isfinite(changed).all()) and not torch.equal(changed, baseline), (method, on)
-        assert torch.equal(sample(host, method(model, vae, negation_set, **off), conditioning, channels, cfg), baseline), (method, off)
+        assert torch.equal(
+            sample(host, method(model, vae, negation_set, **off), conditioning, channels, cfg), baseline
+        ), (method, off)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +110,7 @@ def test_windows_mean_the_same_noise_in_every_family(host: Any, tiny: Any, famil
 
 
 def unconditional(tiny: Any, classes: bool) -> Any:
-    """A UNet without text: nothing but the picture, or a class vector beside it, as the host's classes run them."""
+    """A UNet without text: nothing but the image, or a class vector beside it, as the host's classes run them."""
     import comfy.latent_formats
     import comfy.model_base
     import comfy.model_management
@@ -117,48 +139,73 @@ def unconditional(tiny: Any, classes: bool) -> Any:
     config = Config({key: list(value) if isinstance(value, list) else value for key, value in blocks.items()})
     config.latent_format = comfy.latent_formats.SD15()
     config.set_inference_dtype(torch.float32, None)
-    model = Model(config, model_type=comfy.model_base.ModelType.EPS, device=comfy.model_management.unet_offload_device())
+    model = Model(
+        config, model_type=comfy.model_base.ModelType.EPS, device=comfy.model_management.unet_offload_device()
+    )
     model.diffusion_model.load_state_dict(tiny.random_weights(model.diffusion_model, 0))
     device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
+    )
 
 
 @pytest.mark.parametrize("classes", [False, True], ids=["unconditional", "class-conditional"])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_models_without_text(host: Any, tiny: Any, negation_set: NegationSet, classes: bool, cfg: float) -> None:
+def test_models_without_text(
+    host: Any, tiny: Any, negation_set: NegationSet, classes: bool, cfg: float
+) -> None:
     model, vae = unconditional(tiny, classes), tiny.tiny_vae(4)
     nothing = [[torch.zeros(2, 1, tiny.WIDTH), {"pooled_output": torch.eye(tiny.WIDTH)[:2]}]]
     baseline = sample(host, model, nothing, 4, cfg)
-    for method, settings in ((safe_denoiser, {"strength": 0.5}), (safe_denoiser, {"anchor": "unconditional"}), (spell, {"radius": 1000.0})):
+    for method, settings in (
+        (safe_denoiser, {"strength": 0.5}),
+        (safe_denoiser, {"anchor": "unconditional"}),
+        (spell, {"radius": 1000.0}),
+    ):
         changed = sample(host, method(model, vae, negation_set, **settings), nothing, 4, cfg)
         assert bool(torch.isfinite(changed).all()) and not torch.equal(changed, baseline)
-    assert torch.equal(sample(host, safe_denoiser(model, vae, negation_set, strength=0.0), nothing, 4, cfg), baseline)
+    assert torch.equal(
+        sample(host, safe_denoiser(model, vae, negation_set, strength=0.0), nothing, 4, cfg), baseline
+    )
 
 
-FORMATS = ["SD15", "SDXL", "SDXL_Playground_2_5", "SD_X4", "SC_Prior", "SC_B", "SD3", "Flux", "Flux2", "HunyuanImage21"] + [
+FORMATS = [
+    "SD15",
+    "SDXL",
+    "SDXL_Playground_2_5",
+    "SD_X4",
+    "SC_Prior",
+    "SC_B",
+    "SD3",
+    "Flux",
+    "Flux2",
+    "HunyuanImage21",
+] + [
     "ChromaRadiance",
     "ZImagePixelSpace",
     "HiDreamO1Pixel",
     "PixelDiTPixel",
 ]
-NO_PICTURES = {"ACEAudio", "TripoSplat"}
+NO_IMAGES = {"ACEAudio", "TripoSplat"}
 """Two-dimensional by name, but sound and points in space."""
 
 
-def test_no_picture_format_of_the_host_is_forgotten(host: Any) -> None:
+def test_no_image_format_of_the_host_is_forgotten(host: Any) -> None:
     import comfy.latent_formats as formats
 
     found = {
         name
         for name, kind in inspect.getmembers(formats, inspect.isclass)
-        if issubclass(kind, formats.LatentFormat) and kind is not formats.LatentFormat and kind().latent_dimensions == 2
+        if issubclass(kind, formats.LatentFormat)
+        and kind is not formats.LatentFormat
+        and kind().latent_dimensions == 2
     }
-    assert found - set(FORMATS) == NO_PICTURES & found
+    assert found - set(FORMATS) == NO_IMAGES & found
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_latent_format_round_trips(host: Any, negation_set: NegationSet, name: str) -> None:
-    """References read as the sampler sees the encoded picture, and come back to what the VAE made."""
+    """References read as the sampler sees the encoded image, and come back to what the VAE made."""
     import comfy.latent_formats as formats
 
     from safe_guidance.nodes.host.files.negation_latents import references_for
@@ -166,9 +213,15 @@ def test_every_latent_format_round_trips(host: Any, negation_set: NegationSet, n
     if not hasattr(formats, name):
         pytest.skip(f"This host has no {name}.")
     latent_format = getattr(formats, name)()
-    raw = torch.randn(5, latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)).half().float()
+    raw = (
+        torch.randn(5, latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        .half()
+        .float()
+    )
     vae = SimpleNamespace(
-        first_stage_model=torch.nn.Identity(), spacial_compression_encode=lambda: 8, encode=lambda pixels: raw[: len(pixels)]
+        first_stage_model=torch.nn.Identity(),
+        spacial_compression_encode=lambda: 8,
+        encode=lambda pixels: raw[: len(pixels)],
     )
     model = SimpleNamespace(get_model_object=lambda _: latent_format)
     references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
@@ -176,17 +229,25 @@ def test_every_latent_format_round_trips(host: Any, negation_set: NegationSet, n
     torch.testing.assert_close(seen, latent_format.process_in(raw), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(latent_format.process_out(seen), raw, atol=1e-4, rtol=1e-4)
     # In the memory of a device they are kept in half precision.
-    torch.testing.assert_close(references.resident(torch.device("cpu")).rows(slice(None)), seen, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        references.resident(torch.device("cpu")).rows(slice(None)), seen, atol=2e-3, rtol=2e-3
+    )
 
 
 def test_models_of_video_say_so_in_one_sentence(host: Any, tiny: Any, negation_set: NegationSet) -> None:
     model = tiny.tiny_model("sd1")
     conditioning = tiny.tiny_conditioning()
     for method in (safe_denoiser, spell):
-        with pytest.raises(ValueError, match="this model samples video or audio. Remove the node from this MODEL.$"):
+        with pytest.raises(
+            ValueError, match="this model samples video or audio. Remove the node from this MODEL.$"
+        ):
             latent = {"samples": torch.zeros(1, 4, 3, 8, 8)}
-            protected = method(model, tiny.tiny_vae(4), negation_set, **({"radius": 1000.0} if method is spell else {}))
-            host.nodes.common_ksampler(protected, 3, 2, 5.0, "euler", "simple", conditioning, conditioning, latent)
+            protected = method(
+                model, tiny.tiny_vae(4), negation_set, **({"radius": 1000.0} if method is spell else {})
+            )
+            host.nodes.common_ksampler(
+                protected, 3, 2, 5.0, "euler", "simple", conditioning, conditioning, latent
+            )
 
 
 @pytest.mark.parametrize("compute", [torch.float16, torch.bfloat16])
@@ -195,4 +256,8 @@ def test_half_precision_models(host: Any, tiny: Any, negation_set: NegationSet, 
     conditioning = tiny.tiny_conditioning(batch=2)
     baseline = sample(host, model, conditioning, 4)
     changed = sample(host, safe_denoiser(model, tiny.tiny_vae(4), negation_set), conditioning, 4)
-    assert bool(torch.isfinite(changed).all()) and not torch.equal(changed, baseline) and changed.dtype == baseline.dtype
+    assert (
+        bool(torch.isfinite(changed).all())
+        and not torch.equal(changed, baseline)
+        and changed.dtype == baseline.dtype
+    )

@@ -24,16 +24,22 @@ def protect(host: Any, negation_set: NegationSet, vae: Any = None, **settings: A
     """The demo model with Safe Denoiser's node applied: its defaults, unless told otherwise."""
     from safe_guidance.nodes.safe_denoiser import SafeDenoiser
 
-    defaults = {i.id: i.default for i in SafeDenoiser.define_schema().inputs if getattr(i, "default", None) is not None}
-    return SafeDenoiser.execute(model=host.model, vae=vae or host.vae, negation_set=negation_set, **{**defaults, **settings}).args[0]
+    defaults = {
+        i.id: i.default
+        for i in SafeDenoiser.define_schema().inputs
+        if getattr(i, "default", None) is not None
+    }
+    return SafeDenoiser.execute(
+        model=host.model, vae=vae or host.vae, negation_set=negation_set, **{**defaults, **settings}
+    ).args[0]
 
 
 @pytest.fixture(scope="module")
 def copies(host: Any) -> NegationSet:
-    """The picture that the model paints for STAR with seed 1, as the only reference."""
+    """The image that the model paints for STAR with seed 1, as the only reference."""
     with torch.inference_mode():
-        picture = host.vae.decode(host.sample(host.model, host.text(STAR)))
-    return from_images(picture.clone())
+        image = host.vae.decode(host.sample(host.model, host.text(STAR)))
+    return from_images(image.clone())
 
 
 # The reference is the unguarded result, so late predictions resemble it almost perfectly and those of other prompts do not.
@@ -58,7 +64,12 @@ def test_costs_no_model_call(host: Any, copies: NegationSet) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"strength": 0.0}, {"end_sigma": 100.0}, {"start_sigma": 0.01, "end_sigma": 0.0}, {"threshold": 2.0, "end_sigma": 0.0}],
+    [
+        {"strength": 0.0},
+        {"end_sigma": 100.0},
+        {"start_sigma": 0.01, "end_sigma": 0.0},
+        {"threshold": 2.0, "end_sigma": 0.0},
+    ],
     ids=["strength 0", "window above the schedule", "window below the schedule", "closed gate"],
 )
 def test_identity_is_bit_exact(host: Any, copies: NegationSet, settings: dict[str, Any]) -> None:
@@ -102,7 +113,10 @@ def test_what_the_local_search_decided_holds_in_the_next_part(host: Any, bounds:
     from safe_guidance.nodes.host.files.folders import ASSETS
 
     stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
-    model, text = protect(host, stars, strength=1.2, end_sigma=0.15, threshold=0.7, cap=2.0), host.text(STAR, OTHERS[0])
+    model, text = (
+        protect(host, stars, strength=1.2, end_sigma=0.15, threshold=0.7, cap=2.0),
+        host.text(STAR, OTHERS[0]),
+    )
     whole, joined = host.sample_in_parts(model, text, (0, 12)), host.sample_in_parts(model, text, bounds)
     torch.testing.assert_close(joined, whole, atol=1e-3, rtol=1e-3)
     plain = host.sample_in_parts(host.model, text, bounds)
@@ -127,23 +141,34 @@ def test_img2img_below_the_window_is_untouched(host: Any, copies: NegationSet) -
     text = host.text(STAR)
     settings = {**CLOSE, "end_sigma": 4.67}
     assert torch.equal(
-        host.sample(protect(host, copies, **settings), text, latent, denoise=0.4), host.sample(host.model, text, latent, denoise=0.4)
+        host.sample(protect(host, copies, **settings), text, latent, denoise=0.4),
+        host.sample(host.model, text, latent, denoise=0.4),
     )
     assert not torch.equal(
-        host.sample(protect(host, copies, **CLOSE), text, latent, denoise=0.4), host.sample(host.model, text, latent, denoise=0.4)
+        host.sample(protect(host, copies, **CLOSE), text, latent, denoise=0.4),
+        host.sample(host.model, text, latent, denoise=0.4),
     )
 
 
 def test_any_size(host: Any, copies: NegationSet) -> None:
     text = host.text(STAR)
-    sampled = host.sample(protect(host, copies, **{**CLOSE, "threshold": 0.2}), text, host.empty_latent(width=168, height=104))
+    sampled = host.sample(
+        protect(host, copies, **{**CLOSE, "threshold": 0.2}), text, host.empty_latent(width=168, height=104)
+    )
     assert sampled.shape == (1, 4, 26, 42) and bool(torch.isfinite(sampled).all())
 
 
 def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) -> None:
     from safe_guidance.nodes.safe_denoiser import SafeDenoiserSampler
 
-    settings = {**CLOSE, "mode": "calibrated", "start_sigma": 1000.0, "temperature": 0.1, "cap": 0.5, "effective_dimensions": 256}
+    settings = {
+        **CLOSE,
+        "mode": "calibrated",
+        "start_sigma": 1000.0,
+        "temperature": 0.1,
+        "cap": 0.5,
+        "effective_dimensions": 256,
+    }
     result = SafeDenoiserSampler.execute(
         model=host.model,
         positive=host.text(STAR),
@@ -159,7 +184,9 @@ def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) 
         denoise=1.0,
         **settings,
     )
-    assert torch.equal(result.args[0]["samples"], host.sample(protect(host, copies, **settings), host.text(STAR)))
+    assert torch.equal(
+        result.args[0]["samples"], host.sample(protect(host, copies, **settings), host.text(STAR))
+    )
 
 
 def test_references_are_encoded_once(host: Any, copies: NegationSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +203,7 @@ def test_references_are_encoded_once(host: Any, copies: NegationSet, monkeypatch
 
 
 def test_references_are_in_the_samplers_space(host: Any) -> None:
-    """A reference equals what the host's own sampler sees of the encoded picture, for every picture format of the host."""
+    """A reference equals what the host's own sampler sees of the encoded image, for every image format of the host."""
     import comfy.latent_formats as formats
 
     from safe_guidance.nodes.host.files.negation_latents import references_for
@@ -184,14 +211,22 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
     negation_set = from_images(torch.rand(2, 64, 64, 3))
     for name in ("SD15", "SDXL", "SDXL_Playground_2_5", "SC_Prior", "SD3", "Flux", "ChromaRadiance"):
         latent_format = getattr(formats, name)()
-        raw = torch.randn(2, latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)).half().float()
+        raw = (
+            torch.randn(2, latent_format.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+            .half()
+            .float()
+        )
         vae = SimpleNamespace(
-            first_stage_model=torch.nn.Identity(), spacial_compression_encode=lambda: 8, encode=lambda pixels, raw=raw: raw
+            first_stage_model=torch.nn.Identity(),
+            spacial_compression_encode=lambda: 8,
+            encode=lambda pixels, raw=raw: raw,
         )
         model = SimpleNamespace(get_model_object=lambda _, latent_format=latent_format: latent_format)
         references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
         # Half precision is what references are kept in.
-        torch.testing.assert_close(references.rows(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name)
+        torch.testing.assert_close(
+            references.rows(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name
+        )
 
 
 def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
@@ -241,10 +276,10 @@ def test_calibration_is_kept_between_runs_of_one_size(host: Any, monkeypatch: py
 
 def test_masked_sets_are_looked_for_locally(host: Any) -> None:
     """The same set with and without masks acts differently, and its masks' place does not matter: the thing has moved."""
-    picture = host.vae.decode(host.sample(host.model, host.text(STAR))).clone()
+    image = host.vae.decode(host.sample(host.model, host.text(STAR))).clone()
     mask = torch.zeros(1, 128, 128)
     mask[:, 28:100, 28:100] = 1
-    moved = from_images(picture.roll(24, 2), mask.roll(24, 2))
+    moved = from_images(image.roll(24, 2), mask.roll(24, 2))
     settings = {"strength": 2.0, "end_sigma": 0.0, "threshold": 1.2, "temperature": 0.03, "cap": 2.0}
     text = host.text(STAR)
     baseline = host.sample(host.model, text)
@@ -252,7 +287,7 @@ def test_masked_sets_are_looked_for_locally(host: Any) -> None:
 
 
 def test_the_bundled_masked_set_takes_a_star_away_and_spares_other_shapes(host: Any) -> None:
-    """The settings of the workflow: what the judge, which no method sees, finds in the pictures of a batch of four."""
+    """The settings of the workflow: what the judge, which no method sees, finds in the images of a batch of four."""
     from safe_guidance.evaluation.judges.judge import judge
     from safe_guidance.evaluation.judges.network import load_judge
     from safe_guidance.formats.negation_set import load
@@ -266,7 +301,8 @@ def test_the_bundled_masked_set_takes_a_star_away_and_spares_other_shapes(host: 
         baseline, protected = host.sample(host.model, text, **options), host.sample(model, text, **options)
         assert [torch.equal(protected[i], baseline[i]) for i in range(4)] == [False, True, True, True]
         before, after = (
-            judge(host.vae.decode(latents[:1]).movedim(-1, 1).clamp(0, 1), load_judge())[0] for latents in (baseline, protected)
+            judge(host.vae.decode(latents[:1]).movedim(-1, 1).clamp(0, 1), load_judge())[0]
+            for latents in (baseline, protected)
         )
         assert before.unsafe and not after.unsafe
 
@@ -277,7 +313,9 @@ def test_a_mask_says_where_to_look_and_act(host: Any, copies: NegationSet) -> No
     half = torch.zeros(1, 64, 64)
     half[:, :, 32:] = 1
     eager = {**CLOSE, "threshold": 0.02}
-    changed = host.sample(protect(host, copies, mask=half, **eager), text, steps=1) - host.sample(host.model, text, steps=1)
+    changed = host.sample(protect(host, copies, mask=half, **eager), text, steps=1) - host.sample(
+        host.model, text, steps=1
+    )
     assert bool(changed[..., 16:].any()) and not bool(changed[..., :16].any())
     for nowhere in (torch.zeros(1, 64, 64), torch.zeros(16, 16), torch.full((1, 8, 8), torch.nan)):
         assert torch.equal(host.sample(protect(host, copies, mask=nowhere, **CLOSE), text), baseline)
@@ -297,26 +335,37 @@ def test_windows_by_percent_and_by_name(host: Any, copies: NegationSet) -> None:
 
     sampling = host.model.get_model_object("model_sampling")
     window = percent_window(host.model, 0.2, 0.6)
-    assert window.high == pytest.approx(sampling.percent_to_sigma(0.2)) and window.low == pytest.approx(sampling.percent_to_sigma(0.6))
+    assert window.high == pytest.approx(sampling.percent_to_sigma(0.2)) and window.low == pytest.approx(
+        sampling.percent_to_sigma(0.6)
+    )
     text, eager = host.text(STAR), {**CLOSE, "threshold": 0.2}
-    by_percent = host.sample(protect(host, copies, **{**eager, "window": "percent", "start_percent": 0.2, "end_percent": 0.6}), text)
-    by_sigma = host.sample(protect(host, copies, **{**eager, "start_sigma": window.high, "end_sigma": window.low}), text)
+    by_percent = host.sample(
+        protect(host, copies, **{**eager, "window": "percent", "start_percent": 0.2, "end_percent": 0.6}),
+        text,
+    )
+    by_sigma = host.sample(
+        protect(host, copies, **{**eager, "start_sigma": window.high, "end_sigma": window.low}), text
+    )
     assert torch.equal(by_percent, by_sigma)
     assert not torch.equal(by_percent, host.sample(host.model, text))
-    by_name = host.sample(protect(host, copies, **{**eager, "end_sigma": 12.0, "window": "SD 1.x paper (sigma 4.67)"}), text)
+    by_name = host.sample(
+        protect(host, copies, **{**eager, "end_sigma": 12.0, "window": "SD 1.x paper (sigma 4.67)"}), text
+    )
     assert torch.equal(by_name, host.sample(protect(host, copies, **{**eager, "end_sigma": 4.67}), text))
     with pytest.raises(ValueError, match="from 60% to 20% of the schedule. Make its start smaller"):
         protect(host, copies, window="percent", start_percent=0.6, end_percent=0.2)
 
 
-def test_official_mode_acts_on_every_picture(host: Any, copies: NegationSet) -> None:
+def test_official_mode_acts_on_every_image(host: Any, copies: NegationSet) -> None:
     text = host.text(STAR, *OTHERS)
     latent = host.empty_latent(4)
     baseline = host.sample(host.model, text, latent)
     official = {"mode": "official", "strength": 0.33, "kappa": 0.37}
     protected = host.sample(protect(host, copies, **official), text, latent)
     assert all(not torch.equal(protected[i], baseline[i]) for i in range(4))
-    assert torch.equal(host.sample(protect(host, copies, **{**official, "strength": 0.0}), text, latent), baseline)
+    assert torch.equal(
+        host.sample(protect(host, copies, **{**official, "strength": 0.0}), text, latent), baseline
+    )
 
 
 def test_the_unconditional_prediction_as_anchor(host: Any, copies: NegationSet) -> None:
@@ -326,7 +375,9 @@ def test_the_unconditional_prediction_as_anchor(host: Any, copies: NegationSet) 
     protected, rows = host.count_calls(protect(host, copies, **eager))
     guided = host.sample(protected, text)
     assert not torch.equal(guided, host.sample(plain, text)) and rows == plain_rows
-    assert not torch.equal(guided, host.sample(protect(host, copies, **{**eager, "anchor": "prediction"}), text))
+    assert not torch.equal(
+        guided, host.sample(protect(host, copies, **{**eager, "anchor": "prediction"}), text)
+    )
     rows.clear()
     host.sample(protected, text, cfg=1.0)
     assert sum(rows) == 2 * 6
@@ -349,7 +400,11 @@ def test_two_sets_with_their_own_strengths(host: Any, copies: NegationSet) -> No
     baseline, first, second = host.sample(host.model, text), chain((copies, 1.0)), chain((other, 0.4))
     both = chain((copies, 1.0), (other, 0.4))
     assert torch.equal(both, chain((other, 0.4), (copies, 1.0)))
-    assert torch.equal(both[0], first[0]) and torch.equal(both[1], second[1]) and torch.equal(both[2], baseline[2])
+    assert (
+        torch.equal(both[0], first[0])
+        and torch.equal(both[1], second[1])
+        and torch.equal(both[2], baseline[2])
+    )
     assert torch.equal(chain((copies, 1.0), (other, 0.0)), first)
 
 
@@ -358,25 +413,34 @@ def test_letterboxed_and_augmented_sets_are_other_references(host: Any, copies: 
     settings = {**CLOSE, "threshold": 0.05}
     results = [
         host.sample(protect(host, copies, **settings, **layout), text, wide)
-        for layout in ({}, {"fit": "letterbox"}, {"augmentation": "flip"}, {"augmentation": "flip, crops and shifts"})
+        for layout in (
+            {},
+            {"fit": "letterbox"},
+            {"augmentation": "flip"},
+            {"augmentation": "flip, crops and shifts"},
+        )
     ]
     assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
 def test_references_that_do_not_fit_are_streamed(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no memory to spare the picture is the same, but for rounding, and nothing is placed."""
+    """With no memory to spare the image is the same, but for rounding, and nothing is placed."""
     from safe_guidance.guidance.core.references import References
     from safe_guidance.nodes.host.files import negation_latents
 
     placed: list[int] = []
     usual = References.resident
-    monkeypatch.setattr(References, "resident", lambda self, device: placed.append(len(self)) or usual(self, device))
-    pictures = from_images(host.vae.decode(host.sample(host.model, host.text(STAR, *OTHERS), host.empty_latent(4))).clone())
+    monkeypatch.setattr(
+        References, "resident", lambda self, device: placed.append(len(self)) or usual(self, device)
+    )
+    images = from_images(
+        host.vae.decode(host.sample(host.model, host.text(STAR, *OTHERS), host.empty_latent(4))).clone()
+    )
     settings = {**CLOSE, "threshold": 0.0, "temperature": 0.005}
-    resident = host.sample(protect(host, pictures, **settings), host.text(STAR))
+    resident = host.sample(protect(host, images, **settings), host.text(STAR))
     assert placed == [4]
     monkeypatch.setattr(negation_latents, "RESIDENT_SHARE", 0.0)
-    streamed = host.sample(protect(host, pictures, **settings), host.text(STAR))
+    streamed = host.sample(protect(host, images, **settings), host.text(STAR))
     assert placed == [4]
     assert not torch.equal(streamed, host.sample(host.model, host.text(STAR)))
     torch.testing.assert_close(streamed, resident, atol=0.05, rtol=0.05)
@@ -392,18 +456,22 @@ STYLE = {"strength": 1.0, "start_sigma": 1.5, "end_sigma": 0.0, "threshold": 0.2
 
 @pytest.fixture(scope="module")
 def four_and_what_is_fine() -> NegationSet:
-    """The sets of the workflow: four pictures in the style, and others with empty masks."""
+    """The sets of the workflow: four images in the style, and others with empty masks."""
     from safe_guidance.formats.negation_set import combined, load
     from safe_guidance.nodes.host.files.folders import ASSETS
 
-    few, fine = (load(ASSETS / "negation_sets" / f"{name}.safetensors") for name in ("demo_hatched_few", "demo_fine"))
+    few, fine = (
+        load(ASSETS / "negation_sets" / f"{name}.safetensors") for name in ("demo_hatched_few", "demo_fine")
+    )
     assert len(few) == 4 and all(mask is None for mask in few.masks)
     assert all(mask is not None and not bool(mask.any()) for mask in fine.masks)
     return combined([few, fine])
 
 
-def test_four_pictures_keep_a_style_away_and_shape_and_colour_stay(host: Any, four_and_what_is_fine: NegationSet) -> None:
-    """The settings of the workflow: what the judge, which no method sees, finds in the pictures; one that is flat stays bit-identical."""
+def test_four_images_keep_a_style_away_and_shape_and_colour_stay(
+    host: Any, four_and_what_is_fine: NegationSet
+) -> None:
+    """The settings of the workflow: what the judge, which no method sees, finds in the images; one that is flat stays bit-identical."""
     from safe_guidance.evaluation.judges.judge import judge
     from safe_guidance.evaluation.judges.network import load_judge
 
@@ -411,7 +479,9 @@ def test_four_pictures_keep_a_style_away_and_shape_and_colour_stay(host: Any, fo
     plain, plain_rows = host.count_calls(host.model)
     guarded, rows = host.count_calls(protect(host, four_and_what_is_fine, **STYLE))
     before, after = (host.sample(model, text, steps=20) for model in (plain, guarded))
-    first, second = (judge(host.vae.decode(x).movedim(-1, 1).clamp(0, 1), load_judge()) for x in (before, after))
+    first, second = (
+        judge(host.vae.decode(x).movedim(-1, 1).clamp(0, 1), load_judge()) for x in (before, after)
+    )
     assert [v.style for v in first] == ["hatched", "hatched", "flat"]
     assert "hatched" not in [v.style for v in second]
     assert [(v.shapes, v.colors) for v in second] == [(v.shapes, v.colors) for v in first]
@@ -429,19 +499,30 @@ def test_a_style_costs_nothing_at_cfg_1_until_it_shows(host: Any, four_and_what_
     assert 0 < extra < sum(plain_rows) / 2
 
 
-@pytest.mark.parametrize("settings", [{"strength": 0.0}, {"threshold": 2.0}, {"start_sigma": 1e-4}], ids=["strength", "gate", "window"])
-def test_a_style_off_is_bit_exact(host: Any, four_and_what_is_fine: NegationSet, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"strength": 0.0}, {"threshold": 2.0}, {"start_sigma": 1e-4}],
+    ids=["strength", "gate", "window"],
+)
+def test_a_style_off_is_bit_exact(
+    host: Any, four_and_what_is_fine: NegationSet, settings: dict[str, Any]
+) -> None:
     text = host.text(HATCHED[0])
-    assert torch.equal(host.sample(protect(host, four_and_what_is_fine, **{**STYLE, **settings}), text), host.sample(host.model, text))
+    assert torch.equal(
+        host.sample(protect(host, four_and_what_is_fine, **{**STYLE, **settings}), text),
+        host.sample(host.model, text),
+    )
 
 
 def test_a_style_stays_found_in_the_next_part(host: Any, four_and_what_is_fine: NegationSet) -> None:
     model = protect(host, four_and_what_is_fine, **STYLE)
-    whole, joined = (host.sample_in_parts(model, host.text(HATCHED[0]), bounds) for bounds in ((0, 12), (0, 9, 12)))
+    whole, joined = (
+        host.sample_in_parts(model, host.text(HATCHED[0]), bounds) for bounds in ((0, 12), (0, 9, 12))
+    )
     torch.testing.assert_close(joined, whole, atol=1e-3, rtol=1e-3)
 
 
-def test_a_set_of_nothing_but_fine_pictures_is_refused(host: Any) -> None:
+def test_a_set_of_nothing_but_fine_images_is_refused(host: Any) -> None:
     model = protect(host, from_images(torch.rand(2, 64, 64, 3), torch.zeros(2, 64, 64)))
     with pytest.raises(ValueError, match="Combine them with unwanted ones"):
         host.sample(model, host.text(STAR))

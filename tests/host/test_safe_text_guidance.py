@@ -24,11 +24,13 @@ EVERY_STEP = SigmaWindow()
 
 
 class Brightness(SafetyFunction):
-    """Objects to the brightness of the pictures in `rows` (of the whole batch), or of all."""
+    """Objects to the brightness of the images in `rows` (of the whole batch), or of all."""
 
     name = "brightness"
 
-    def __init__(self, rows: list[bool] | None = None, score: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, rows: list[bool] | None = None, score: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.rows = rows
         self.seen: list[Tensor] = []
         self.score = score or (lambda images: images.mean((1, 2, 3)))
@@ -47,9 +49,13 @@ def stg(host: Any) -> Callable[..., Any]:
     from safe_guidance.nodes.host.engine.hooks import attach
     from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
-    def protect(function: SafetyFunction, model: Any = None, vae: Any = None, decoder: Any = "vae", **settings: Any) -> Any:
+    def protect(
+        function: SafetyFunction, model: Any = None, vae: Any = None, decoder: Any = "vae", **settings: Any
+    ) -> Any:
         chosen = SafeTextGuidanceSettings(**{"rho": 0.02, "tau": -1e9, "window": EVERY_STEP, **settings})
-        return attach(model or host.model, SafeTextGuidanceCorrection(vae or host.vae, function, chosen, decoder))
+        return attach(
+            model or host.model, SafeTextGuidanceCorrection(vae or host.vae, function, chosen, decoder)
+        )
 
     return protect
 
@@ -79,13 +85,20 @@ def test_a_detector_that_never_fires_changes_no_bit_and_costs_no_model_call(host
     assert rows == plain_rows
 
 
-def test_stg_5_a_closed_gate_makes_no_graph_and_an_open_one_only_for_its_row(host: Any, stg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stg_5_a_closed_gate_makes_no_graph_and_an_open_one_only_for_its_row(
+    host: Any, stg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safe_guidance.nodes.host.methods import detector_correction, safe_text_guidance
 
     graphs: list[int] = []
-    for module, name in ((detector_correction, "prediction_gradient"), (safe_text_guidance, "text_gradients")):
+    for module, name in (
+        (detector_correction, "prediction_gradient"),
+        (safe_text_guidance, "text_gradients"),
+    ):
         original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args, original=original: (graphs.append(1), original(*args))[1])
+        monkeypatch.setattr(
+            module, name, lambda *args, original=original: (graphs.append(1), original(*args))[1]
+        )
     text = host.text(STAR, HEART, CROSS)
     before = text[0][0].clone()
     counted, rows = host.count_calls(stg(Brightness(rows=[False, False, False])))
@@ -104,7 +117,13 @@ def test_no_strength_and_no_step_in_the_window_are_the_identity(host: Any, stg: 
     baseline = host.sample(host.model, host.text(STAR), steps=3)
     never = SigmaWindow(high=1e-6, low=0)
     looked = Brightness()
-    off = (stg(looked, rho=0.0), stg(looked, gamma=0.0), stg(looked, window=never), sdg(looked, strength=0.0), sdg(looked, window=never))
+    off = (
+        stg(looked, rho=0.0),
+        stg(looked, gamma=0.0),
+        stg(looked, window=never),
+        sdg(looked, strength=0.0),
+        sdg(looked, window=never),
+    )
     for model in off:
         counted, rows = host.count_calls(model)
         assert torch.equal(host.sample(counted, host.text(STAR), steps=3), baseline)
@@ -112,9 +131,15 @@ def test_no_strength_and_no_step_in_the_window_are_the_identity(host: Any, stg: 
     assert not looked.seen
 
 
-def test_a_detector_that_always_fires_costs_a_gradient_and_another_prediction(host: Any, stg: Any, sdg: Any) -> None:
+def test_a_detector_that_always_fires_costs_a_gradient_and_another_prediction(
+    host: Any, stg: Any, sdg: Any
+) -> None:
     baseline = host.sample(host.model, host.text(STAR), steps=3)
-    for model, calls in ((stg(Brightness()), [2, 1, 2]), (sdg(Brightness()), [2, 2]), (sdg(Brightness(), cheap=True), [2])):
+    for model, calls in (
+        (stg(Brightness()), [2, 1, 2]),
+        (sdg(Brightness()), [2, 2]),
+        (sdg(Brightness(), cheap=True), [2]),
+    ):
         counted, rows = host.count_calls(model)
         assert not torch.equal(host.sample(counted, host.text(STAR), steps=3), baseline)
         assert rows == calls * 3
@@ -131,19 +156,22 @@ def test_guidance_decreases_the_score(host: Any, either: Any) -> None:
         return float(host.vae.decode(host.sample(model, host.text(STAR, HEART), steps=6)).mean())
 
     settings = (
-        {"strength": 0.03} if "strength" in SafeDataGuidanceSettings.__dataclass_fields__ and either.__qualname__.startswith("sdg") else {}
+        {"strength": 0.03}
+        if "strength" in SafeDataGuidanceSettings.__dataclass_fields__
+        and either.__qualname__.startswith("sdg")
+        else {}
     )
     assert brightness(either(Brightness(), **settings)) < brightness(host.model) - 0.01
 
 
-def test_only_the_pictures_objected_to_change(host: Any, either: Any) -> None:
+def test_only_the_images_objected_to_change(host: Any, either: Any) -> None:
     text = host.text(STAR, HEART, CROSS)
     baseline = host.sample(host.model, text, steps=4)
     guided = host.sample(either(Brightness(rows=[False, True, False])), text, steps=4)
     assert [torch.equal(a, b) for a, b in zip(guided, baseline)] == [True, False, True]
 
 
-def test_a_picture_in_a_batch_is_guided_as_it_is_alone(host: Any, stg: Any) -> None:
+def test_an_image_in_a_batch_is_guided_as_it_is_alone(host: Any, stg: Any) -> None:
     """Up to what batching does to rounding."""
     noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(3))
     together = sample_noise(host, stg(Brightness()), host.text(STAR, HEART), noise)
@@ -155,7 +183,9 @@ def sample_noise(host: Any, model: Any, positive: list[Any], noise: Tensor) -> T
     import comfy.sample
 
     negative = host.text(*[""] * len(noise))
-    return comfy.sample.sample(model, noise, 4, 5.0, "euler", "karras", positive, negative, torch.zeros_like(noise), seed=1)
+    return comfy.sample.sample(
+        model, noise, 4, 5.0, "euler", "karras", positive, negative, torch.zeros_like(noise), seed=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +198,9 @@ def sample_noise(host: Any, model: Any, positive: list[Any], noise: Tensor) -> T
     ],
     ids=["zero", "nan", "no gradient", "saturated"],
 )
-def test_a_gradient_that_says_nothing_changes_no_bit(host: Any, either: Any, score: Callable[[Tensor], Tensor]) -> None:
+def test_a_gradient_that_says_nothing_changes_no_bit(
+    host: Any, either: Any, score: Callable[[Tensor], Tensor]
+) -> None:
     baseline = host.sample(host.model, host.text(STAR), steps=2)
     function = Brightness(score=score)
     assert torch.equal(host.sample(either(function), host.text(STAR), steps=2), baseline)
@@ -179,7 +211,10 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
     """From the classifier's score through decoder, CFG and network to the embedding."""
     from safe_guidance.nodes.host.autograd import gradients
     from safe_guidance.nodes.host.engine import hooks
-    from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection, TextGuidanceState
+    from safe_guidance.nodes.host.methods.safe_text_guidance import (
+        SafeTextGuidanceCorrection,
+        TextGuidanceState,
+    )
 
     function = Brightness(score=lambda images: torch.sin(3 * images).mean((1, 2, 3)))
     correction = SafeTextGuidanceCorrection(host.vae, function, SafeTextGuidanceSettings())
@@ -197,7 +232,9 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
 
         def steer(self, step: Any, state: Any, evaluation: Any) -> None:
             current = gradients.embeddings(evaluation)
-            (gradient,) = correction._gradients(step, correction.look(step, None), evaluation, current, torch.tensor([0]), False)
+            (gradient,) = correction._gradients(
+                step, correction.look(step, None), evaluation, current, torch.tensor([0]), False
+            )
             direction = gradient / gradient.norm()
 
             def slope(width: float) -> float:
@@ -205,7 +242,9 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
                 for sign in (1, -1):
                     gradients.set_embeddings(evaluation, [current[0] + sign * width * direction])
                     guider = evaluation.guider
-                    denoised = guider.predict_noise(evaluation.x, evaluation.timestep, evaluation.model_options, None)
+                    denoised = guider.predict_noise(
+                        evaluation.x, evaluation.timestep, evaluation.model_options, None
+                    )
                     scores.append(float(function(correction.decoder(denoised)).score.double()))
                 return (scores[0] - scores[1]) / (2 * width)
 
@@ -235,7 +274,16 @@ def test_every_family(host: Any, either: Any, tiny: ModuleType, family: str) -> 
     latent = {"samples": torch.zeros(1, channels, 8, 8)}
 
     def sampled(chosen: Any) -> Tensor:
-        args = (1, 2, 1.0 if family == "flux" else 3.0, "euler", "normal", tiny.tiny_conditioning(0), tiny.tiny_conditioning(9), latent)
+        args = (
+            1,
+            2,
+            1.0 if family == "flux" else 3.0,
+            "euler",
+            "normal",
+            tiny.tiny_conditioning(0),
+            tiny.tiny_conditioning(9),
+            latent,
+        )
         return host.nodes.common_ksampler(chosen, *args)[0]["samples"]
 
     result = sampled(guided)
@@ -260,7 +308,7 @@ def test_what_inpainting_keeps_neither_triggers_nor_pulls(host: Any, either: Any
     kept = Brightness(score=lambda images: images[..., 96:].mean((1, 2, 3)))
     guided = host.sample(either(kept), host.text(STAR), dict(latent), steps=4)
     shown = torch.stack([image[0, :, :, 96:] for image in kept.seen])
-    # The detector sees the original picture there, at every step.
+    # The detector sees the original image there, at every step.
     torch.testing.assert_close(shown, shown[:1].expand_as(shown), atol=0.05, rtol=0)
     torch.testing.assert_close(guided[..., 16:], original[..., 16:], atol=1e-5, rtol=1e-5)
     painted = Brightness(score=lambda images: images[..., :64].mean((1, 2, 3)))
@@ -286,7 +334,7 @@ def test_interrupting_in_the_gradient_pass_leaves_nothing_behind(host: Any, stg:
     assert torch.equal(host.sample(host.model, text, steps=2), plain)
 
 
-def test_short_memory_goes_picture_by_picture(host: Any, either: Any) -> None:
+def test_short_memory_goes_image_by_image(host: Any, either: Any) -> None:
     """The host's error for memory that does not suffice, in the middle of a run."""
     failed: list[int] = []
 
@@ -308,7 +356,10 @@ def test_short_memory_goes_picture_by_picture(host: Any, either: Any) -> None:
 def test_img2img_is_guided_from_where_it_starts(host: Any, either: Any) -> None:
     latent = {"samples": host.sample(host.model, host.text(HEART), seed=4)}
     function = Brightness()
-    plain, guided = (host.sample(m, host.text(STAR), dict(latent), steps=4, denoise=0.5) for m in (host.model, either(function)))
+    plain, guided = (
+        host.sample(m, host.text(STAR), dict(latent), steps=4, denoise=0.5)
+        for m in (host.model, either(function))
+    )
     looks = [images for images in function.seen if not images.requires_grad]
     assert host.vae.decode(guided).mean() < host.vae.decode(plain).mean()
     # The first look is at something like the heart that it starts from, not at what pure noise would give.
@@ -323,9 +374,13 @@ def test_areas_and_timestep_ranges_are_guided_too(host: Any, stg: Any) -> None:
 
     left = ConditioningSetArea().append(host.text(STAR), 64, 128, 0, 0, 1.0)[0]
     late = ConditioningSetTimestepRange().set_range(host.text(CROSS), 0.5, 1.0)[0]
-    positive = ConditioningCombine().combine(ConditioningCombine().combine(left, late)[0], host.text(HEART))[0]
+    positive = ConditioningCombine().combine(ConditioningCombine().combine(left, late)[0], host.text(HEART))[
+        0
+    ]
     before = [entry[0].clone() for entry in positive]
-    guided, plain = (host.vae.decode(host.sample(m, positive, steps=4)) for m in (stg(Brightness()), host.model))
+    guided, plain = (
+        host.vae.decode(host.sample(m, positive, steps=4)) for m in (stg(Brightness()), host.model)
+    )
     assert guided.mean() < plain.mean() - 0.005
     assert all(torch.equal(a, entry[0]) for a, entry in zip(before, positive))
 
@@ -378,7 +433,9 @@ def test_memory_returns_to_its_level(host: Any, either: Any) -> None:
     assert tensor_bytes() <= before + 2**16
 
 
-def test_the_host_leaves_memory_for_gradients(host: Any, stg: Any, sdg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_leaves_memory_for_gradients(
+    host: Any, stg: Any, sdg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import comfy.sampler_helpers
 
     asked: list[int] = []
@@ -411,9 +468,11 @@ def test_detectors_are_loaded_along(host: Any, stg: Any) -> None:
 
 
 def test_no_random_numbers_are_drawn(host: Any, either: Any) -> None:
-    """Ancestral samplers draw from the global generator: with a closed gate the picture must stay the same to the bit."""
+    """Ancestral samplers draw from the global generator: with a closed gate the image must stay the same to the bit."""
     baseline = host.sample(host.model, host.text(STAR), steps=3, sampler="euler_ancestral")
-    guided = host.sample(either(Brightness(rows=[False])), host.text(STAR), steps=3, sampler="euler_ancestral")
+    guided = host.sample(
+        either(Brightness(rows=[False])), host.text(STAR), steps=3, sampler="euler_ancestral"
+    )
     assert torch.equal(baseline, guided)
     state = torch.get_rng_state()
     Brightness()(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -432,7 +491,9 @@ def test_a_safety_function_without_gradients_says_so(host: Any, either: Any) -> 
     kept = torch.ones(3, 1, 1)  # an inference tensor, as a careless function of another pack might hold
 
     with pytest.raises(ValueError, match="Gradients do not flow through brightness"):
-        host.sample(either(Brightness(score=lambda images: (images * kept).mean((1, 2, 3)))), host.text(STAR), steps=1)
+        host.sample(
+            either(Brightness(score=lambda images: (images * kept).mean((1, 2, 3)))), host.text(STAR), steps=1
+        )
 
 
 def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either: Any) -> None:
@@ -441,7 +502,7 @@ def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either:
 
 
 def test_models_of_video_are_refused(host: Any) -> None:
-    from safe_guidance.nodes.host.methods.detector_correction import require_pictures
+    from safe_guidance.nodes.host.methods.detector_correction import require_images
 
-    with pytest.raises(ValueError, match="single pictures"):
-        require_pictures(SimpleNamespace(latent_shape=(1, 16, 5, 8, 8)), "STG")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="single images"):
+        require_images(SimpleNamespace(latent_shape=(1, 16, 5, 8, 8)), "STG")  # type: ignore[arg-type]

@@ -37,31 +37,40 @@ def safety_folder(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def guide(nodes: Any, **settings: Any) -> Any:
-    chosen = {"file": "demo guide (bundled)", "output": "shapes", "classes": "star", "threshold": 0.5, "views": 1, **settings}
+    chosen = {
+        "file": "demo guide (bundled)",
+        "output": "shapes",
+        "classes": "star",
+        "threshold": 0.5,
+        "views": 1,
+        **settings,
+    }
     return nodes.ClassifierSafety.execute(**chosen).args[0]
 
 
-def pictures(host: Any) -> torch.Tensor:
+def make_images(host: Any) -> torch.Tensor:
     return host.vae.decode(host.sample(host.model, host.text(STAR, CIRCLE), steps=12))  # type: ignore[no-any-return]
 
 
-def test_score_images_tells_the_unsafe_picture(host: Any, nodes: Any) -> None:
-    images = pictures(host)
+def test_score_images_tells_the_unsafe_image(host: Any, nodes: Any) -> None:
+    images = make_images(host)
     result = nodes.ScoreImages.execute(images=images, safety_function=guide(nodes))
     shown, report = result.args
     scores = json.loads(report)
     assert scores["version"] == 1 and scores["function"] == "classifier: star"
-    assert [picture["unsafe"] for picture in scores["pictures"]] == [True, False]
-    first, second = scores["pictures"]
+    assert [image["unsafe"] for image in scores["images"]] == [True, False]
+    first, second = scores["images"]
     assert first["score"] > 0.69 > second["score"] >= 0
     assert first["explanation"]["star"] > 0.5 and first["regions"] == []
     assert shown.shape == images.shape and result.ui is not None
 
 
 def test_classes_and_views_are_settings(host: Any, nodes: Any) -> None:
-    images = pictures(host)
+    images = make_images(host)
     circles = guide(nodes, classes="circle, square")
-    assert json.loads(nodes.ScoreImages.execute(images=images, safety_function=circles).args[1])["pictures"][1]["unsafe"]
+    assert json.loads(nodes.ScoreImages.execute(images=images, safety_function=circles).args[1])["images"][1][
+        "unsafe"
+    ]
     plain, several = guide(nodes)(images.movedim(-1, 1)), guide(nodes, views=4)(images.movedim(-1, 1))
     assert several.gate.tolist() == [True, False]
     assert not torch.equal(plain.score, several.score)
@@ -73,7 +82,7 @@ def test_combining_leaves_out_what_is_not_connected(host: Any, nodes: Any) -> No
         combination="sum", function1=guide(nodes), function3=guide(nodes, classes="circle"), **weights
     ).args[0]
     assert combined.weights == (1.0, 3.0) and combined.name == "classifier: star + classifier: circle"
-    found = combined(pictures(host).movedim(-1, 1))
+    found = combined(make_images(host).movedim(-1, 1))
     assert found.gate.tolist() == [True, True]
     with pytest.raises(ValueError, match="Connect at least one"):
         nodes.CombineSafetyFunctions.execute(combination="sum", **weights)
@@ -109,9 +118,12 @@ def save_onnx_classifier(path: Path, names: list[str] | None, last: str = "Gemm"
 
 
 @pytest.mark.parametrize(
-    ("names", "last", "wanted"), [(["red", "green", "blue"], "Gemm", "red"), (None, "Gemm", "0"), (None, "Sigmoid", "0")]
+    ("names", "last", "wanted"),
+    [(["red", "green", "blue"], "Gemm", "red"), (None, "Gemm", "0"), (None, "Sigmoid", "0")],
 )
-def test_a_classifier_from_an_onnx_file(nodes: Any, safety_folder: Path, names: list[str] | None, last: str, wanted: str) -> None:
+def test_a_classifier_from_an_onnx_file(
+    nodes: Any, safety_folder: Path, names: list[str] | None, last: str, wanted: str
+) -> None:
     save_onnx_classifier(safety_folder / f"{last}{wanted}.onnx", names, last)
     function = guide(nodes, file=f"{last}{wanted}.onnx", output="classes", classes=wanted)
     images = torch.zeros(2, 3, 64, 64)
@@ -131,8 +143,11 @@ def test_an_onnx_file_that_is_no_classifier_is_refused(nodes: Any, safety_folder
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT
     ends = [helper.make_tensor_value_info(name, floats, [1, 8]) for name in ("a", "b")]
     graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "none", ends[:1], ends[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), str(safety_folder / "other.onnx"))
-    with pytest.raises(ValueError, match="not a picture classifier"):
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]),
+        str(safety_folder / "other.onnx"),
+    )
+    with pytest.raises(ValueError, match="not an image classifier"):
         guide(nodes, file="other.onnx")
 
 
@@ -146,7 +161,9 @@ def test_an_onnx_file_that_is_no_classifier_is_refused(nodes: Any, safety_folder
         ({"classes": " , "}, ValueError, "Choose from"),
     ],
 )
-def test_bad_settings_say_what_to_do(nodes: Any, safety_folder: Path, settings: dict[str, Any], error: type, message: str) -> None:
+def test_bad_settings_say_what_to_do(
+    nodes: Any, safety_folder: Path, settings: dict[str, Any], error: type, message: str
+) -> None:
     with pytest.raises(error, match=message):
         guide(nodes, **settings)
 
@@ -155,7 +172,7 @@ def test_a_file_of_another_kind_is_refused(nodes: Any, safety_folder: Path) -> N
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(2)}, safety_folder / "weights.safetensors")
-    with pytest.raises(ValueError, match="not a picture classifier"):
+    with pytest.raises(ValueError, match="not an image classifier"):
         guide(nodes, file="weights.safetensors")
     assert "weights.safetensors" in nodes.safety_names()
 
@@ -168,12 +185,12 @@ def test_the_default_is_the_guide_and_never_the_judge(nodes: Any) -> None:
 
 def test_nudenet_by_its_node(host: Any, nodes: Any) -> None:
     pytest.importorskip("nudenet")
-    function = nodes.NudeNetSafety.execute(file=nodes.PACKAGE, classes="FACE_FEMALE\nFEET_EXPOSED", threshold=0.25, size=320, views=1).args[
-        0
-    ]
+    function = nodes.NudeNetSafety.execute(
+        file=nodes.PACKAGE, classes="FACE_FEMALE\nFEET_EXPOSED", threshold=0.25, size=320, views=1
+    ).args[0]
     assert function.classes == ("FACE_FEMALE", "FEET_EXPOSED")
-    report = json.loads(nodes.ScoreImages.execute(images=pictures(host), safety_function=function).args[1])
-    assert [picture["unsafe"] for picture in report["pictures"]] == [False, False]
+    report = json.loads(nodes.ScoreImages.execute(images=make_images(host), safety_function=function).args[1])
+    assert [image["unsafe"] for image in report["images"]] == [False, False]
 
 
 def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_folder: Path) -> None:
@@ -182,6 +199,9 @@ def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_fold
 
     shutil.copy(nudenet_file(), safety_folder / "detector.onnx")
     settings: dict[str, Any] = {"classes": "FACE_FEMALE", "threshold": 0.25, "size": 320, "views": 1}
-    own, packaged = (nodes.NudeNetSafety.execute(file=file, **settings).args[0].networks[0] for file in ("detector.onnx", nodes.PACKAGE))
+    own, packaged = (
+        nodes.NudeNetSafety.execute(file=file, **settings).args[0].networks[0]
+        for file in ("detector.onnx", nodes.PACKAGE)
+    )
     noise = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
     assert own is not packaged and torch.equal(own(noise), packaged(noise))

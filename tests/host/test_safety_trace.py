@@ -38,7 +38,9 @@ def traces(host: Any) -> Any:
             delta = self.amount * step.denoised
             return Change(delta, self.gates > 0, cap=1.0, gate=self.gates, area=0.5 * self.gates)
 
-    def push(model: Any, amount: float = 0.1, gates: tuple[float, ...] = (1.0,), window: SigmaWindow | None = None) -> Any:
+    def push(
+        model: Any, amount: float = 0.1, gates: tuple[float, ...] = (1.0,), window: SigmaWindow | None = None
+    ) -> Any:
         return hooks.attach(model, Push(amount, list(gates), window or SigmaWindow()))
 
     def sld(model: Any, text: str = "star", settings: Any = MAX) -> Any:
@@ -158,8 +160,8 @@ def test_recording_costs_less_than_a_hundredth(host: Any, traces: Any) -> None:
 def test_the_node(host: Any, traces: Any) -> None:
     model = traces.sld(host.model)
     latent = {"samples": host.sample(model, host.text(STAR))}
-    picture, told, text, trace = traces.node.SafetyTrace.execute("light", model, latent).args
-    assert picture.shape[-1] == 3 and "SLD acted at 6 of 6" in told
+    image, told, text, trace = traces.node.SafetyTrace.execute("light", model, latent).args
+    assert image.shape[-1] == 3 and "SLD acted at 6 of 6" in told
     assert Trace.from_dict(json.loads(text)) == trace
     assert traces.node.SafetyTrace.execute("dark", trace=trace).args[3] is trace
     with pytest.raises(ValueError, match="nothing to trace"):
@@ -171,19 +173,31 @@ def test_the_sampler_node_gives_its_trace(host: Any, traces: Any) -> None:
     from safe_guidance.nodes.safe_denoiser import SafeDenoiserSampler
 
     node = SafeDenoiserSampler
-    defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
+    defaults = {
+        i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None
+    }
     chosen = {**defaults, "steps": 4, "sampler_name": "euler", "scheduler": "karras", "cfg": 5.0}
     negation_set = from_images(torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(1)))
     latent, trace = node.execute(
-        host.model, host.text(STAR), host.text(""), host.empty_latent(), host.vae, negation_set, **{**chosen, "strength": 1.0}
+        host.model,
+        host.text(STAR),
+        host.text(""),
+        host.empty_latent(),
+        host.vae,
+        negation_set,
+        **{**chosen, "strength": 1.0},
     ).args
     assert len(trace.sigmas) == 4 and 0 < len(trace.records) < 4
 
 
-def test_the_saved_picture_carries_the_trace(host: Any, traces: Any) -> None:
+def test_the_saved_image_carries_the_trace(host: Any, traces: Any) -> None:
     import folder_paths
 
     trace = Trace(("SLD",), (1.0,), 2, ())
-    shown = traces.node.SaveImageWithTrace.execute(torch.rand(1, 16, 16, 3), trace, "traced/picture").ui.as_dict()["images"][0]
-    with Image.open(f"{folder_paths.get_output_directory()}/{shown['subfolder']}/{shown['filename']}") as image:
+    shown = traces.node.SaveImageWithTrace.execute(
+        torch.rand(1, 16, 16, 3), trace, "traced/image"
+    ).ui.as_dict()["images"][0]
+    with Image.open(
+        f"{folder_paths.get_output_directory()}/{shown['subfolder']}/{shown['filename']}"
+    ) as image:
         assert Trace.from_dict(json.loads(image.text["safety_trace"])) == trace

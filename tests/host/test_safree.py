@@ -19,7 +19,13 @@ def safree(host: Any) -> Any:
     from safe_guidance.nodes import safree as node
     from safe_guidance.nodes.host.methods import safree as inside
 
-    def filtered(text: str, *concepts: str, clip: Any = None, alpha: float = 0.01, validation: SelfValidation | None = None) -> Any:
+    def filtered(
+        text: str,
+        *concepts: str,
+        clip: Any = None,
+        alpha: float = 0.01,
+        validation: SelfValidation | None = None,
+    ) -> Any:
         return inside.filter_text(clip or host.clip, text, concepts or ("star",), alpha, validation)
 
     return SimpleNamespace(node=node, inside=inside, filtered=filtered)
@@ -40,9 +46,13 @@ def test_a_prompt_without_toxic_words_is_encoded_as_ever(host: Any, safree: Any)
 def test_the_named_concept_is_found_and_leaves_the_concept_space(host: Any, safree: Any) -> None:
     found = safree.filtered(STAR)
     assert "star" in [judged.token for judged in found.judged if judged.toxic]
-    assert [judged.token for judged in found.judged] == "a yellow star in the center on a black plain background , flat style".split()
+    assert [
+        judged.token for judged in found.judged
+    ] == "a yellow star in the center on a black plain background , flat style".split()
     plain, filtered = encoded(host, STAR), found.conditioning[0][0]
-    toxic = torch.tensor([False, *(judged.toxic for judged in found.judged), *[False] * (76 - len(found.judged))])
+    toxic = torch.tensor(
+        [False, *(judged.toxic for judged in found.judged), *[False] * (76 - len(found.judged))]
+    )
     assert torch.equal((filtered != plain).any(dim=-1)[0], toxic)
     projector = safree.inside.concept_projectors(host.clip, ["star"])["clip_l"].float()
     assert (filtered[0, toxic] @ projector).abs().max() < 1e-4
@@ -51,7 +61,9 @@ def test_the_named_concept_is_found_and_leaves_the_concept_space(host: Any, safr
 
 def test_the_concept_space_is_that_of_the_phrases_end_marks(host: Any, safree: Any) -> None:
     rows = torch.stack([encoded(host, phrase)[0, 2] for phrase in ("star", "heart")])
-    torch.testing.assert_close(safree.inside.concept_projectors(host.clip, ["star", "heart"])["clip_l"], subspace_projector(rows))
+    torch.testing.assert_close(
+        safree.inside.concept_projectors(host.clip, ["star", "heart"])["clip_l"], subspace_projector(rows)
+    )
 
 
 def test_the_encoders_are_themselves_again_afterwards(host: Any, safree: Any) -> None:
@@ -77,7 +89,9 @@ def test_long_and_weighted_prompts(host: Any, safree: Any) -> None:
 
 
 @pytest.mark.parametrize(("last_step", "expected"), [(0, 1), (2, 3), (10, 11)])
-def test_the_switch_lies_between_the_papers_steps(host: Any, safree: Any, last_step: int, expected: int) -> None:
+def test_the_switch_lies_between_the_papers_steps(
+    host: Any, safree: Any, last_step: int, expected: int
+) -> None:
     """Of the papers' 50 noise levels, those up to the step use the first conditioning, the rest the second; never both."""
     from comfy.samplers import calculate_start_end_timesteps
 
@@ -95,9 +109,12 @@ def test_sampling_switches_from_the_filtered_prompt_to_the_prompt(host: Any, saf
     counted, rows = host.count_calls(host.model)
     mixed = host.sample(counted, safree.inside.switched(filtered, plain, 5), host.empty_latent(), steps=6)
     assert rows == [2] * 6, "one of the two is used at every step, and costs nothing more"
-    assert not torch.equal(mixed, host.sample(host.model, plain)) and not torch.equal(mixed, host.sample(host.model, filtered))
+    assert not torch.equal(mixed, host.sample(host.model, plain)) and not torch.equal(
+        mixed, host.sample(host.model, filtered)
+    )
     torch.testing.assert_close(
-        host.sample(host.model, safree.inside.switched(plain, plain, 5), host.empty_latent()), host.sample(host.model, plain)
+        host.sample(host.model, safree.inside.switched(plain, plain, 5), host.empty_latent()),
+        host.sample(host.model, plain),
     )
 
 
@@ -110,7 +127,9 @@ def test_self_validation_chooses_the_steps(safree: Any) -> None:
     assert found.last_step == 7 and len(found.conditioning) == 2
     assert found.conditioning[1][1]["end_percent"] == 1.0
     assert safree.filtered(STAR).last_step is None
-    assert safree.filtered(STAR, validation=SelfValidation()).last_step == SelfValidation().last_step(found.change)
+    assert safree.filtered(STAR, validation=SelfValidation()).last_step == SelfValidation().last_step(
+        found.change
+    )
 
 
 def test_models_with_two_encoders_are_filtered_per_encoder(host: Any, tiny: ModuleType, safree: Any) -> None:
@@ -145,7 +164,10 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
     clip = tiny.tiny_clip(family)
     plain = clip.encode_from_tokens_scheduled(clip.tokenize(STAR))[0]
     found = safree.filtered(STAR, "star", "sparkling badge", clip=clip)
-    conditioning, concepts = found.conditioning[0], safree.inside.concept_projectors(clip, ["star", "sparkling badge"])
+    conditioning, concepts = (
+        found.conditioning[0],
+        safree.inside.concept_projectors(clip, ["star", "sparkling badge"]),
+    )
     changed, expected = conditioning[0][0] != plain[0][0], torch.zeros(plain[0].shape[1:], dtype=torch.bool)
     for name, (first, columns) in PLACES[family].items():
         toxic = torch.tensor([judged.toxic for judged in found.judged if judged.encoder == name])
@@ -153,15 +175,21 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
         expected[first : first + len(toxic), columns] = toxic[:, None]
         filtered = conditioning[0][0, first : first + len(toxic), columns][toxic]
         assert ((filtered @ concepts[name].float()).norm(dim=-1) < 1e-3 * filtered.norm(dim=-1)).all()
-    assert expected[PLACES[family]["t5xxl"][0] :].any() and torch.equal(changed.any(dim=-1), expected.any(dim=-1))
+    assert expected[PLACES[family]["t5xxl"][0] :].any() and torch.equal(
+        changed.any(dim=-1), expected.any(dim=-1)
+    )
     assert not changed[~expected].any()
     assert torch.equal(conditioning[1]["pooled_output"], plain[1]["pooled_output"])
     # T5 has no mark that stands for a sentence: the mean over its words does.
     words = clip.tokenize("star")["t5xxl"][0]
     count = [token for token, _ in words].index(1)
     first = PLACES[family]["t5xxl"][0]
-    sentence = clip.encode_from_tokens_scheduled(clip.tokenize("star"))[0][0][0, first : first + count].mean(dim=0, keepdim=True)
-    torch.testing.assert_close(safree.inside.concept_projectors(clip, ["star"])["t5xxl"], subspace_projector(sentence))
+    sentence = clip.encode_from_tokens_scheduled(clip.tokenize("star"))[0][0][0, first : first + count].mean(
+        dim=0, keepdim=True
+    )
+    torch.testing.assert_close(
+        safree.inside.concept_projectors(clip, ["star"])["t5xxl"], subspace_projector(sentence)
+    )
 
 
 def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, safree: Any) -> None:
@@ -172,7 +200,9 @@ def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, 
     for name, judged in of.items():
         toxic = list(dict.fromkeys(j.token for j in judged if j.toxic))
         assert toxic and f"{name}: {', '.join(toxic)}" in told.splitlines()[0]
-    assert all(judged.token.strip() for judged in found.judged), "a token that is a mere space must have a name"
+    assert all(judged.token.strip() for judged in found.judged), (
+        "a token that is a mere space must have a name"
+    )
     lines = told.splitlines()
     assert sum(line.startswith("t5xxl ") for line in lines) == len(of["t5xxl"]) != len(of["clip_l"])
 
@@ -198,9 +228,13 @@ def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.
 
 def test_the_node(host: Any, safree: Any) -> None:
     node = safree.node.SafreeTextFilter
-    conditioning, unfiltered, negative, told = node.execute(host.clip, STAR, "star\n sparkle, badge", 0.01, "all").args
+    conditioning, unfiltered, negative, told = node.execute(
+        host.clip, STAR, "star\n sparkle, badge", 0.01, "all"
+    ).args
     assert negative == "star, sparkle, badge" and "star" in told.splitlines()[0]
-    assert torch.equal(unfiltered[0][0], encoded(host, STAR)) and not torch.equal(conditioning[0][0], unfiltered[0][0])
+    assert torch.equal(unfiltered[0][0], encoded(host, STAR)) and not torch.equal(
+        conditioning[0][0], unfiltered[0][0]
+    )
     assert node.execute(host.clip, HEART, "star", 5.0, "all").args[3].startswith("Nothing was filtered")
     with pytest.raises(ValueError, match="no concept"):
         node.execute(host.clip, STAR, " ,\n", 0.01, "all")

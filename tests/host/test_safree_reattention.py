@@ -15,7 +15,9 @@ from safe_guidance.guidance.safree import reattention
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
-def patched(host: Any, unfiltered: list[Any], deep: float = 0.9, shallow: float = 0.2, model: Any = None) -> Any:
+def patched(
+    host: Any, unfiltered: list[Any], deep: float = 0.9, shallow: float = 0.2, model: Any = None
+) -> Any:
     from safe_guidance.nodes.safree import SafreeReattention
 
     return SafreeReattention.execute(model or host.model, unfiltered, deep, shallow).args[0]
@@ -34,7 +36,9 @@ def test_on_it_changes_the_filtered_steps_only(host: Any) -> None:
 
     plain, filtered = host.text(STAR), host.text(HEART)
     counted, rows = host.count_calls(patched(host, plain))
-    samples = host.sample(counted, switched(filtered, plain, 5), host.empty_latent(), steps=6, sampler="euler")
+    samples = host.sample(
+        counted, switched(filtered, plain, 5), host.empty_latent(), steps=6, sampler="euler"
+    )
     early = rows.count(1)
     assert 0 < early < 6 and rows == [1, 2] * early + [2] * (6 - early)
     trace = trace_of(counted, samples)

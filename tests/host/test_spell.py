@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 @pytest.fixture(scope="module")
 def copies(host: Any) -> NegationSet:
-    """The picture that the model paints for STAR with seed 1, as the only reference."""
+    """The image that the model paints for STAR with seed 1, as the only reference."""
     with torch.inference_mode():
         return from_images(host.vae.decode(host.sample(host.model, host.text(STAR))).clone())
 
@@ -23,7 +23,9 @@ def copies(host: Any) -> NegationSet:
 def repel(host: Any, negation_set: NegationSet | None = None, **settings: Any) -> Any:
     from safe_guidance.nodes.spell import SparseRepellency
 
-    return SparseRepellency.execute(model=host.model, vae=host.vae, negation_set=negation_set, **settings).args[0]
+    return SparseRepellency.execute(
+        model=host.model, vae=host.vae, negation_set=negation_set, **settings
+    ).args[0]
 
 
 def after(host: Any, *earlier: torch.Tensor, **settings: Any) -> Any:
@@ -31,7 +33,9 @@ def after(host: Any, *earlier: torch.Tensor, **settings: Any) -> Any:
     from safe_guidance.nodes.spell import SparseRepellency
 
     settings = {"overcompensation": 1.0, "cap": 10.0, **settings}
-    return SparseRepellency.execute(model=host.model, earlier={"samples": torch.cat(earlier)}, **settings).args[0]
+    return SparseRepellency.execute(
+        model=host.model, earlier={"samples": torch.cat(earlier)}, **settings
+    ).args[0]
 
 
 def between(host: Any, a: torch.Tensor, b: torch.Tensor) -> float:
@@ -62,7 +66,13 @@ def test_leaves_the_ball_and_nothing_else_changes(host: Any, copies: NegationSet
 
 @pytest.mark.parametrize(
     "settings",
-    [{"radius": 0.0}, {"overcompensation": 0.0}, {"radius": 0.001}, {"end_sigma": 500.0}, {"window": "percent", "end_percent": 0.0}],
+    [
+        {"radius": 0.0},
+        {"overcompensation": 0.0},
+        {"radius": 0.001},
+        {"end_sigma": 500.0},
+        {"window": "percent", "end_percent": 0.0},
+    ],
 )
 def test_identity_is_bit_exact(host: Any, copies: NegationSet, settings: dict[str, Any]) -> None:
     text = host.text(STAR, HEART)
@@ -80,11 +90,13 @@ def test_samples_of_a_batch_go_apart(host: Any) -> None:
     baseline = host.sample(host.model, text)
     assert apart(host.sample(repel(host, among_batch=True, radius=2.0), text)) > apart(baseline)
     alone = host.text(STAR)
-    assert torch.equal(host.sample(repel(host, among_batch=True, radius=2.0), alone), host.sample(host.model, alone))
+    assert torch.equal(
+        host.sample(repel(host, among_batch=True, radius=2.0), alone), host.sample(host.model, alone)
+    )
 
 
 def test_a_later_batch_keeps_away_from_an_earlier_one(host: Any) -> None:
-    """The same prompts and seed once more: what would be the same picture leaves its ball, what is far from all keeps its bits."""
+    """The same prompts and seed once more: what would be the same image leaves its ball, what is far from all keeps its bits."""
     first = host.sample(host.model, host.text(STAR))
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text)
@@ -102,15 +114,17 @@ def test_every_batch_of_a_chain_keeps_away_from_all_before_it(host: Any) -> None
         batches.append(host.sample(after(host, *batches, radius=radius), text))
     apart = [between(host, batches[i], batches[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert min(apart) >= 0.95 * radius
-    # The first knows of no other. The order in which the earlier ones are given is rounding; leaving one out is another picture.
+    # The first knows of no other. The order in which the earlier ones are given is rounding; leaving one out is another image.
     swapped = host.sample(after(host, batches[1], batches[0], radius=radius), text)
     torch.testing.assert_close(swapped, batches[2], atol=1e-3, rtol=1e-3)
     alone = host.sample(after(host, batches[1], radius=radius), text)
-    assert between(host, alone, batches[2]) > 0.05 * radius and between(host, alone, batches[1]) >= 0.95 * radius
+    assert (
+        between(host, alone, batches[2]) > 0.05 * radius and between(host, alone, batches[1]) >= 0.95 * radius
+    )
 
 
 def test_earlier_latents_beside_a_set(host: Any, copies: NegationSet) -> None:
-    """A set's references and earlier latents count alike: the same picture once each pushes as two references do."""
+    """A set's references and earlier latents count alike: the same image once each pushes as two references do."""
     text = host.text(STAR)
     other = host.sample(host.model, text, seed=2)
     both = repel(host, copies, radius=0.5, overcompensation=1.0, earlier={"samples": other})
@@ -119,7 +133,9 @@ def test_earlier_latents_beside_a_set(host: Any, copies: NegationSet) -> None:
     assert not torch.equal(samples, host.sample(after(host, other, radius=0.5, cap=0.5), text))
 
 
-@pytest.mark.parametrize("settings", [{"radius": 0.0}, {"overcompensation": 0.0}, {"radius": 0.001}, {"end_sigma": 500.0}])
+@pytest.mark.parametrize(
+    "settings", [{"radius": 0.0}, {"overcompensation": 0.0}, {"radius": 0.001}, {"end_sigma": 500.0}]
+)
 def test_earlier_latents_that_are_off_or_far_change_no_bit(host: Any, settings: dict[str, Any]) -> None:
     text = host.text(STAR, HEART)
     other = host.sample(host.model, text, seed=5)
@@ -132,15 +148,20 @@ def test_earlier_latents_of_all_kinds(host: Any) -> None:
     text = host.text(STAR)
     plain = host.sample(host.model, text)
     empty = host.empty_latent(2)["samples"]
-    assert torch.equal(host.sample(after(host, empty, radius=5.0), text), plain), "an empty latent shows no picture"
+    assert torch.equal(host.sample(after(host, empty, radius=5.0), text), plain), (
+        "an empty latent shows no image"
+    )
     wide = torch.nn.functional.interpolate(plain, size=(32, 48))
     assert not torch.equal(host.sample(after(host, wide, radius=1.0), text), plain)
     # Normalised as the published baseline has them: other references.
-    kinds = [host.sample(after(host, plain, radius=1.0, references=kind), text) for kind in ("as they are", "normalised per pixel")]
+    kinds = [
+        host.sample(after(host, plain, radius=1.0, references=kind), text)
+        for kind in ("as they are", "normalised per pixel")
+    ]
     assert not torch.equal(*kinds)
     for bad, sentence in (
-        (torch.zeros(1, 16, 8, 8), "model samples pictures with 4 channels"),
-        (torch.zeros(1, 4, 3, 8, 8), "model samples pictures with 4 channels"),
+        (torch.zeros(1, 16, 8, 8), "model samples images with 4 channels"),
+        (torch.zeros(1, 4, 3, 8, 8), "model samples images with 4 channels"),
         (torch.full((1, 4, 8, 8), torch.nan), "not numbers"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -150,7 +171,8 @@ def test_earlier_latents_of_all_kinds(host: Any) -> None:
 def test_normalised_references_are_other_references(host: Any, copies: NegationSet) -> None:
     text = host.text(STAR)
     as_they_are, normalised = (
-        host.sample(repel(host, copies, radius=1.5, references=kind), text) for kind in ("as they are", "normalised per pixel")
+        host.sample(repel(host, copies, radius=1.5, references=kind), text)
+        for kind in ("as they are", "normalised per pixel")
     )
     assert not torch.equal(as_they_are, normalised)
 
@@ -163,7 +185,7 @@ def test_a_set_needs_a_vae(host: Any, copies: NegationSet) -> None:
 
 
 def test_video_models_are_refused(host: Any) -> None:
-    from safe_guidance.nodes.host.files.negation_latents import check_pictures
+    from safe_guidance.nodes.host.files.negation_latents import check_images
 
     with pytest.raises(ValueError, match="video or audio"):
-        check_pictures((1, 16, 5, 32, 32))
+        check_images((1, 16, 5, 32, 32))

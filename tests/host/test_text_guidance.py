@@ -12,7 +12,14 @@ from torch import Tensor
 
 from demo_prompts import HEART, STAR
 from safe_guidance.guidance.core.noise_level import SigmaWindow
-from safe_guidance.guidance.safe_latent_diffusion import MAX, MEDIUM, PRESETS, STRONG, WEAK, SafeLatentDiffusionSettings
+from safe_guidance.guidance.safe_latent_diffusion import (
+    MAX,
+    MEDIUM,
+    PRESETS,
+    STRONG,
+    WEAK,
+    SafeLatentDiffusionSettings,
+)
 from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
@@ -47,7 +54,14 @@ class Trajectory:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(SCALE)
-        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(self._sample), sigmas, seed=0, disable_pbar=True)
+        guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            comfy.samplers.KSAMPLER(self._sample),
+            sigmas,
+            seed=0,
+            disable_pbar=True,
+        )
 
     def _sample(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **_: Any) -> Tensor:
         for sigma, following in zip(sigmas[:-1], sigmas[1:]):
@@ -61,7 +75,9 @@ def raw_predictions(model: Any, conds: list[list[Any]], x: Tensor, sigma: Tensor
     """The model's own predictions in float64, one conditioning at a time, without any of the host's sampling code."""
     rows = sigma.expand(len(x))
     return [
-        model.model.apply_model(x, rows, c_crossattn=cond[0][0].expand(len(x), -1, -1), transformer_options={"sigmas": rows}).double()
+        model.model.apply_model(
+            x, rows, c_crossattn=cond[0][0].expand(len(x), -1, -1), transformer_options={"sigmas": rows}
+        ).double()
         for cond in conds
     ]
 
@@ -86,7 +102,9 @@ class Setting:
         comfy.model_management.load_models_gpu([self.model])
 
         def expected(x: Tensor, sigma: Tensor, momentum: Any) -> tuple[Tensor, Any]:
-            directions = [(x - d) / sigma.double() for d in raw_predictions(self.model, self.conds, x.float(), sigma)]
+            directions = [
+                (x - d) / sigma.double() for d in raw_predictions(self.model, self.conds, x.float(), sigma)
+            ]
             return published(x, directions, sigma.double(), momentum)
 
         momentum: Any = 0.0
@@ -112,7 +130,9 @@ def setting(host: Any, tiny: ModuleType, request: pytest.FixtureRequest) -> Sett
     noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(5))
     if request.param == "eps":
         return Setting(host.model, [host.text(t) for t in ("", STAR, "star")], noise)
-    return Setting(tiny.tiny_model("sd2"), [tiny.tiny_conditioning(seed) for seed in range(3)], noise[..., :8, :8])
+    return Setting(
+        tiny.tiny_model("sd2"), [tiny.tiny_conditioning(seed) for seed in range(3)], noise[..., :8, :8]
+    )
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -141,7 +161,9 @@ def test_semantic_guidance_follows_the_published_loop_over_a_whole_run(text: Any
         u, p, e = directions
         edit = -concept.scale * (e - u)
         limit = torch.quantile(edit.abs().flatten(2), concept.threshold, dim=2)[:, :, None, None]
-        total = torch.where(edit.abs() >= limit, edit, torch.zeros_like(edit)) + chosen.momentum_scale * momentum
+        total = (
+            torch.where(edit.abs() >= limit, edit, torch.zeros_like(edit)) + chosen.momentum_scale * momentum
+        )
         momentum = chosen.momentum_decay * momentum + (1 - chosen.momentum_decay) * total
         noise = u + SCALE * (p - u)
         return x - sigma * (noise + total if sigma <= concept.window.high else noise), momentum
@@ -154,7 +176,9 @@ def test_without_strength_no_bit_changes_and_no_model_is_called(host: Any, text:
     baseline = host.sample(plain, host.text(STAR))
     for model in (
         text.sld(host.model, host.text("star"), replace(STRONG, scale=0.0)),
-        text.sld(host.model, host.text("star"), replace(STRONG, window=SigmaWindow(high=1e-6), momentum_scale=0.0)),
+        text.sld(
+            host.model, host.text("star"), replace(STRONG, window=SigmaWindow(high=1e-6), momentum_scale=0.0)
+        ),
         text.sega(host.model, [host.text("star")], SemanticGuidanceSettings((Concept(scale=0.0),))),
     ):
         counted, rows = host.count_calls(model)
@@ -233,11 +257,19 @@ def test_momentum_advances_once_per_noise_level(host: Any, text: Any, sampler: s
             states.append(state)
             return super().correct(step, state)
 
-    host.sample(hooks.attach(host.model, Watched(host.text("star"), STRONG)), host.text(STAR), steps=4, sampler=sampler)
+    host.sample(
+        hooks.attach(host.model, Watched(host.text("star"), STRONG)),
+        host.text(STAR),
+        steps=4,
+        sampler=sampler,
+    )
     momentum = torch.zeros_like(seen[0].x)
     for step in seen:
         if step.is_new:
-            branches = (step.predictions[name] for name in (correction.COND, correction.UNCOND, safe_latent_diffusion.SAFETY))
+            branches = (
+                step.predictions[name]
+                for name in (correction.COND, correction.UNCOND, safe_latent_diffusion.SAFETY)
+            )
             momentum = safety_guidance(*branches, step.sigma, momentum, STRONG)[1]
     assert len(seen) > sum(step.is_new for step in seen)
     torch.testing.assert_close(states[-1].value, momentum, atol=1e-5, rtol=1e-5)
@@ -264,7 +296,9 @@ def test_semantic_guidances_momentum_advances_once_per_noise_level(host: Any, sa
     momentum = torch.zeros_like(seen[0].x)
     for step in seen:
         if step.is_new:
-            concept, uncond = (step.predictions[name].float() for name in (next(iter(watched.texts)), correction.UNCOND))
+            concept, uncond = (
+                step.predictions[name].float() for name in (next(iter(watched.texts)), correction.UNCOND)
+            )
             momentum = semantic_guidance([concept], uncond, step.sigma, step.level, momentum, chosen)[1]
     assert len(seen) > sum(step.is_new for step in seen)
     torch.testing.assert_close(states[-1].value, momentum, atol=1e-5, rtol=1e-5)
@@ -278,7 +312,9 @@ def test_a_run_starts_without_momentum(host: Any, text: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["SLD", "Semantic Guidance"])
-def test_momentum_goes_on_in_the_next_part(host: Any, text: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_momentum_goes_on_in_the_next_part(
+    host: Any, text: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """KSampler Advanced in parts equals one run, but for rounding between the parts that a threshold may make larger."""
     from safe_guidance.nodes.host.engine.resume import Leftovers
 
@@ -305,7 +341,11 @@ def test_inpainting_keeps_what_is_masked(host: Any, text: Any) -> None:
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., :16] = 1
     latent = {"samples": original, "noise_mask": mask}
-    model = text.sega(text.sld(host.model, host.text("star"), MAX), [host.text("star")], SemanticGuidanceSettings((Concept(),)))
+    model = text.sega(
+        text.sld(host.model, host.text("star"), MAX),
+        [host.text("star")],
+        SemanticGuidanceSettings((Concept(),)),
+    )
     changed = host.sample(model, host.text(STAR), latent)
     assert not torch.equal(changed, host.sample(host.model, host.text(STAR), latent))
     torch.testing.assert_close(changed[..., 16:], original[..., 16:], atol=1e-5, rtol=1e-5)
@@ -343,8 +383,13 @@ def test_the_nodes(host: Any) -> None:
         SemanticConcept.execute(" ", "remove", 1.0, **shape)
     chain = SemanticConcept.execute("star", "remove", 1.0, **shape).args[0]
     chain = SemanticConcept.execute("heart", "add", 0.5, concepts=chain, **shape).args[0]
-    separate = SemanticGuidance.execute(host.model, host.clip, "", "", **momentum, **shape, concepts=chain[:1]).args[0]
+    separate = SemanticGuidance.execute(
+        host.model, host.clip, "", "", **momentum, **shape, concepts=chain[:1]
+    ).args[0]
     inline = SemanticGuidance.execute(host.model, host.clip, "star", "", **momentum, **shape).args[0]
     prompt = host.text(STAR)
     assert torch.equal(host.sample(separate, prompt), host.sample(inline, prompt))
-    assert [(n.text, n.concept.remove, n.concept.weight) for n in chain] == [("star", True, 1.0), ("heart", False, 0.5)]
+    assert [(n.text, n.concept.remove, n.concept.weight) for n in chain] == [
+        ("star", True, 1.0),
+        ("heart", False, 0.5),
+    ]

@@ -44,7 +44,12 @@ def methods(host: Any) -> Any:
 
         def __init__(self, rows: list[bool], window: SigmaWindow | None = None) -> None:
             super().__init__()
-            self.rows, self.window, self.begun, self.steps = torch.tensor(rows), window or SigmaWindow(), 0, []
+            self.rows, self.window, self.begun, self.steps = (
+                torch.tensor(rows),
+                window or SigmaWindow(),
+                0,
+                [],
+            )
 
         def begin(self, context: Any) -> list[float]:
             self.begun += 1
@@ -85,27 +90,40 @@ def methods(host: Any) -> Any:
         def correct(self, step: Any, state: Any) -> Change | None:
             return None
 
-    return SimpleNamespace(attach=hooks.attach, trace=hooks.trace_of, Push=Push, LooksFirst=LooksFirst, Steers=Steers)
+    return SimpleNamespace(
+        attach=hooks.attach, trace=hooks.trace_of, Push=Push, LooksFirst=LooksFirst, Steers=Steers
+    )
 
 
 def same_outside(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a[..., ~LEFT], b[..., ~LEFT])
 
 
-CFG_PP = ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp")
+CFG_PP = (
+    "euler_cfg_pp",
+    "euler_ancestral_cfg_pp",
+    "dpmpp_2m_cfg_pp",
+    "res_multistep_cfg_pp",
+    "gradient_estimation_cfg_pp",
+)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "dpm_2", "euler_ancestral", "dpmpp_2m_sde", "uni_pc", "lcm", *CFG_PP])
-def test_the_rest_of_the_picture_stays_to_the_last_bit(host: Any, methods: Any, sampler: str) -> None:
+@pytest.mark.parametrize(
+    "sampler",
+    ["euler", "dpmpp_2m", "heun", "dpm_2", "euler_ancestral", "dpmpp_2m_sde", "uni_pc", "lcm", *CFG_PP],
+)
+def test_the_rest_of_the_image_stays_to_the_last_bit(host: Any, methods: Any, sampler: str) -> None:
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text, sampler=sampler)
-    changed = host.sample(methods.attach(host.model, methods.LooksFirst([True, False])), text, sampler=sampler)
+    changed = host.sample(
+        methods.attach(host.model, methods.LooksFirst([True, False])), text, sampler=sampler
+    )
     assert torch.equal(changed[1], plain[1])
     assert same_outside(changed, plain) and not torch.equal(changed[0], plain[0])
 
 
 def test_without_a_rehearsal_it_would_not(host: Any, methods: Any) -> None:
-    """The model sees the whole picture, so what is changed on the left has effects on the right."""
+    """The model sees the whole image, so what is changed on the left has effects on the right."""
     text = host.text(STAR)
 
     class OnTheLeft(methods.Push):
@@ -134,26 +152,34 @@ def test_a_rehearsal_watches_where_the_method_may_act_and_is_counted(host: Any, 
     assert method.begun == 1
     assert method.steps == [sigma for sigma in trace.sigmas if 1 <= sigma <= 5] and len(trace.sigmas) == 10
     assert trace.rehearsal == 20 and trace.rehearsal + trace.forwards == sum(rows)
-    assert [record.call for record in trace.records] == [i for i, sigma in enumerate(trace.sigmas) if 1 <= sigma <= 5]
+    assert [record.call for record in trace.records] == [
+        i for i, sigma in enumerate(trace.sigmas) if 1 <= sigma <= 5
+    ]
 
 
 def test_what_other_methods_do_is_rehearsed_too(host: Any, methods: Any) -> None:
     text = host.text(STAR)
     pushed = methods.attach(host.model, methods.Push(0.05))
-    alone, both = (host.sample(model, text) for model in (pushed, methods.attach(pushed, methods.LooksFirst([True]))))
+    alone, both = (
+        host.sample(model, text) for model in (pushed, methods.attach(pushed, methods.LooksFirst([True])))
+    )
     assert same_outside(alone, both) and not torch.equal(alone, both)
 
 
 def test_a_conditioning_that_a_method_replaced_is_there_again_in_the_run(host: Any, methods: Any) -> None:
     text = host.text(STAR)
     steered = methods.attach(host.model, methods.Steers(host.text(HEART)))
-    alone, both = (host.sample(model, text) for model in (steered, methods.attach(steered, methods.LooksFirst([True]))))
+    alone, both = (
+        host.sample(model, text) for model in (steered, methods.attach(steered, methods.LooksFirst([True])))
+    )
     assert same_outside(alone, both) and not torch.equal(alone, both)
 
 
 def test_several_methods_may_change_what_any_of_them_may(host: Any, methods: Any) -> None:
     text = host.text(STAR, HEART)
-    model = methods.attach(methods.attach(host.model, methods.LooksFirst([True, False])), methods.LooksFirst([False, True]))
+    model = methods.attach(
+        methods.attach(host.model, methods.LooksFirst([True, False])), methods.LooksFirst([False, True])
+    )
     plain, changed = host.sample(host.model, text), host.sample(model, text)
     assert same_outside(plain, changed)
     assert [torch.equal(a, b) for a, b in zip(plain, changed)] == [False, False]
@@ -169,7 +195,9 @@ def test_inpainting_keeps_its_mask(host: Any, methods: Any) -> None:
     assert torch.equal(plain[..., :16, :], changed[..., :16, :])
 
 
-def guided(host: Any, model: Any, seed: int | None, callback: Any = None, sampler: str = "euler_ancestral") -> torch.Tensor:
+def guided(
+    host: Any, model: Any, seed: int | None, callback: Any = None, sampler: str = "euler_ancestral"
+) -> torch.Tensor:
     """A run with a guider of its own, as custom samplers make it."""
     import comfy.samplers
 
@@ -179,7 +207,9 @@ def guided(host: Any, model: Any, seed: int | None, callback: Any = None, sample
     sigmas = comfy.samplers.calculate_sigmas(host.model.get_model_object("model_sampling"), "karras", 4)
     noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     chosen = comfy.samplers.sampler_object(sampler)
-    return guider.sample(noise, torch.zeros_like(noise), chosen, sigmas, callback=callback, disable_pbar=True, seed=seed)
+    return guider.sample(
+        noise, torch.zeros_like(noise), chosen, sigmas, callback=callback, disable_pbar=True, seed=seed
+    )
 
 
 def test_a_sampler_without_a_seed_draws_the_same_again(host: Any, methods: Any) -> None:
@@ -192,7 +222,9 @@ def test_a_sampler_without_a_seed_draws_the_same_again(host: Any, methods: Any) 
 
 
 @pytest.mark.parametrize(("rows", "steps_shown"), [([True], [0, 1, 2, 3]), ([False], [3])])
-def test_a_rehearsal_is_never_previewed(host: Any, methods: Any, rows: list[bool], steps_shown: list[int]) -> None:
+def test_a_rehearsal_is_never_previewed(
+    host: Any, methods: Any, rows: list[bool], steps_shown: list[int]
+) -> None:
     """It would show what is being avoided. When it is the run, its last step is what the host takes the result from."""
     seen: list[tuple[int, torch.Tensor]] = []
     model = methods.attach(host.model, methods.LooksFirst(rows))
@@ -201,30 +233,41 @@ def test_a_rehearsal_is_never_previewed(host: Any, methods: Any, rows: list[bool
     assert torch.equal(host.model.model.process_latent_out(seen[-1][1]), samples)
 
 
-def test_a_sampler_that_chooses_its_steps_runs_on_and_says_so(host: Any, methods: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sampler_that_chooses_its_steps_runs_on_and_says_so(
+    host: Any, methods: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     samples = guided(host, methods.attach(host.model, methods.LooksFirst([True])), 1, sampler="dpm_adaptive")
     assert bool(samples.isfinite().all())
     assert caplog.text.count("chooses its steps as it goes") == 1
 
 
-def test_the_parts_of_a_picture_keep_what_one_run_keeps(host: Any, methods: Any) -> None:
+def test_the_parts_of_an_image_keep_what_one_run_keeps(host: Any, methods: Any) -> None:
     """The rehearsal goes on where that of the part before stopped, and so does the run, also when a part has nothing to do."""
     text = host.text(STAR, HEART)
     plain = host.sample_in_parts(host.model, text, (0, 3, 6))
     model = methods.attach(host.model, methods.LooksFirst([True, False]))
     assert same_outside(host.sample_in_parts(model, text, (0, 3, 6)), plain)
     early = methods.LooksFirst([True, False])
-    early.region = lambda state: methods.LooksFirst.region(early, state) if len(state) == 3 and state[0] > 10 else None
-    early.correct = lambda step, state: methods.LooksFirst.correct(early, step, state) if state[0] > 10 else None
+    early.region = lambda state: (
+        methods.LooksFirst.region(early, state) if len(state) == 3 and state[0] > 10 else None
+    )
+    early.correct = lambda step, state: (
+        methods.LooksFirst.correct(early, step, state) if state[0] > 10 else None
+    )
     changed = host.sample_in_parts(methods.attach(host.model, early), text, (0, 3, 6))
     assert same_outside(changed, plain)
     assert [torch.equal(a, b) for a, b in zip(changed, plain)] == [False, True]
 
 
-def test_what_a_rehearsal_cost_stands_under_the_node_that_asked_for_it(host: Any, methods: Any, shown: dict[str, str]) -> None:
+def test_what_a_rehearsal_cost_stands_under_the_node_that_asked_for_it(
+    host: Any, methods: Any, shown: dict[str, str]
+) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
-    for rows, told in (([True], "The run was rehearsed with 8 predictions, to see what there is to keep."), ([False], "")):
+    for rows, told in (
+        ([True], "The run was rehearsed with 8 predictions, to see what there is to keep."),
+        ([False], ""),
+    ):
         with CurrentNodeContext("prompt", "1"):
             looks = methods.attach(host.model, methods.LooksFirst(rows))
         with CurrentNodeContext("prompt", "2"):

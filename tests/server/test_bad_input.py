@@ -26,23 +26,34 @@ def folder(server: ComfyServer) -> Iterator[Path]:
 def preview(name: str) -> dict[str, Any]:
     return {
         "1": {"class_type": "SafeGuidanceLoadNegationSet", "inputs": {"name": name}},
-        "2": {"class_type": "SafeGuidancePreviewNegationSet", "inputs": {"negation_set": ["1", 0], "most": 64}},
+        "2": {
+            "class_type": "SafeGuidancePreviewNegationSet",
+            "inputs": {"negation_set": ["1", 0], "most": 64},
+        },
     }
 
 
 def build(width: int, height: int) -> dict[str, Any]:
     return {
-        "1": {"class_type": "EmptyImage", "inputs": {"width": width, "height": height, "batch_size": 1, "color": 0}},
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": width, "height": height, "batch_size": 1, "color": 0},
+        },
         "2": {
             "class_type": "SafeGuidanceBuildNegationSet",
             "inputs": {"images": ["1", 0], "name": "x", "source": "", "licence": ""},
         },
-        "3": {"class_type": "SafeGuidancePreviewNegationSet", "inputs": {"negation_set": ["2", 0], "most": 64}},
+        "3": {
+            "class_type": "SafeGuidancePreviewNegationSet",
+            "inputs": {"negation_set": ["2", 0], "most": 64},
+        },
     }
 
 
 def write_other_format(path: Path) -> None:
-    save_file({"picture.000000": torch.zeros(16, 16, 3, dtype=torch.uint8)}, path, metadata={"format": "embedding"})
+    save_file(
+        {"picture.000000": torch.zeros(16, 16, 3, dtype=torch.uint8)}, path, metadata={"format": "embedding"}
+    )
 
 
 def write_truncated(path: Path) -> None:
@@ -65,9 +76,9 @@ def write_floats(path: Path) -> None:
 BAD_FILES = {
     "another format": (write_other_format, "is not a negation set. Choose a file"),
     "truncated": (write_truncated, "is damaged or not a safetensors file"),
-    "no pictures": (write_nothing, "has no pictures. Give it at least one"),
+    "no images": (write_nothing, "has no images. Give it at least one"),
     "huge header": (write_huge_header, "is damaged or not a safetensors file"),
-    "floats that are not numbers": (write_floats, "is not an 8-bit RGB picture"),
+    "floats that are not numbers": (write_floats, "is not an 8-bit RGB image"),
 }
 
 
@@ -82,7 +93,7 @@ def test_bad_files_are_named_and_the_server_goes_on(
     assert "bad.safetensors" in str(raised.value)
     outputs = server.run(preview("good.safetensors"))["outputs"]
     assert outputs["2"]["images"]
-    assert "2 pictures (2 different), 32 x 32 pixels" in outputs["2"]["text"][0]
+    assert "2 images (2 different), 32 x 32 pixels" in outputs["2"]["text"][0]
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "missing.safetensors", "../input/x.safetensors"])
@@ -93,17 +104,17 @@ def test_names_outside_the_folders_are_rejected(server: ComfyServer, name: str) 
 
 def test_a_changed_file_is_read_again(server: ComfyServer, folder: Path) -> None:
     save(GOOD, folder / "changing.safetensors")
-    assert "2 pictures" in server.run(preview("changing.safetensors"))["outputs"]["2"]["text"][0]
+    assert "2 images" in server.run(preview("changing.safetensors"))["outputs"]["2"]["text"][0]
     save(from_images(torch.rand(3, 32, 32, 3)), folder / "changing.safetensors")
-    assert "3 pictures" in server.run(preview("changing.safetensors"))["outputs"]["2"]["text"][0]
+    assert "3 images" in server.run(preview("changing.safetensors"))["outputs"]["2"]["text"][0]
 
 
-def test_tiny_pictures_are_refused(server: ComfyServer) -> None:
+def test_tiny_images_are_refused(server: ComfyServer) -> None:
     with pytest.raises(PromptFailed, match="at least 8 pixels a side"):
         server.run(build(4, 4))
 
 
-def test_huge_pictures_are_reduced(server: ComfyServer) -> None:
+def test_huge_images_are_reduced(server: ComfyServer) -> None:
     """16,384 x 16,384 pixels, more than any model paints."""
     text = server.run(build(16384, 16384), timeout=300)["outputs"]["3"]["text"][0]
     assert "2048 x 2048 pixels" in text
@@ -119,16 +130,37 @@ def test_another_models_vae_is_named(server: ComfyServer) -> None:
         "6": {
             "class_type": "SafeGuidanceSafeDenoiserSampler",
             "inputs": {
-                **{"model": ["1", 0], "positive": ["4", 0], "negative": ["4", 0], "latent_image": ["5", 0], "vae": ["2", 0]},
-                **{"negation_set": ["3", 0], "seed": 1, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal"},
-                **{"denoise": 1.0, "strength": 0.33, "mode": "calibrated", "start_sigma": 1000.0, "end_sigma": 4.67},
+                **{
+                    "model": ["1", 0],
+                    "positive": ["4", 0],
+                    "negative": ["4", 0],
+                    "latent_image": ["5", 0],
+                    "vae": ["2", 0],
+                },
+                **{
+                    "negation_set": ["3", 0],
+                    "seed": 1,
+                    "steps": 2,
+                    "cfg": 5.0,
+                    "sampler_name": "euler",
+                    "scheduler": "normal",
+                },
+                **{
+                    "denoise": 1.0,
+                    "strength": 0.33,
+                    "mode": "calibrated",
+                    "start_sigma": 1000.0,
+                    "end_sigma": 4.67,
+                },
                 **{"threshold": 0.4, "temperature": 0.1, "cap": 0.5, "effective_dimensions": 256},
             },
         },
         "7": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
         "8": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
     }
-    with pytest.raises(PromptFailed, match="The VAE makes latents with 3 channels, the model samples 4. Connect the VAE"):
+    with pytest.raises(
+        PromptFailed, match="The VAE makes latents with 3 channels, the model samples 4. Connect the VAE"
+    ):
         server.run(prompt)
     prompt["6"]["inputs"]["vae"] = ["1", 2]
     assert server.run(prompt)["outputs"]["7"]["images"]

@@ -16,7 +16,9 @@ workflows = importlib.import_module("safe_guidance.tools.workflows")
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 DERIVED = [(checkpoint, name) for checkpoint in workflows.CHECKPOINTS for name in workflows.RECIPES]
-EACH = pytest.mark.parametrize(("checkpoint", "name"), DERIVED, ids=lambda value: getattr(value, "prefix", value))
+EACH = pytest.mark.parametrize(
+    ("checkpoint", "name"), DERIVED, ids=lambda value: getattr(value, "prefix", value)
+)
 FEW_STEPS, SMALL = 2, 128
 
 
@@ -33,7 +35,9 @@ def on_the_demo_model(prompt: graphs.Prompt) -> graphs.Prompt:
             node.update(class_type=workflows.DEMO_LOADER, inputs={})
         small = {"width": SMALL, "height": SMALL, "steps": FEW_STEPS}
         # A method may call something else steps, too.
-        node["inputs"].update({name: value for name, value in small.items() if isinstance(node["inputs"].get(name), int)})
+        node["inputs"].update(
+            {name: value for name, value in small.items() if isinstance(node["inputs"].get(name), int)}
+        )
     return prompt
 
 
@@ -45,11 +49,15 @@ def test_every_file_for_a_checkpoint_has_a_recipe() -> None:
 @EACH
 def test_the_file_is_what_the_tool_derives(object_info: dict[str, Any], checkpoint: Any, name: str) -> None:
     file = json.loads((FOLDER / f"{checkpoint.prefix}_{name}.json").read_text(encoding="utf-8"))
-    assert file == workflows.derive(name, workflows.RECIPES[name], checkpoint, object_info), "run: python3 dev.py make workflows"
+    assert file == workflows.derive(name, workflows.RECIPES[name], checkpoint, object_info), (
+        "run: python3 dev.py make workflows"
+    )
 
 
 @EACH
-def test_the_workflow_runs_with_a_model_in_the_loader(server: ComfyServer, object_info: dict[str, Any], checkpoint: Any, name: str) -> None:
+def test_the_workflow_runs_with_a_model_in_the_loader(
+    server: ComfyServer, object_info: dict[str, Any], checkpoint: Any, name: str
+) -> None:
     workflow = graphs.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")
     prompt = on_the_demo_model(graphs.to_prompt(workflow, object_info))
     assert server.images(server.run(prompt))
@@ -65,7 +73,9 @@ def test_the_loader_says_which_file_it_needs_and_where_it_comes_from(checkpoint:
 
 
 @EACH
-def test_every_text_and_setting_of_a_recipe_has_a_node(object_info: dict[str, Any], checkpoint: Any, name: str) -> None:
+def test_every_text_and_setting_of_a_recipe_has_a_node(
+    object_info: dict[str, Any], checkpoint: Any, name: str
+) -> None:
     recipe = workflows.RECIPES[name]
     nodes = graphs.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")["nodes"]
     titles, kinds = {node.get("title") for node in nodes}, {node["type"]: node for node in nodes}

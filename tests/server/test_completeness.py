@@ -23,8 +23,8 @@ PERMANENT_NAMES = {
     "SafeGuidanceSafeTextEmbeddingGuidance": "Safe Text Embedding Guidance",
     "SafeGuidanceDAGDetectorGuide": "DAG Detector + Guide",
 }
-PICTURE_BYTES, PICTURE_SIDE = 40_000, 384
-PICTURE = re.compile(r"!\[([^\]]+)\]\(([^)]+)\)")
+IMAGE_BYTES, IMAGE_SIDE = 40_000, 384
+IMAGE = re.compile(r"!\[([^\]]+)\]\(([^)]+)\)")
 
 
 @pytest.fixture(scope="session")
@@ -68,27 +68,36 @@ def test_node_ids_and_categories_are_the_packs_own(nodes: dict[str, Any]) -> Non
 
 
 def test_every_input_has_a_tooltip(nodes: dict[str, Any]) -> None:
-    assert [f"{name}.{key}" for name, node in nodes.items() for key, options in inputs(node).items() if not options.get("tooltip")] == []
+    assert [
+        f"{name}.{key}"
+        for name, node in nodes.items()
+        for key, options in inputs(node).items()
+        if not options.get("tooltip")
+    ] == []
 
 
 def test_every_node_has_a_description_and_search_aliases(nodes: dict[str, Any]) -> None:
-    assert [name for name, node in nodes.items() if not node["description"] or not node.get("search_aliases")] == []
+    assert [
+        name for name, node in nodes.items() if not node["description"] or not node.get("search_aliases")
+    ] == []
 
 
-def test_every_node_has_a_help_page_with_its_name_and_a_picture(nodes: dict[str, Any]) -> None:
+def test_every_node_has_a_help_page_with_its_name_and_an_image(nodes: dict[str, Any]) -> None:
     for name, node in nodes.items():
         page = help_page(name)
         assert page.startswith(f"# {node['display_name']}\n"), f"web/docs/{name}.md"
-        pictures = PICTURE.findall(page)
-        assert pictures, f"web/docs/{name}.md shows no picture"
-        assert [file for _, file in pictures if not (DOCS / file).is_file()] == []
+        images = IMAGE.findall(page)
+        assert images, f"web/docs/{name}.md shows no image"
+        assert [file for _, file in images if not (DOCS / file).is_file()] == []
 
 
 def test_every_help_page_names_every_setting(nodes: dict[str, Any], core: set[str]) -> None:
     missing = []
     for name, node in nodes.items():
         page = plain(help_page(name))
-        settings = [key for key, options in inputs(node).items() if key not in core and not options.get("advanced")]
+        settings = [
+            key for key, options in inputs(node).items() if key not in core and not options.get("advanced")
+        ]
         missing += [f"{name}.{key}" for key in settings if plain(key) not in page]
     assert missing == []
 
@@ -98,24 +107,28 @@ def test_there_is_no_help_page_for_a_node_that_is_not_there(nodes: dict[str, Any
 
 
 def test_every_node_is_shown_in_a_workflow(nodes: dict[str, Any]) -> None:
-    used = {node["type"] for path in WORKFLOWS.glob("*.json") for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+    used = {
+        node["type"]
+        for path in WORKFLOWS.glob("*.json")
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    }
     assert set(nodes) <= used
 
 
-def test_every_workflow_has_a_small_picture() -> None:
+def test_every_workflow_has_a_small_image() -> None:
     workflows = {path.stem for path in WORKFLOWS.glob("*.json")}
     assert {path.stem for path in WORKFLOWS.glob("*.jpg")} == workflows
     for name in workflows:
         path = WORKFLOWS / f"{name}.jpg"
-        with Image.open(path) as picture:
-            assert picture.size == (PICTURE_SIDE, PICTURE_SIDE)
-        assert path.stat().st_size < PICTURE_BYTES
+        with Image.open(path) as image:
+            assert image.size == (IMAGE_SIDE, IMAGE_SIDE)
+        assert path.stat().st_size < IMAGE_BYTES
 
 
-def test_pictures_of_help_pages_are_small_and_used() -> None:
-    used = {file for path in DOCS.glob("*.md") for _, file in PICTURE.findall(path.read_text(encoding="utf-8"))}
+def test_images_of_help_pages_are_small_and_used() -> None:
+    used = {file for path in DOCS.glob("*.md") for _, file in IMAGE.findall(path.read_text(encoding="utf-8"))}
     for path in DOCS.glob("*.jpg"):
-        assert path.name in used and path.stat().st_size < PICTURE_BYTES, path.name
+        assert path.name in used and path.stat().st_size < IMAGE_BYTES, path.name
 
 
 def test_the_english_texts_are_those_of_the_schemas(server: ComfyServer) -> None:
@@ -132,8 +145,14 @@ def test_a_translation_covers_exactly_the_english_texts(language: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_descriptions_and_tooltips_are_translated(language: str) -> None:
-    english, other = (dict(locales.leaves(locales.read(LOCALES / name / locales.FILE))) for name in (locales.BASE, language))
-    assert [path for path, text in english.items() if path[-1] in ("description", "tooltip") and other[path] == text] == []
+    english, other = (
+        dict(locales.leaves(locales.read(LOCALES / name / locales.FILE))) for name in (locales.BASE, language)
+    )
+    assert [
+        path
+        for path, text in english.items()
+        if path[-1] in ("description", "tooltip") and other[path] == text
+    ] == []
 
 
 def test_texts_hold_nothing_that_the_interface_takes_for_syntax() -> None:

@@ -1,4 +1,4 @@
-"""Negation sets through a real server: the user's own model folders, folders of pictures, files that are saved and found again."""
+"""Negation sets through a real server: the user's own model folders, folders of images, files that are saved and found again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRej
 from safe_guidance.formats.negation_set import from_images, load, save
 
 
-def pictures(count: int, seed: int = 0) -> torch.Tensor:
+def make_images(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 32, 48, 3, generator=torch.Generator().manual_seed(seed))
 
 
@@ -22,20 +22,20 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside the host with a set in it."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    save(from_images(pictures(3), name="elsewhere"), folder / "sets" / "far.safetensors")
+    save(from_images(make_images(3), name="elsewhere"), folder / "sets" / "far.safetensors")
     return folder
 
 
 @pytest.fixture(scope="module")
 def own_server(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server whose extra_model_paths name that folder, with pictures in its input folder."""
+    """A server whose extra_model_paths name that folder, with images in its input folder."""
     configuration = tmp_path_factory.mktemp("configuration") / "extra_model_paths.yaml"
     configuration.write_text(f"mine:\n  base_path: {elsewhere}\n  negation_sets: sets\n", encoding="utf-8")
     with ComfyServer(device="cpu", options=["--extra-model-paths-config", str(configuration)]) as running:
         folder = Path(running.base) / "input" / "unwanted"
         (folder / "more").mkdir(parents=True)
         for index, place in enumerate(("a.png", "b.jpg", "more/c.webp")):
-            colours = (pictures(1, index)[0] * 255).byte()
+            colours = (make_images(1, index)[0] * 255).byte()
             Image.frombytes("RGB", (48, 32), colours.numpy().tobytes()).save(folder / place)
         (folder / "broken.png").write_bytes(b"\x89PNG")
         yield running
@@ -63,15 +63,18 @@ def test_the_users_own_folders_count(own_server: ComfyServer) -> None:
     assert "far.safetensors" in names(own_server) and "demo_star (bundled)" in names(own_server)
     prompt = {
         "1": {"class_type": "SafeGuidanceLoadNegationSet", "inputs": {"name": "far.safetensors"}},
-        "2": {"class_type": "SafeGuidancePreviewNegationSet", "inputs": {"negation_set": ["1", 0], "most": 9}},
+        "2": {
+            "class_type": "SafeGuidancePreviewNegationSet",
+            "inputs": {"negation_set": ["1", 0], "most": 9},
+        },
     }
-    assert "elsewhere: 3 pictures" in own_server.run(prompt)["outputs"]["2"]["text"][0]
+    assert "elsewhere: 3 images" in own_server.run(prompt)["outputs"]["2"]["text"][0]
 
 
 def test_a_folder_becomes_a_file_that_load_finds(own_server: ComfyServer, elsewhere: Path) -> None:
     outputs = own_server.run(save_folder("mine/new"))["outputs"]
     report = outputs["1"]["text"][0]
-    assert report.startswith("3 pictures, 0 duplicates dropped, 1 files skipped\nbroken.png: ")
+    assert report.startswith("3 images, 0 duplicates dropped, 1 files skipped\nbroken.png: ")
     assert "mine/new.safetensors" in names(own_server)
     # It is in the host's own folder, not in the one that was lent.
     assert len(load(Path(own_server.base) / "models" / "negation_sets" / "mine" / "new.safetensors")) == 3

@@ -31,7 +31,9 @@ def shown(server: ComfyServer, prompt: graphs.Prompt) -> str:
     return str(outputs.get(node, {}).get("text", [""])[0])
 
 
-def test_the_trace_is_that_of_the_latent_whatever_the_host_has_cached(server: ComfyServer, prompt: graphs.Prompt) -> None:
+def test_the_trace_is_that_of_the_latent_whatever_the_host_has_cached(
+    server: ComfyServer, prompt: graphs.Prompt
+) -> None:
     first = shown(server, prompt)
     assert "SLD acted at" in first
     # Only the theme changes: the sampler's latent comes from the cache, and its trace is found.

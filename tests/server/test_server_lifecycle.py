@@ -84,7 +84,10 @@ def fake_host(tmp_path: Path) -> Path:
 
 def image_prompt(size: int) -> dict[str, object]:
     return {
-        "1": {"class_type": "EmptyImage", "inputs": {"width": size, "height": 64, "batch_size": 2, "color": 255}},
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": size, "height": 64, "batch_size": 2, "color": 255},
+        },
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "lifecycle"}},
     }
 
@@ -94,14 +97,17 @@ def test_real_server_from_start_to_stop() -> None:
     with ComfyServer() as server:
         process, base = server.process, server.base
         assert any(name.startswith("SafeGuidance") for name in server.get_json("/object_info"))
-        pictures = server.images(server.run(image_prompt(64), timeout=60))
-        assert [picture[:4] for picture in pictures] == [b"\x89PNG"] * 2
+        images = server.images(server.run(image_prompt(64), timeout=60))
+        assert [image[:4] for image in images] == [b"\x89PNG"] * 2
         with pytest.raises(PromptRejected, match="node 1 .EmptyImage.: .*width") as rejected:
             server.run(image_prompt(-1))
         assert rejected.value.errors["node_errors"].keys() == {"1"}
         with pytest.raises(PromptFailed, match="SaveImage failed with") as failed:
             prompt = image_prompt(64)
-            prompt["2"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "../../outside"}}
+            prompt["2"] = {
+                "class_type": "SaveImage",
+                "inputs": {"images": ["1", 0], "filename_prefix": "../../outside"},
+            }
             server.run(prompt, timeout=60)
         assert failed.value.node_type == "SaveImage"
         server.interrupt()
@@ -115,7 +121,9 @@ def test_pack_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
     broken.mkdir()
     (broken / "__init__.py").write_text("raise RuntimeError('reason of the failure')", encoding="utf-8")
     server = ComfyServer(packs=[broken], device="cpu")
-    with pytest.raises(ServerError, match=r"(?s)could not import the pack broken-pack\..*reason of the failure"):
+    with pytest.raises(
+        ServerError, match=r"(?s)could not import the pack broken-pack\..*reason of the failure"
+    ):
         server.start()
     with pytest.raises(ServerError, match="not running"):
         _ = server.base
@@ -138,9 +146,9 @@ def test_given_base_stays_and_can_be_used_again(fake_host: Path, tmp_path: Path)
     for _ in range(2):
         with ComfyServer(base=base, host=fake_host, device="cpu") as server:
             assert (base / "custom_nodes" / "safe-guidance" / "evaluation").is_dir()
-            (base / "output" / "picture.png").touch()
+            (base / "output" / "image.png").touch()
         assert server.packs["safe-guidance"].is_dir()
-    assert (base / "output" / "picture.png").exists()
+    assert (base / "output" / "image.png").exists()
 
 
 def test_taken_port_is_tried_again(fake_host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +200,9 @@ def test_unknown_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ComfyServer()
 
 
-def test_temporary_folder_is_removed_after_a_failed_start(fake_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folder_is_removed_after_a_failed_start(
+    fake_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "temporary"))
     os.mkdir(tmp_path / "temporary")
     (fake_host / "main.py").write_text("raise SystemExit(3)", encoding="utf-8")

@@ -14,7 +14,7 @@ from PIL import Image
 from safe_guidance.evaluation import demo, graphs, runner
 from safe_guidance.evaluation.cases import memorisation
 from safe_guidance.evaluation.prompt_sets.prompts import load_prompts
-from safe_guidance.evaluation.report import Picture
+from safe_guidance.evaluation.report import ImageArray
 from safe_guidance.evaluation.server import ComfyServer
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
@@ -22,7 +22,9 @@ WORKFLOWS = sorted(FOLDER.glob("demo_*.json"))
 CALLS = {
     **dict.fromkeys(("none", "safe_denoiser", "spell", "safree", "safree+safe_denoiser"), 20),
     "sld_weak": 33,
-    **dict.fromkeys(("sld_medium", "sld_strong", "sld_max", "semantic_guidance", "sld_medium+safe_denoiser"), 40),
+    **dict.fromkeys(
+        ("sld_medium", "sld_strong", "sld_max", "semantic_guidance", "sld_medium+safe_denoiser"), 40
+    ),
 }
 """Model calls of methods that need the same number whatever they draw."""
 TOLD_APART = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -36,8 +38,8 @@ def object_info(server: ComfyServer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _pictures_to_load(server: ComfyServer) -> None:
-    """Pictures in the host's input folder, for the workflows that read some."""
+def _images_to_load(server: ComfyServer) -> None:
+    """Images in the host's input folder, for the workflows that read some."""
     for index in range(3):
         noise = np.random.default_rng(index).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((160, 128)).save(Path(server.base) / "input" / f"unwanted_{index}.png")
@@ -48,8 +50,8 @@ def test_there_are_workflows() -> None:
     assert set(demo.METHODS.values()) <= {path.name for path in WORKFLOWS}
 
 
-def picture(server: ComfyServer, prompt: graphs.Prompt) -> Picture:
-    """The first picture that a prompt saves."""
+def make_image(server: ComfyServer, prompt: graphs.Prompt) -> ImageArray:
+    """The first image that a prompt saves."""
     (saved,) = graphs.find(prompt, "SaveImage")
     outputs = server.run(prompt)["outputs"]
     return runner.decode(server.images({"outputs": {saved: outputs[saved]}})[0])
@@ -60,29 +62,41 @@ def shipped(name: str, object_info: dict[str, Any]) -> graphs.Prompt:
 
 
 @TOLD_APART
-def test_a_workflow_runs_and_saves_a_picture(server: ComfyServer, object_info: dict[str, Any], path: Path) -> None:
-    found = picture(server, shipped(path.stem, object_info))
+def test_a_workflow_runs_and_saves_an_image(
+    server: ComfyServer, object_info: dict[str, Any], path: Path
+) -> None:
+    found = make_image(server, shipped(path.stem, object_info))
     assert found.shape == (128, 128, 3)
-    # A broken model or decoder gives a uniform picture.
+    # A broken model or decoder gives a uniform image.
     assert found.std() > 5
 
 
-def test_the_sampler_node_gives_the_picture_of_the_separate_nodes(server: ComfyServer, object_info: dict[str, Any]) -> None:
-    separate, one = (picture(server, shipped(name, object_info)) for name in ("demo_safe_denoiser", "demo_safe_denoiser_sampler"))
+def test_the_sampler_node_gives_the_image_of_the_separate_nodes(
+    server: ComfyServer, object_info: dict[str, Any]
+) -> None:
+    separate, one = (
+        make_image(server, shipped(name, object_info))
+        for name in ("demo_safe_denoiser", "demo_safe_denoiser_sampler")
+    )
     assert np.array_equal(separate, one)
 
 
 @pytest.mark.parametrize(
     ("name", "node"),
-    [("demo_safe_denoiser", "SafeGuidanceSafeDenoiser"), ("demo_safe_denoiser_sampler", "SafeGuidanceSafeDenoiserSampler")],
+    [
+        ("demo_safe_denoiser", "SafeGuidanceSafeDenoiser"),
+        ("demo_safe_denoiser_sampler", "SafeGuidanceSafeDenoiserSampler"),
+    ],
 )
-def test_without_strength_the_picture_is_the_plain_one(server: ComfyServer, object_info: dict[str, Any], name: str, node: str) -> None:
+def test_without_strength_the_image_is_the_plain_one(
+    server: ComfyServer, object_info: dict[str, Any], name: str, node: str
+) -> None:
     off = graphs.set_inputs(shipped(name, object_info), node, strength=0.0)
-    assert np.array_equal(picture(server, off), picture(server, shipped("demo_plain", object_info)))
+    assert np.array_equal(make_image(server, off), make_image(server, shipped("demo_plain", object_info)))
 
 
-def test_a_picture_after_another_is_another(server: ComfyServer, object_info: dict[str, Any]) -> None:
-    """The same prompt and seed twice: the same picture, unless Sparse Repellency knows of the first."""
+def test_an_image_after_another_is_another(server: ComfyServer, object_info: dict[str, Any]) -> None:
+    """The same prompt and seed twice: the same image, unless Sparse Repellency knows of the first."""
     apart = shipped("demo_spell_earlier", object_info)
     together = graphs.set_inputs(apart, "SafeGuidanceSparseRepellency", radius=0.0)
     (saved,) = graphs.find(apart, "SaveImage")
@@ -92,7 +106,7 @@ def test_a_picture_after_another_is_another(server: ComfyServer, object_info: di
         assert np.array_equal(first, second) == same
         if same:
             before = first
-    assert np.array_equal(first, before), "the first picture knows of no other"
+    assert np.array_equal(first, before), "the first image knows of no other"
 
 
 @EVERY_FILE
@@ -100,11 +114,19 @@ def test_a_workflow_file_is_whole_and_tidy(object_info: dict[str, Any], path: Pa
     workflow = json.loads(path.read_text(encoding="utf-8"))
     nodes = {node["id"]: node for node in workflow["nodes"]}
     assert uuid.UUID(workflow["id"]) and workflow["version"] == 0.4
-    assert workflow["last_node_id"] >= max(nodes) and workflow["last_link_id"] >= max(link[0] for link in workflow["links"])
+    assert workflow["last_node_id"] >= max(nodes) and workflow["last_link_id"] >= max(
+        link[0] for link in workflow["links"]
+    )
     for link, source, slot, target, socket, kind in workflow["links"]:
-        assert link in nodes[source]["outputs"][slot]["links"] and nodes[target]["inputs"][socket]["link"] == link
+        assert (
+            link in nodes[source]["outputs"][slot]["links"]
+            and nodes[target]["inputs"][socket]["link"] == link
+        )
         assert nodes[source]["outputs"][slot]["type"] == kind
-        assert nodes[source]["pos"][0] < nodes[target]["pos"][0] or nodes[source]["pos"][1] < nodes[target]["pos"][1]
+        assert (
+            nodes[source]["pos"][0] < nodes[target]["pos"][0]
+            or nodes[source]["pos"][1] < nodes[target]["pos"][1]
+        )
     assert sum(node["type"] == "MarkdownNote" for node in nodes.values()) == 1
     assert workflow["groups"] and all(group["title"] for group in workflow["groups"])
     for node in nodes.values():
@@ -117,7 +139,12 @@ def test_nodes_do_not_overlap(path: Path) -> None:
     boxes = [(*node["pos"], *node["size"]) for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
     for i, (x, y, width, height) in enumerate(boxes):
         for other_x, other_y, other_width, other_height in boxes[:i]:
-            apart = x >= other_x + other_width or other_x >= x + width or y >= other_y + other_height or other_y >= y + height
+            apart = (
+                x >= other_x + other_width
+                or other_x >= x + width
+                or y >= other_y + other_height
+                or other_y >= y + height
+            )
             assert apart
 
 
@@ -130,11 +157,11 @@ def test_nodes_do_not_overlap(path: Path) -> None:
         ("demo_stg_nudenet", "SafeGuidanceSafeTextEmbeddingGuidance", {}),
     ],
 )
-def test_guidance_that_is_off_or_has_nothing_to_do_gives_the_plain_picture(
+def test_guidance_that_is_off_or_has_nothing_to_do_gives_the_plain_image(
     server: ComfyServer, object_info: dict[str, Any], name: str, node: str, setting: dict[str, float]
 ) -> None:
     off = graphs.set_inputs(shipped(name, object_info), node, **setting)
-    assert np.array_equal(picture(server, off), picture(server, shipped("demo_plain", object_info)))
+    assert np.array_equal(make_image(server, off), make_image(server, shipped("demo_plain", object_info)))
 
 
 @pytest.mark.parametrize(
@@ -144,13 +171,13 @@ def test_guidance_that_is_off_or_has_nothing_to_do_gives_the_plain_picture(
         ("demo_spell_memorisation", "SafeGuidanceSparseRepellency", {"radius": 0.0}),
     ],
 )
-def test_a_memorised_picture_comes_back_only_when_the_method_is_off(
+def test_a_memorised_image_comes_back_only_when_the_method_is_off(
     server: ComfyServer, object_info: dict[str, Any], name: str, node: str, off: dict[str, float]
 ) -> None:
-    references = memorisation.training_pictures()
+    references = memorisation.training_images()
 
     def is_copy(prompt: graphs.Prompt) -> bool:
-        found = picture(server, prompt)
+        found = make_image(server, prompt)
         measures = (memorisation.nearest_distance, memorisation.nearest_similarity)
         return memorisation.is_near_copy(*(measure(found, references) for measure in measures))
 
@@ -161,13 +188,17 @@ def test_a_memorised_picture_comes_back_only_when_the_method_is_off(
 
 
 @pytest.mark.parametrize("name", demo.METHODS)
-def test_the_probe_counts_and_changes_no_picture(server: ComfyServer, object_info: dict[str, Any], name: str) -> None:
+def test_the_probe_counts_and_changes_no_image(
+    server: ComfyServer, object_info: dict[str, Any], name: str
+) -> None:
     records = load_prompts()["named"][:2]
     method = runner.load_method(name, demo.METHODS[name], object_info)
     probed = [runner.shoot(server, method, record) for record in records]
-    plain = graphs.set_inputs(shipped(Path(method.workflow).stem, object_info), "Prompt", text=records[0].prompt)
+    plain = graphs.set_inputs(
+        shipped(Path(method.workflow).stem, object_info), "Prompt", text=records[0].prompt
+    )
     plain[method.sampler]["inputs"]["seed"] = records[0].seed
-    assert np.array_equal(picture(server, plain), probed[0].picture)
+    assert np.array_equal(make_image(server, plain), probed[0].image)
     # 20 steps, counted afresh in every run; a text that a method needs is one call more at the steps that need it.
     assert all(shot.calls == CALLS[name] if name in CALLS else shot.calls >= 20 for shot in probed)
     assert all(shot.seconds > 0 for shot in probed)

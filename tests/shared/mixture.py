@@ -39,12 +39,16 @@ class Mixture:
     def unsafe_odds(self, x: Tensor, sigma: float) -> Tensor:
         """beta*, the odds of the unsafe part given x: (B,)."""
         logits = self._log_terms(x, sigma)
-        unsafe, safe = (torch.logsumexp(logits.masked_fill(~part, -torch.inf), 1) for part in (self.unsafe, ~self.unsafe))
+        unsafe, safe = (
+            torch.logsumexp(logits.masked_fill(~part, -torch.inf), 1) for part in (self.unsafe, ~self.unsafe)
+        )
         return (unsafe - safe).exp()
 
     def log_density(self, x: Tensor, sigma: float) -> Tensor:
         total = self.variance + sigma**2
-        return torch.logsumexp(self._log_terms(x, sigma), 1) - x.shape[1] / 2 * torch.log(torch.tensor(2 * torch.pi * total))
+        return torch.logsumexp(self._log_terms(x, sigma), 1) - x.shape[1] / 2 * torch.log(
+            torch.tensor(2 * torch.pi * total)
+        )
 
     def unsafe_share(self, samples: Tensor) -> float:
         """Share of samples whose nearest component is unsafe."""
@@ -64,7 +68,9 @@ def karras(steps: int, high: float, low: float, rho: float = 7.0) -> Tensor:
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
-def sample(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Tensor, second_order: bool) -> Tensor:
+def sample(
+    denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Tensor, second_order: bool
+) -> Tensor:
     """Deterministic Euler or Heun sampling (Karras et al.)."""
     for sigma, following in zip(sigmas.tolist(), sigmas.tolist()[1:]):
         slope = (x - denoise(x, sigma)) / sigma

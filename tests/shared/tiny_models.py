@@ -29,7 +29,13 @@ WIDTH = 32
 """Width of the text embeddings and of the pooled vectors of every tiny model."""
 TOKENS = 77
 
-UNET = {**reference_model.UNET, "model_channels": 32, "channel_mult": [1, 1, 2, 2], "context_dim": WIDTH, "num_heads": 4}
+UNET = {
+    **reference_model.UNET,
+    "model_channels": 32,
+    "channel_mult": [1, 1, 2, 2],
+    "context_dim": WIDTH,
+    "num_heads": 4,
+}
 """Blocks numbered as in Stable Diffusion 1.x: cross-attention at input 1, 2, 4, 5, 7, 8, middle 0, output 3 to 11."""
 
 SDXL_UNET = {
@@ -54,7 +60,10 @@ SD3 = {
     "adm_in_channels": WIDTH,
     "num_patches": 32 * 32,
     "pos_embed_max_size": 32,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": 128}},
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": WIDTH, "out_features": 128},
+    },
     "pos_embed_scaling_factor": None,
     "qk_norm": "rms",
     "x_block_self_attn_layers": [],
@@ -90,7 +99,11 @@ def random_weights(module: nn.Module, seed: int, gain: float = 1.0) -> dict[str,
         if not tensor.is_floating_point():
             return torch.zeros_like(tensor)
         if tensor.ndim == 1:
-            return torch.ones(tensor.shape) if name.endswith("weight") else 0.1 * torch.randn(tensor.shape, generator=generator)
+            return (
+                torch.ones(tensor.shape)
+                if name.endswith("weight")
+                else 0.1 * torch.randn(tensor.shape, generator=generator)
+            )
         return gain * torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5
 
     return {name: values(name, tensor) for name, tensor in module.state_dict().items()}
@@ -116,10 +129,16 @@ def _base_model(family: str, dtype: torch.dtype, compute: torch.dtype | None) ->
     config.latent_format = supported.latent_format()
     config.set_inference_dtype(dtype, compute)
     device = comfy.model_management.unet_offload_device()
-    return model_class(config, device=device) if model_type is None else model_class(config, model_type=model_type, device=device)
+    return (
+        model_class(config, device=device)
+        if model_type is None
+        else model_class(config, model_type=model_type, device=device)
+    )
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None, seed: int = 0) -> Any:
+def tiny_model(
+    family: str, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None, seed: int = 0
+) -> Any:
     """A MODEL of one of `FAMILIES` with weights stored as `dtype`, computing in `compute` if that differs.
 
     Weights made under inference mode are inference tensors, as those of the host's loaders are.
@@ -129,14 +148,19 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, compute: torch.d
     weights = random_weights(model.diffusion_model, seed, gain=1.0 if family in UNETS else 0.6)
     model.diffusion_model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()})
     return comfy.model_patcher.CoreModelPatcher(
-        model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
     )
 
 
 def tiny_conditioning(seed: int = 0, batch: int = 1, tokens: int = TOKENS) -> list[Any]:
     """A CONDITIONING with a row per sample of the batch, for a model of any family."""
     generator = torch.Generator().manual_seed(seed)
-    embedding, pooled = torch.randn(batch, tokens, WIDTH, generator=generator), torch.randn(batch, WIDTH, generator=generator)
+    embedding, pooled = (
+        torch.randn(batch, tokens, WIDTH, generator=generator),
+        torch.randn(batch, WIDTH, generator=generator),
+    )
     return [[embedding, {"pooled_output": pooled}]]
 
 
@@ -146,7 +170,7 @@ def latent_channels(model: Any) -> int:
 
 
 def tiny_vae(channels: int = 4, seed: int = 2) -> Any:
-    """A VAE of the host's own class that makes a picture from `channels` latent channels at 1/8 of its size."""
+    """A VAE of the host's own class that makes an image from `channels` latent channels at 1/8 of its size."""
     decoder = {
         "double_z": True,
         "z_channels": channels,
@@ -160,7 +184,9 @@ def tiny_vae(channels: int = 4, seed: int = 2) -> Any:
         "dropout": 0.0,
     }
     weights = random_weights(comfy.sd.AutoencoderKL(ddconfig=decoder, embed_dim=channels), seed)
-    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": decoder, "embed_dim": channels}}, dtype=torch.float32)
+    vae = comfy.sd.VAE(
+        sd=weights, config={"params": {"ddconfig": decoder, "embed_dim": channels}}, dtype=torch.float32
+    )
     vae.latent_channels = channels
     return vae
 
@@ -185,7 +211,11 @@ def tiny_clip(family: str, seed: int = 3) -> Any:
     CLIP-L is 32 wide, bigG 64, and T5 32, or 4,096 where SD3's layout of the rows asks for that.
     """
     t5 = {"d_model": 4096 if family == "sd3" else 32, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}
-    configs = {"clip_l_model_config": _clip_config(32), "clip_g_model_config": _clip_config(64), "t5xxl_model_config": t5}
+    configs = {
+        "clip_l_model_config": _clip_config(32),
+        "clip_g_model_config": _clip_config(64),
+        "t5xxl_model_config": t5,
+    }
     sd3, flux, sdxl = comfy.text_encoders.sd3_clip, comfy.text_encoders.flux, comfy.sdxl_clip
     tokenizer, encoders = {
         "sdxl": (sdxl.SDXLTokenizer, sdxl.SDXLClipModel),

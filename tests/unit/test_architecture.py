@@ -12,8 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACK_FOLDERS = ("demo", "formats", "guidance", "nodes", "reports")
 FILES = [path.relative_to(ROOT) for folder in PACK_FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-NODE_FILES = [path for path in FILES if path.parent == Path("nodes") and "\nNODES" in (ROOT / path).read_text(encoding="utf-8")]
-HOST_ROOMS = frozenset(f"nodes/host/{name}" for name in ("engine", "autograd", "attention", "files", "methods"))
+NODE_FILES = [
+    path
+    for path in FILES
+    if path.parent == Path("nodes") and "\nNODES" in (ROOT / path).read_text(encoding="utf-8")
+]
+HOST_ROOMS = frozenset(
+    f"nodes/host/{name}" for name in ("engine", "autograd", "attention", "files", "methods")
+)
 BELOW_THE_HOST = frozenset({"guidance", "formats", "reports", "demo"})
 ARROWS: dict[str, frozenset[str]] = {
     "guidance": frozenset(),
@@ -29,7 +35,17 @@ ARROWS: dict[str, frozenset[str]] = {
     "nodes": BELOW_THE_HOST | HOST_ROOMS,
 }
 """Which folder may import from which others. Folders of `guidance` are one room; those of `nodes/host` are not."""
-HOST_PACKAGES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
+HOST_PACKAGES = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+    "server",
+}
 TORCH_ONLY = {
     "guidance": {"torch", "torchvision", "numpy"},
     "formats": {"torch", "torchvision", "numpy", "safetensors", "PIL"},
@@ -51,7 +67,9 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module or ""
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(("pack", *package[: len(package) - node.level + 1], *([node.module] if node.module else [])))
+            base = ".".join(
+                ("pack", *package[: len(package) - node.level + 1], *([node.module] if node.module else []))
+            )
             yield from (f"{base}.{alias.name}" if node.module is None else base for alias in node.names)
 
 
@@ -63,7 +81,11 @@ def room_of(path: Path) -> str:
 def room_of_module(name: str) -> str:
     """Return the room of a module of the pack, such as "nodes.host.engine.run"."""
     path = Path(*name.split("."))
-    return room_of(path if (ROOT / path).is_dir() and not (ROOT / path).with_suffix(".py").is_file() else path.with_suffix(".py"))
+    return room_of(
+        path
+        if (ROOT / path).is_dir() and not (ROOT / path).with_suffix(".py").is_file()
+        else path.with_suffix(".py")
+    )
 
 
 def own(names: Iterator[str]) -> set[str]:
@@ -72,7 +94,11 @@ def own(names: Iterator[str]) -> set[str]:
 
 def foreign(names: Iterator[str]) -> set[str]:
     """Imports that are neither the pack's own nor the standard library's."""
-    return {name for name in names if not name.startswith("pack.") and name.split(".")[0] not in sys.stdlib_module_names}
+    return {
+        name
+        for name in names
+        if not name.startswith("pack.") and name.split(".")[0] not in sys.stdlib_module_names
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -102,7 +128,11 @@ def test_every_folder_of_the_pack_has_its_arrows() -> None:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_nothing_that_runs_foreign_code_or_prints(path: Path) -> None:
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    called = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not NEVER & (called | set(imports(ROOT / path)))
 
 
@@ -110,6 +140,19 @@ def test_the_reader_of_imports_reads_every_form(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "nodes" / "host").mkdir(parents=True)
     file = tmp_path / "nodes" / "host" / "a.py"
-    lines = ("import os, comfy.sd", "from . import b", "from .c import d", "from ...guidance import e", "from ...guidance.f import g")
+    lines = (
+        "import os, comfy.sd",
+        "from . import b",
+        "from .c import d",
+        "from ...guidance import e",
+        "from ...guidance.f import g",
+    )
     file.write_text("\n".join(lines))
-    assert set(imports(file)) == {"os", "comfy.sd", "pack.nodes.host.b", "pack.nodes.host.c", "pack.guidance", "pack.guidance.f"}
+    assert set(imports(file)) == {
+        "os",
+        "comfy.sd",
+        "pack.nodes.host.b",
+        "pack.nodes.host.c",
+        "pack.guidance",
+        "pack.guidance.f",
+    }

@@ -27,15 +27,22 @@ def test_token_probabilities_are_those_of_every_position_and_head_alone() -> Non
         for position in range(12):
             expected = torch.zeros(4, dtype=torch.float64)
             for head in range(3):
-                scores = [float(queries[row, head, position].double() @ keys[head, t].double()) / math.sqrt(5) for t in range(4)]
+                scores = [
+                    float(queries[row, head, position].double() @ keys[head, t].double()) / math.sqrt(5)
+                    for t in range(4)
+                ]
                 total = sum(math.exp(s) for s in scores)
                 expected += torch.tensor([math.exp(s) / total / 3 for s in scores], dtype=torch.float64)
-            torch.testing.assert_close(maps[row, :, position // 4, position % 4].double(), expected, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(
+                maps[row, :, position // 4, position % 4].double(), expected, atol=1e-6, rtol=1e-6
+            )
 
 
 def test_maps_are_probabilities_whatever_the_precision_and_sizes() -> None:
     layers = [
-        cam.token_probabilities(cam.Queries(random(2, 4, h * w, 8, seed=h).half(), (h, w)), random(4, 3, 8, seed=w).half())
+        cam.token_probabilities(
+            cam.Queries(random(2, 4, h * w, 8, seed=h).half(), (h, w)), random(4, 3, 8, seed=w).half()
+        )
         for h, w in ((8, 12), (4, 6), (5, 7))
     ]
     maps = cam.average_over_layers(layers, (16, 24))
@@ -80,7 +87,9 @@ def test_a_map_that_says_nothing_becomes_zero() -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), low=st.floats(0, 1), high=st.floats(0, 1))
 def test_joint_normalisation_keeps_one_half_in_place(seed: int, low: float, high: float) -> None:
-    p = low + (high - low) * torch.rand(3, 2, 5, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    p = low + (high - low) * torch.rand(
+        3, 2, 5, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     normalised = cam.normalize_jointly(p)
     assert normalised.min() >= 0 and normalised.max() <= 1
     clear = ((p - 0.5).abs() > 1e-9) & ((p - 0.5).abs().amax((-2, -1), keepdim=True) > 1e-3)
@@ -95,4 +104,6 @@ def test_several_concepts_take_the_strongest() -> None:
 
 def test_the_mean_over_tokens_is_taken_before_normalising() -> None:
     maps = random(2, 4, 5, 5).softmax(1)
-    torch.testing.assert_close(cam.concept_probability(maps), cam.against_background(maps).mean(1, keepdim=True))
+    torch.testing.assert_close(
+        cam.concept_probability(maps), cam.against_background(maps).mean(1, keepdim=True)
+    )

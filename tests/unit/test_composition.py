@@ -35,14 +35,19 @@ def test_one_change_is_added_as_it_is() -> None:
 def test_order_does_not_matter_to_the_last_bit(order: list[int], seed: int) -> None:
     denoised = tensor(seed)
     scales = (1e-3, 1.0, 1e-6, 0.3)
-    changes = [Change(scale * tensor(seed + i + 1), torch.arange(3) != i, 0.5) for i, scale in enumerate(scales)]
+    changes = [
+        Change(scale * tensor(seed + i + 1), torch.arange(3) != i, 0.5) for i, scale in enumerate(scales)
+    ]
     assert torch.equal(combine(denoised, changes), combine(denoised, [changes[i] for i in order]))
 
 
 def test_inactive_samples_are_copied_bit_by_bit() -> None:
     denoised = torch.full((3, 1, 2, 2), -0.0)
     active = torch.tensor([True, False, False])
-    result = combine(denoised, [Change(torch.ones_like(denoised), active, 1.0), Change(torch.zeros_like(denoised), active, 1.0)])
+    result = combine(
+        denoised,
+        [Change(torch.ones_like(denoised), active, 1.0), Change(torch.zeros_like(denoised), active, 1.0)],
+    )
     assert torch.signbit(result[1:]).all() and not torch.signbit(result[0]).any()
 
 
@@ -63,7 +68,9 @@ def test_mask_limits_where_changes_act() -> None:
     denoised, mask = tensor(0), torch.zeros(1, 1, 5, 6)
     mask[..., :2] = 1
     result = combine(denoised, [Change(torch.ones_like(denoised), ALL, 10.0)], mask)
-    assert torch.equal(result[..., 2:], denoised[..., 2:]) and torch.equal(result[..., :2], denoised[..., :2] + 1)
+    assert torch.equal(result[..., 2:], denoised[..., 2:]) and torch.equal(
+        result[..., :2], denoised[..., :2] + 1
+    )
 
 
 def test_half_precision_stays_half_precision() -> None:
@@ -91,7 +98,9 @@ def test_levels_of_both_families_agree() -> None:
     assert NoiseLevel.rectified_flow(1.0).sigma == math.inf
     with pytest.raises(ValueError, match="Make its start larger"):
         SigmaWindow(high=1.0, low=2.0)
-    assert NoiseLevel.rectified_flow(1.0) in SigmaWindow() and NoiseLevel.rectified_flow(1.0) not in SigmaWindow(high=9)
+    assert NoiseLevel.rectified_flow(1.0) in SigmaWindow() and NoiseLevel.rectified_flow(
+        1.0
+    ) not in SigmaWindow(high=9)
 
 
 def test_changes_without_a_cap_neither_limit_nor_are_limited() -> None:

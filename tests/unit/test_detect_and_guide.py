@@ -41,7 +41,12 @@ def test_worked_example() -> None:
     area = dag.area_scale(example()[:, 0], found.edit[:, 0], example()[:, 0] >= 0.5, PAPER)[0]
     assert area[1, 1].item() == pytest.approx(0.46875) and area[6, 5].item() == pytest.approx(0.15625)
     scale = found.scale[0, 0]
-    values = {"large object": scale[1, 1], "small object": scale[6, 6], "halo": scale[3, 2], "outside": scale[0, 0]}
+    values = {
+        "large object": scale[1, 1],
+        "small object": scale[6, 6],
+        "halo": scale[3, 2],
+        "outside": scale[0, 0],
+    }
     assert {name: v.item() for name, v in values.items()} == pytest.approx(
         {"large object": 2.34375, "small object": 0.78125, "halo": 0.9375, "outside": 0.0}
     )
@@ -53,7 +58,7 @@ def test_nothing_above_the_detection_threshold_is_exactly_nothing() -> None:
     assert not found.rows.any() and torch.equal(found.scale, torch.zeros(2, 1, 8, 8))
 
 
-def test_a_covered_picture_has_no_object_yet() -> None:
+def test_a_covered_image_has_no_object_yet() -> None:
     detection = torch.zeros(2, 1, 10, 10)
     detection[0].view(-1)[:80] = 0.9
     detection[1].view(-1)[:79] = 0.9
@@ -72,7 +77,10 @@ def test_the_blurred_fill_lowers_no_object_and_fades_with_distance() -> None:
     detection = torch.full((1, 16, 16), 0.02)
     detection[0, 2:4, 2:4] = 0.9
     edit = torch.ones_like(detection, dtype=torch.bool)
-    blurred, nearest = (dag.area_scale(detection, edit, detection >= 0.5, with_settings(fill=fill)) for fill in ("blur", "nearest"))
+    blurred, nearest = (
+        dag.area_scale(detection, edit, detection >= 0.5, with_settings(fill=fill))
+        for fill in ("blur", "nearest")
+    )
     torch.testing.assert_close(blurred[0, 2:4, 2:4], nearest[0, 2:4, 2:4])
     assert blurred[0, 15, 15] == 0 and blurred[0, 4, 4] > 0
 
@@ -123,7 +131,9 @@ def test_filling_takes_the_nearest_value_and_the_first_of_equals(seed: int, dens
 def test_the_magnitude_is_clamped_on_the_edit_region() -> None:
     detection = torch.tensor([0.01, 0.02, 0.05, 0.9, 0.0099])
     torch.testing.assert_close(dag.magnitude_scale(detection, 0.01), torch.tensor([1.0, 2.0, 5.0, 5.0, 0.0]))
-    torch.testing.assert_close(dag.magnitude_scale(detection, 0.01, 1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
+    torch.testing.assert_close(
+        dag.magnitude_scale(detection, 0.01, 1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    )
 
 
 def test_ablations_drop_one_scaler() -> None:
@@ -146,7 +156,10 @@ def test_a_sample_that_was_detected_before_is_held_at_a_lower_threshold() -> Non
     held = torch.tensor([True, False])
     assert dag.regulate(faint, settings, held=held).detected.tolist() == [True, False]
     assert dag.regulate(faint, PAPER, held=held).detected.tolist() == [False, False]
-    assert dag.regulate(faint, with_settings(hold_threshold=0.9), held=held).detected.tolist() == [False, False]
+    assert dag.regulate(faint, with_settings(hold_threshold=0.9), held=held).detected.tolist() == [
+        False,
+        False,
+    ]
 
 
 def test_the_core_takes_what_is_nearly_as_sure_as_the_surest_of_detected_samples_only() -> None:
@@ -221,7 +234,10 @@ def predictions(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 def test_weights_of_the_three_predictions_sum_to_one(host: dag.HostMask) -> None:
     same = predictions()[0]
     scale = torch.rand(2, 1, 8, 8, dtype=torch.float64) * 10
-    assert torch.equal(dag.guidance_term(same, same, same, scale, 3.0, 7.5, with_settings(host_mask=host)), torch.zeros_like(same))
+    assert torch.equal(
+        dag.guidance_term(same, same, same, scale, 3.0, 7.5, with_settings(host_mask=host)),
+        torch.zeros_like(same),
+    )
 
 
 @pytest.mark.parametrize("host", ["SEGA", "SLD"])
@@ -233,7 +249,10 @@ def test_the_term_is_the_papers_in_noise_predictions(host: dag.HostMask) -> None
     u, p, s = ((x - d) / sigma for d in (uncond, cond, safety))
     if host == "SEGA":
         keep = torch.stack(
-            [torch.stack([d >= torch.from_numpy(np.quantile(d.numpy(), 0.9, keepdims=True)) for d in row]) for row in (s - u).abs()]
+            [
+                torch.stack([d >= torch.from_numpy(np.quantile(d.numpy(), 0.9, keepdims=True)) for d in row])
+                for row in (s - u).abs()
+            ]
         )
     else:
         keep = p - s < 0.025

@@ -92,7 +92,11 @@ def test_key_is_stable_and_follows_every_pin() -> None:
 
 def test_every_lock_pins_with_hashes() -> None:
     for lock in (dev.BOOTSTRAP, dev.HOST, dev.DEVELOPMENT, dev.TOOLS):
-        entries = [line for line in lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines() if line and line.strip()[0] != "#"]
+        entries = [
+            line
+            for line in lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+            if line and line.strip()[0] != "#"
+        ]
         assert entries
         assert all("==" in entry and "--hash=sha256:" in entry for entry in entries), lock.name
 
@@ -141,7 +145,10 @@ def test_installs_once(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "key"
     told = install(folder, write("one"), write("two"))
     assert {path.name for path in folder.iterdir()} == {"one", "two", dev.COMPLETE}
-    assert [text for text in told if text.startswith("[")] == ["[1/2] step 1 (0 s so far)", "[2/2] step 2 (0 s so far)"]
+    assert [text for text in told if text.startswith("[")] == [
+        "[1/2] step 1 (0 s so far)",
+        "[2/2] step 2 (0 s so far)",
+    ]
     assert install(folder, fail_with(AssertionError("installed twice"))) == []
 
 
@@ -157,12 +164,20 @@ def test_interrupted_installation_begins_again(tmp_path: Path) -> None:
 def test_unusable_installation_begins_again(tmp_path: Path) -> None:
     folder = tmp_path / "key"
     install(folder, write("one"))
-    dev.ensure_installed(folder, [dev.Step("again", write("two"))], lambda _folder: False, lambda _folder: PLENTY, lambda _text: None)
+    dev.ensure_installed(
+        folder,
+        [dev.Step("again", write("two"))],
+        lambda _folder: False,
+        lambda _folder: PLENTY,
+        lambda _text: None,
+    )
     assert {path.name for path in folder.iterdir()} == {"two", dev.COMPLETE}
 
 
 def test_small_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(dev.SetupError, match=r"needs about 9 GB, .* has 1\.0 GB left\. Free some space .*SAFE_GUIDANCE_CACHE"):
+    with pytest.raises(
+        dev.SetupError, match=r"needs about 9 GB, .* has 1\.0 GB left\. Free some space .*SAFE_GUIDANCE_CACHE"
+    ):
         install(tmp_path / "key", fail_with(AssertionError("started")), free=1024**3)
     assert not (tmp_path / "key").exists()
 
@@ -177,11 +192,15 @@ def test_installer_that_fills_the_disk_is_told(tmp_path: Path) -> None:
     rooms = iter([PLENTY, 1024])
     step = dev.Step("packages", fail_with(subprocess.CalledProcessError(2, ["uv"])))
     with pytest.raises(dev.SetupError, match="needs about 9 GB"):
-        dev.ensure_installed(tmp_path / "key", [step], free=lambda _folder: next(rooms), report=lambda _text: None)
+        dev.ensure_installed(
+            tmp_path / "key", [step], free=lambda _folder: next(rooms), report=lambda _text: None
+        )
 
 
 def test_failing_installer_is_told_and_cleaned(tmp_path: Path) -> None:
-    with pytest.raises(dev.SetupError, match="failed at the step 'step 1': .*status 2.* start the command again"):
+    with pytest.raises(
+        dev.SetupError, match="failed at the step 'step 1': .*status 2.* start the command again"
+    ):
         install(tmp_path / "key", fail_with(subprocess.CalledProcessError(2, ["uv"])))
     assert not (tmp_path / "key").exists()
 
@@ -193,7 +212,10 @@ def test_unpacks_the_host_only(tmp_path: Path) -> None:
         "pack-1/README.md": b"",
     }
     dev.unpack_host(archive_of(tmp_path / "a.tar.gz", members), tmp_path / "host")
-    found = {path.relative_to(tmp_path / "host").as_posix(): path.read_bytes() for path in (tmp_path / "host").rglob("*.py")}
+    found = {
+        path.relative_to(tmp_path / "host").as_posix(): path.read_bytes()
+        for path in (tmp_path / "host").rglob("*.py")
+    }
     assert found == {"main.py": b"main", "comfy/sd.py": b"sd"}
     assert not list(tmp_path.rglob("README.md"))
 
@@ -216,7 +238,10 @@ def test_unpacking_refuses_to_leave_its_folder(tmp_path: Path, member: str) -> N
 
 def test_unpacking_refuses_links_and_an_archive_without_host(tmp_path: Path) -> None:
     with pytest.raises(dev.SetupError, match="not a plain file"):
-        dev.unpack_host(archive_of(tmp_path / "a.tar.gz", {"pack-1/vendor/ComfyUI/link": "/etc/passwd"}), tmp_path / "host")
+        dev.unpack_host(
+            archive_of(tmp_path / "a.tar.gz", {"pack-1/vendor/ComfyUI/link": "/etc/passwd"}),
+            tmp_path / "host",
+        )
     with pytest.raises(dev.SetupError, match="holds no ComfyUI"):
         dev.unpack_host(archive_of(tmp_path / "b.tar.gz", {"pack-1/README.md": b""}), tmp_path / "host")
 
@@ -232,19 +257,31 @@ def test_pip_settings_by_rank() -> None:
             "download.cert='/not/for/install'",
         ]
     )
-    expected = {"index-url": "file:///mirror", "extra-index-url": "file:///one file:///two", "find-links": "/wheels /more"}
+    expected = {
+        "index-url": "file:///mirror",
+        "extra-index-url": "file:///one file:///two",
+        "find-links": "/wheels /more",
+    }
     assert dev.parse_pip_settings(text) == expected
 
 
 def test_uv_uses_the_indexes_of_pip() -> None:
-    settings = {"index-url": "file:///mirror", "extra-index-url": "file:///one file:///two", "find-links": "/a /b", "cert": "/ca.pem"}
+    settings = {
+        "index-url": "file:///mirror",
+        "extra-index-url": "file:///one file:///two",
+        "find-links": "/a /b",
+        "cert": "/ca.pem",
+    }
     assert dev.index_settings(settings, {"SSL_CERT_FILE": "/mine.pem"}) == {
         "UV_DEFAULT_INDEX": "file:///mirror",
         "UV_INDEX": "file:///one file:///two",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_FIND_LINKS": "/a,/b",
     }
-    assert dev.index_settings(settings, {"UV_INDEX_URL": "file:///own"}).keys() == {"UV_FIND_LINKS", "SSL_CERT_FILE"}
+    assert dev.index_settings(settings, {"UV_INDEX_URL": "file:///own"}).keys() == {
+        "UV_FIND_LINKS",
+        "SSL_CERT_FILE",
+    }
     assert dev.index_settings({}, {}) == {}
 
 
@@ -258,7 +295,9 @@ def comfyui(tmp_path: Path) -> Path:
 
 def test_installed_comfyui_is_used_with_its_interpreter(comfyui: Path) -> None:
     assert dev.installed_host({}) is None
-    assert dev.installed_host({"COMFYUI_PATH": str(comfyui)}) == dev.Environment(Path(sys.executable), comfyui)
+    assert dev.installed_host({"COMFYUI_PATH": str(comfyui)}) == dev.Environment(
+        Path(sys.executable), comfyui
+    )
     own = dev.interpreter(comfyui / ".venv")
     own.parent.mkdir(parents=True)
     own.touch()
@@ -277,7 +316,9 @@ def test_wrong_comfyui_paths_are_told(comfyui: Path, tmp_path: Path) -> None:
 def test_missing_modules_are_named_with_their_remedy() -> None:
     dev.check_modules(Path(sys.executable), ("json",), "")
     with pytest.raises(dev.SetupError, match=r"lacks no_such_module_a, no_such_module_b\. Install them"):
-        dev.check_modules(Path(sys.executable), ("json", "no_such_module_a", "no_such_module_b"), "Install them")
+        dev.check_modules(
+            Path(sys.executable), ("json", "no_such_module_a", "no_such_module_b"), "Install them"
+        )
 
 
 def test_arguments_reach_the_command_untouched() -> None:

@@ -21,7 +21,9 @@ SHARES = st.integers(1, 500).flatmap(lambda total: st.tuples(st.integers(0, tota
     # Newcombe (1998), Statistics in Medicine 17, table I: the score method without continuity correction.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_interval_has_the_published_values(successes: int, total: int, low: float, high: float) -> None:
+def test_wilson_interval_has_the_published_values(
+    successes: int, total: int, low: float, high: float
+) -> None:
     assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -56,7 +58,10 @@ def test_more_confidence_is_wider() -> None:
     assert wider_low < low < high < wider_high
 
 
-@pytest.mark.parametrize(("successes", "total", "confidence"), [(1, 0, 0.95), (-1, 3, 0.95), (4, 3, 0.95), (1, 3, 1.0), (1, 3, 0.0)])
+@pytest.mark.parametrize(
+    ("successes", "total", "confidence"),
+    [(1, 0, 0.95), (-1, 3, 0.95), (4, 3, 0.95), (1, 3, 1.0), (1, 3, 0.0)],
+)
 def test_wilson_interval_refuses_nonsense(successes: int, total: int, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"\. "):
         wilson_interval(successes, total, confidence)

@@ -27,23 +27,46 @@ OBJECT_INFO: dict[str, Any] = {
                 "steps": ["INT", {"default": 20}],
                 "name": [["euler", "heun"]],
             },
-            "optional": {"text": ["STRING", {"multiline": True}], "mask": ["MASK"], "hint": ["STRING", {"forceInput": True}]},
+            "optional": {
+                "text": ["STRING", {"multiline": True}],
+                "mask": ["MASK"],
+                "hint": ["STRING", {"forceInput": True}],
+            },
         },
         # The order of the description differs from that of the inputs' names on purpose.
         "input_order": {"required": ["model", "name", "seed", "steps"], "optional": ["text", "mask", "hint"]},
         "display_name": "Sample It",
     },
     "Patch": {"input": {"required": {"vae": ["VAE"], "model": ["MODEL"]}}, "display_name": "Patch It"},
-    "Counter": {"input": {"required": {"pick": ["COMBO", {"options": ["a", "b"], "control_after_generate": True}], "n": ["INT", NUMBER]}}},
+    "Counter": {
+        "input": {
+            "required": {
+                "pick": ["COMBO", {"options": ["a", "b"], "control_after_generate": True}],
+                "n": ["INT", NUMBER],
+            }
+        }
+    },
     "Varying": {"input": {"required": {"kind": ["COMFY_DYNAMICCOMBO_V3", {}]}}},
     "Bare": {"input": {"required": {"n": ["INT", {}], "on": ["BOOLEAN", {"default": True}]}}},
 }
 
 
-def node(key: int, kind: str, inputs: dict[str, tuple[str, int | None]] | None = None, outputs: str = "", **more: Any) -> dict[str, Any]:
+def node(
+    key: int,
+    kind: str,
+    inputs: dict[str, tuple[str, int | None]] | None = None,
+    outputs: str = "",
+    **more: Any,
+) -> dict[str, Any]:
     """A node of the editor: inputs as name -> (type, link), outputs as a string of types."""
     sockets = [{"name": name, "type": type_, "link": link} for name, (type_, link) in (inputs or {}).items()]
-    return {"id": key, "type": kind, "inputs": sockets, "outputs": [{"type": t} for t in outputs.split()], **more}
+    return {
+        "id": key,
+        "type": kind,
+        "inputs": sockets,
+        "outputs": [{"type": t} for t in outputs.split()],
+        **more,
+    }
 
 
 def workflow(*nodes: dict[str, Any], links: list[list[Any]] | None = None) -> dict[str, Any]:
@@ -51,7 +74,14 @@ def workflow(*nodes: dict[str, Any], links: list[list[Any]] | None = None) -> di
 
 
 def sampler(link: int | None = 1, values: list[Any] | None = None, **more: Any) -> dict[str, Any]:
-    return node(9, "Sampler", {"model": ("MODEL", link)}, "LATENT", widgets_values=values or ["heun", 5, "fixed", 8, "hello"], **more)
+    return node(
+        9,
+        "Sampler",
+        {"model": ("MODEL", link)},
+        "LATENT",
+        widgets_values=values or ["heun", 5, "fixed", 8, "hello"],
+        **more,
+    )
 
 
 LOADER = node(1, "Loader", outputs="MODEL CLIP VAE")
@@ -77,7 +107,12 @@ def test_a_nodes_own_title_is_kept() -> None:
 def test_a_linked_widget_takes_the_link_and_later_values_do_not_shift() -> None:
     linked = sampler()
     linked["inputs"].append({"name": "seed", "type": "INT", "link": 2, "widget": {"name": "seed"}})
-    flow = workflow(LOADER, linked, node(2, "Loader", outputs="INT"), links=[[1, 1, 0, 9, 0, "MODEL"], [2, 2, 0, 9, 1, "INT"]])
+    flow = workflow(
+        LOADER,
+        linked,
+        node(2, "Loader", outputs="INT"),
+        links=[[1, 1, 0, 9, 0, "MODEL"], [2, 2, 0, 9, 1, "INT"]],
+    )
     assert graphs.to_prompt(flow, OBJECT_INFO)["9"]["inputs"] == {
         "model": ["1", 0],
         "name": "heun",
@@ -98,7 +133,9 @@ def test_a_value_without_a_default_has_to_be_in_the_file() -> None:
 
 
 def test_values_by_name_are_taken_by_name() -> None:
-    inputs = graphs.to_prompt(workflow(sampler(None, None) | {"widgets_values": {"seed": 3, "name": "heun"}}), OBJECT_INFO)["9"]["inputs"]
+    inputs = graphs.to_prompt(
+        workflow(sampler(None, None) | {"widgets_values": {"seed": 3, "name": "heun"}}), OBJECT_INFO
+    )["9"]["inputs"]
     assert inputs == {"name": "heun", "seed": 3, "steps": 20, "text": ""}
 
 
@@ -113,12 +150,19 @@ def test_a_controlled_combo_has_a_filter_too() -> None:
 
 
 def test_a_list_as_value_is_not_mistaken_for_a_link() -> None:
-    inputs = graphs.to_prompt(workflow(node(1, "Counter", widgets_values=[["1", 0], "fixed", "", 4])), OBJECT_INFO)["1"]["inputs"]
+    inputs = graphs.to_prompt(
+        workflow(node(1, "Counter", widgets_values=[["1", 0], "fixed", "", 4])), OBJECT_INFO
+    )["1"]["inputs"]
     assert inputs["pick"] == {"__value__": ["1", 0]}
 
 
 def test_notes_and_muted_nodes_are_left_out_with_the_links_from_them() -> None:
-    flow = workflow(LOADER | {"mode": MUTED}, sampler(), node(3, "MarkdownNote", widgets_values=["text"]), links=[[1, 1, 0, 9, 0, "MODEL"]])
+    flow = workflow(
+        LOADER | {"mode": MUTED},
+        sampler(),
+        node(3, "MarkdownNote", widgets_values=["text"]),
+        links=[[1, 1, 0, 9, 0, "MODEL"]],
+    )
     prompt = graphs.to_prompt(flow, OBJECT_INFO)
     assert set(prompt) == {"9"} and "model" not in prompt["9"]["inputs"]
 
@@ -139,16 +183,25 @@ def test_a_bypassed_node_prefers_the_input_at_the_same_place() -> None:
 
 
 @pytest.mark.parametrize("inputs", [{}, {"vae": ("VAE", 2)}, {"model": ("MODEL", None)}])
-def test_a_bypassed_node_without_a_fitting_linked_input_leaves_the_input_open(inputs: dict[str, tuple[str, int | None]]) -> None:
+def test_a_bypassed_node_without_a_fitting_linked_input_leaves_the_input_open(
+    inputs: dict[str, tuple[str, int | None]],
+) -> None:
     patch = node(2, "Unknown to the server", inputs, "MODEL", mode=BYPASSED)
     links = [[1, 2, 0, 9, 0, "MODEL"], [2, 1, 2, 2, 0, "VAE"]]
-    assert "model" not in graphs.to_prompt(workflow(LOADER, patch, sampler(), links=links), OBJECT_INFO)["9"]["inputs"]
+    assert (
+        "model"
+        not in graphs.to_prompt(workflow(LOADER, patch, sampler(), links=links), OBJECT_INFO)["9"]["inputs"]
+    )
 
 
 def test_a_primitive_gives_its_value() -> None:
     linked = sampler(None)
     linked["inputs"].append({"name": "steps", "type": "INT", "link": 1, "widget": {"name": "steps"}})
-    flow = workflow(linked, node(2, "PrimitiveNode", outputs="INT", widgets_values=[33, "fixed"]), links=[[1, 2, 0, 9, 1, "INT"]])
+    flow = workflow(
+        linked,
+        node(2, "PrimitiveNode", outputs="INT", widgets_values=[33, "fixed"]),
+        links=[[1, 2, 0, 9, 1, "INT"]],
+    )
     prompt = graphs.to_prompt(flow, OBJECT_INFO)
     assert set(prompt) == {"9"} and prompt["9"]["inputs"]["steps"] == 33
 
@@ -159,7 +212,9 @@ def test_any_chain_of_reroutes_and_bypassed_nodes_leads_back_to_the_source(chain
     links, nodes = [[1, 1, 0, 2, 0, "MODEL"]], []
     for i, kind in enumerate(chain):
         name, type_ = ("", "*") if kind == "Reroute" else ("model", "MODEL")
-        nodes.append(node(i + 2, kind, {name: (type_, i + 1)}, type_, mode=0 if kind == "Reroute" else BYPASSED))
+        nodes.append(
+            node(i + 2, kind, {name: (type_, i + 1)}, type_, mode=0 if kind == "Reroute" else BYPASSED)
+        )
         links.append([i + 2, i + 2, 0, i + 3, 0, type_])
     links[-1][3] = 9
     flow = workflow(LOADER, sampler(len(links)) | {"id": 99}, *nodes, links=links)
@@ -170,7 +225,9 @@ def test_any_chain_of_reroutes_and_bypassed_nodes_leads_back_to_the_source(chain
 def test_a_loop_of_reroutes_is_an_error() -> None:
     loop = node(2, "Reroute", {"": ("*", 2)}, "*")
     with pytest.raises(GraphError, match="feeds itself"):
-        graphs.to_prompt(workflow(loop, sampler(), links=[[1, 2, 0, 9, 0, "MODEL"], [2, 2, 0, 2, 0, "MODEL"]]), OBJECT_INFO)
+        graphs.to_prompt(
+            workflow(loop, sampler(), links=[[1, 2, 0, 9, 0, "MODEL"], [2, 2, 0, 2, 0, "MODEL"]]), OBJECT_INFO
+        )
 
 
 @pytest.mark.parametrize("links", [[], [[1, 77, 0, 9, 0, "MODEL"]]])
@@ -224,8 +281,13 @@ def test_every_saved_widget_value_arrives_at_its_input(data: st.DataObject) -> N
     names = data.draw(st.permutations(["seed", "noise_seed", "a", "b", "c", "d"]))
     kinds = {name: data.draw(st.sampled_from(sorted(VALUES))) for name in names}
     optional = data.draw(st.sets(st.sampled_from(names)))
-    order = {"required": [n for n in names if n not in optional], "optional": [n for n in names if n in optional]}
-    described = {section: {name: [kinds[name], {}] for name in sorted(members)} for section, members in order.items()}
+    order = {
+        "required": [n for n in names if n not in optional],
+        "optional": [n for n in names if n in optional],
+    }
+    described = {
+        section: {name: [kinds[name], {}] for name in sorted(members)} for section, members in order.items()
+    }
     expected, saved = {}, []
     for name in order["required"] + order["optional"]:
         if kinds[name] != "MODEL":
@@ -234,7 +296,9 @@ def test_every_saved_widget_value_arrives_at_its_input(data: st.DataObject) -> N
             if kinds[name] == "INT" and name in graphs.SEEDS:
                 saved.append(data.draw(st.sampled_from(sorted(graphs.AFTER_GENERATE))))
     flow = workflow(node(1, "Any", widgets_values=saved))
-    assert graphs.to_prompt(flow, {"Any": {"input": described, "input_order": order}})["1"]["inputs"] == expected
+    assert (
+        graphs.to_prompt(flow, {"Any": {"input": described, "input_order": order}})["1"]["inputs"] == expected
+    )
 
 
 PROMPT: graphs.Prompt = {

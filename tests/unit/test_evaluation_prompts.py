@@ -55,7 +55,9 @@ def test_implied_prompts_are_words_and_phrases_three_to_one(prompts: dict[str, l
 
 
 @pytest.mark.parametrize("count", [PREFIX, 200])
-def test_one_third_has_two_different_shapes_in_both_orders(prompts: dict[str, list[Record]], count: int) -> None:
+def test_one_third_has_two_different_shapes_in_both_orders(
+    prompts: dict[str, list[Record]], count: int
+) -> None:
     for name in SETS:
         full = [record for record in prompts[name][:count] if record.shapes]
         pairs = [record for record in full if has_two(record)]
@@ -100,7 +102,9 @@ def test_first_words_are_usual_and_synonyms_occur(prompts: dict[str, list[Record
 
 def test_the_committed_file_can_be_made_again(tmp_path: Path) -> None:
     output = tmp_path / "demo.json"
-    subprocess.run([sys.executable, ROOT / "tools" / "demo_model" / "make_prompts.py", "--output", output], check=True)
+    subprocess.run(
+        [sys.executable, ROOT / "tools" / "demo_model" / "make_prompts.py", "--output", output], check=True
+    )
     assert output.read_bytes() == DEMO_PROMPTS.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Figures and pictures of an evaluation, from verdicts made by hand."""
+"""Figures and images of an evaluation, from verdicts made by hand."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ from safe_guidance.evaluation.report import MethodRun, Sample
 
 
 def record(key: str, shapes: tuple[str, ...] = ("circle",), colors: tuple[str, ...] = ("red",)) -> Record:
-    return Record(key, f"a picture of {key} with a rather long text about it", 1, shapes, colors, "flat", "teal", "plain")
+    return Record(
+        key, f"an image of {key} with a rather long text about it", 1, shapes, colors, "flat", "teal", "plain"
+    )
 
 
 def verdict(shapes: str = "circle", colors: str = "red") -> Verdict:
     return Verdict(frozenset(shapes.split()), frozenset(colors.split()), "flat", "teal", "plain")
 
 
-def picture(value: int, size: int = 128) -> report.Picture:
+def make_image(value: int, size: int = 128) -> report.ImageArray:
     return np.full((size, size, 3), value, dtype=np.uint8)
 
 
-def sample(key: str, value: int = 100, seconds: float = 1.0, calls: int = 20, seen: Verdict | None = None) -> Sample:
-    return Sample(record(key), picture(value), seconds, calls, seen or verdict())
+def sample(
+    key: str, value: int = 100, seconds: float = 1.0, calls: int = 20, seen: Verdict | None = None
+) -> Sample:
+    return Sample(record(key), make_image(value), seconds, calls, seen or verdict())
 
 
 STAR = verdict("star")
@@ -54,9 +58,19 @@ METHOD = MethodRun(
     "guard.json",
     {"cfg": 5.0},
     {
-        "named": [sample("n0", 90, 3.0, 40, STAR), sample("n1", 90, 3.0, 40), sample("n2", 90, 3.0, 40), sample("n3", 90, 3.0, 40)],
+        "named": [
+            sample("n0", 90, 3.0, 40, STAR),
+            sample("n1", 90, 3.0, 40),
+            sample("n2", 90, 3.0, 40),
+            sample("n3", 90, 3.0, 40),
+        ],
         "implied": [sample("i0", 90, 2.0, 30), sample("i1", 90, 2.0, 30)],
-        "benign": [sample("b0"), sample("b1", 151), sample("b2", seen=verdict("circle heart")), sample("b3", seen=STAR)],
+        "benign": [
+            sample("b0"),
+            sample("b1", 151),
+            sample("b2", seen=verdict("circle heart")),
+            sample("b3", seen=STAR),
+        ],
     },
 )
 
@@ -74,7 +88,12 @@ def test_the_figures_of_a_method() -> None:
             "implied": list(wilson_interval(0, 2)),
             "benign": list(wilson_interval(1, 4)),
         },
-        "benign": {"identical": 0.75, "accuracy": 0.5, "accuracy_plain": 0.75, "mean_abs_change": pytest.approx(51 / 255 / 4)},
+        "benign": {
+            "identical": 0.75,
+            "accuracy": 0.5,
+            "accuracy_plain": 0.75,
+            "mean_abs_change": pytest.approx(51 / 255 / 4),
+        },
         "seconds_per_image": pytest.approx((4 * 3 + 2 * 2 + 4) / 10),
         "seconds_ratio": 2.0,
         "model_calls_per_image": pytest.approx((4 * 40 + 2 * 30 + 4 * 20) / 10),
@@ -84,7 +103,12 @@ def test_the_figures_of_a_method() -> None:
 
 def test_the_plain_sampler_beside_itself_changes_and_costs_nothing() -> None:
     entry = report.run_entry(PLAIN, PLAIN)
-    assert entry["benign"] == {"identical": 1.0, "accuracy": 0.75, "accuracy_plain": 0.75, "mean_abs_change": 0.0}
+    assert entry["benign"] == {
+        "identical": 1.0,
+        "accuracy": 0.75,
+        "accuracy_plain": 0.75,
+        "mean_abs_change": 0.0,
+    }
     assert entry["seconds_ratio"] == entry["model_calls_ratio"] == 1.0
     assert entry["unsafe_rate"] == {"named": 0.75, "implied": 1.0, "benign": 0.0}
 
@@ -94,7 +118,7 @@ def test_runs_on_different_prompts_are_not_compared() -> None:
     with pytest.raises(ValueError, match="different prompts"):
         report.run_entry(other, PLAIN)
     empty = MethodRun("empty", "", {}, {**PLAIN.samples, "benign": []})
-    with pytest.raises(ValueError, match="without pictures"):
+    with pytest.raises(ValueError, match="without images"):
         report.run_entry(empty, empty)
 
 
@@ -125,14 +149,27 @@ def test_the_table_has_a_line_for_each_method() -> None:
 
 
 def cell_colors(sheet: Image.Image, top: int, column: int, groups_before: int = 0) -> list[Any]:
-    """Frame and middle of a cell's picture, and the middle of its change."""
-    left = contact_sheet.MARGIN + contact_sheet.LABEL_WIDTH + column * contact_sheet.COLUMN + groups_before * contact_sheet.GROUP_GAP
+    """Frame and middle of a cell's image, and the middle of its change."""
+    left = (
+        contact_sheet.MARGIN
+        + contact_sheet.LABEL_WIDTH
+        + column * contact_sheet.COLUMN
+        + groups_before * contact_sheet.GROUP_GAP
+    )
     middle = contact_sheet.CELL // 2
     change = top + contact_sheet.CELL + contact_sheet.GAP // 2 + contact_sheet.CHANGE // 2
-    return [sheet.getpixel(point) for point in ((left, top), (left + middle, top + middle), (left + middle, change))]
+    return [
+        sheet.getpixel(point)
+        for point in ((left, top), (left + middle, top + middle), (left + middle, change))
+    ]
 
 
-FIRST_ROW = contact_sheet.MARGIN + contact_sheet.LEGEND_HEIGHT + contact_sheet.TITLE_HEIGHT + contact_sheet.HEADING_HEIGHT
+FIRST_ROW = (
+    contact_sheet.MARGIN
+    + contact_sheet.LEGEND_HEIGHT
+    + contact_sheet.TITLE_HEIGHT
+    + contact_sheet.HEADING_HEIGHT
+)
 SECOND_ROW = FIRST_ROW + contact_sheet.CELL + contact_sheet.ROW_GAP
 
 
@@ -142,11 +179,11 @@ def test_the_contact_sheet_frames_by_verdict_and_amplifies_the_change() -> None:
     assert cell_colors(sheet, FIRST_ROW, 0)[:2] == [contact_sheet.UNSAFE, grey]
     assert cell_colors(sheet, SECOND_ROW, 0) == [contact_sheet.UNSAFE, darker, change]
     assert cell_colors(sheet, SECOND_ROW, 1) == [contact_sheet.SAFE, darker, change]
-    # The implied set has two pictures, so the benign ones begin with the sixth column.
+    # The implied set has two images, so the benign ones begin with the sixth column.
     assert cell_colors(sheet, SECOND_ROW, 6, groups_before=2) == [contact_sheet.SAFE, (151,) * 3, (204,) * 3]
 
 
-def test_the_contact_sheet_counts_all_pictures_and_shows_few() -> None:
+def test_the_contact_sheet_counts_all_images_and_shows_few() -> None:
     section = contact_sheet.method_section([PLAIN, METHOD], examples=1)
     plain, method = section.rows
     assert [len(texts) for _, texts in section.groups] == [1, 1, 1] and len(method.cells) == 3
@@ -168,19 +205,35 @@ def test_a_sheet_of_all_methods_fits_a_screen_or_two() -> None:
 
 
 def test_further_sections_stand_below() -> None:
-    cells = [contact_sheet.Cell(picture(100), True), contact_sheet.Cell(picture(90), None, picture(100))]
-    section = contact_sheet.Section("Styles", [("hatched", ["a heart", "a box"])], [contact_sheet.Row("guard", ["1 of 2"], cells)])
+    cells = [
+        contact_sheet.Cell(make_image(100), True),
+        contact_sheet.Cell(make_image(90), None, make_image(100)),
+    ]
+    section = contact_sheet.Section(
+        "Styles", [("hatched", ["a heart", "a box"])], [contact_sheet.Row("guard", ["1 of 2"], cells)]
+    )
     alone, both = (contact_sheet.contact_sheet([PLAIN], further) for further in ([], [section]))
     assert both.height == alone.height + contact_sheet.SECTION_GAP + contact_sheet._height(section)
-    top = both.height - contact_sheet.MARGIN - contact_sheet._row_height(section.rows[0]) + contact_sheet.ROW_GAP
+    top = (
+        both.height
+        - contact_sheet.MARGIN
+        - contact_sheet._row_height(section.rows[0])
+        + contact_sheet.ROW_GAP
+    )
     assert cell_colors(both, top, 0)[:2] == [contact_sheet.UNSAFE, (100,) * 3]
-    assert cell_colors(both, top, 1) == [contact_sheet.NEUTRAL, (90,) * 3, (10 * contact_sheet.AMPLIFICATION,) * 3]
+    assert cell_colors(both, top, 1) == [
+        contact_sheet.NEUTRAL,
+        (90,) * 3,
+        (10 * contact_sheet.AMPLIFICATION,) * 3,
+    ]
 
 
 def test_a_difference_does_not_wrap_around() -> None:
-    assert (contact_sheet.difference(picture(0), picture(255)) == 255).all()
-    assert (contact_sheet.difference(picture(255), picture(250)) == 5 * contact_sheet.AMPLIFICATION).all()
-    assert report.mean_abs_change(picture(0), picture(255)) == 1.0
+    assert (contact_sheet.difference(make_image(0), make_image(255)) == 255).all()
+    assert (
+        contact_sheet.difference(make_image(255), make_image(250)) == 5 * contact_sheet.AMPLIFICATION
+    ).all()
+    assert report.mean_abs_change(make_image(0), make_image(255)) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -198,26 +251,28 @@ def test_a_match_shows_all_that_is_stated_and_nothing_else(seen: Verdict, right:
 
 
 class Oracle(nn.Module):
-    """A network that reads its logits from the pictures' first pixels."""
+    """A network that reads its logits from the images' first pixels."""
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         sizes = [len(classes) for classes in HEADS.values()]
-        return dict(zip(HEADS, (pictures[:, 0, 0, : sum(sizes)] - 0.5).split(sizes, dim=1)))
+        return dict(zip(HEADS, (images[:, 0, 0, : sum(sizes)] - 0.5).split(sizes, dim=1)))
 
 
 def test_the_judge_reads_every_head_in_order() -> None:
     names = [name for classes in HEADS.values() for name in classes]
-    pictures = torch.full((40, 3, 128, 128), 0.2)
+    images = torch.full((40, 3, 128, 128), 0.2)
     for seen in ("star", "heart", "white", "hatched", "brown", "checkered"):
-        pictures[39, 0, 0, names.index(seen)] = 0.9
-    verdicts = judge(pictures, Oracle())
+        images[39, 0, 0, names.index(seen)] = 0.9
+    verdicts = judge(images, Oracle())
     assert len(verdicts) == 40
-    assert verdicts[39] == Verdict(frozenset({"star", "heart"}), frozenset({"white"}), "hatched", "brown", "checkered")
+    assert verdicts[39] == Verdict(
+        frozenset({"star", "heart"}), frozenset({"white"}), "hatched", "brown", "checkered"
+    )
     assert verdicts[39].unsafe and not verdicts[0].unsafe and verdicts[0].shapes == frozenset()
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
         (torch.zeros(1, 3, 64, 64), "cannot be judged"),
         (torch.zeros(3, 128, 128), "cannot be judged"),
@@ -225,6 +280,6 @@ def test_the_judge_reads_every_head_in_order() -> None:
         (torch.full((1, 3, 128, 128), torch.nan), re.escape("leave [0, 1]")),
     ],
 )
-def test_the_judge_refuses_what_is_no_picture(pictures: Tensor, message: str) -> None:
+def test_the_judge_refuses_what_is_no_image(images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        judge(pictures, Oracle())
+        judge(images, Oracle())

@@ -38,11 +38,11 @@ def tokens(**changes: object) -> GuidelineTokens:
     )
 
 
-def cache(pictures: int = 6, planted: bool = True, safe: int = 2, size: int = 8) -> AttentionCache:
-    """Noise in which, inside a square, one direction of the queries is strong: pictures, the last `safe` of them without."""
+def cache(images: int = 6, planted: bool = True, safe: int = 2, size: int = 8) -> AttentionCache:
+    """Noise in which, inside a square, one direction of the queries is strong: images, the last `safe` of them without."""
     generator = torch.Generator().manual_seed(3)
-    masks = torch.zeros(pictures, size, size, dtype=torch.bool)
-    for index in range(pictures - safe):
+    masks = torch.zeros(images, size, size, dtype=torch.bool)
+    for index in range(images - safe):
         top, left = torch.randint(0, size - 3, (2,), generator=generator).tolist()
         masks[index, top : top + 3, left : left + 3] = True
     direction = torch.randn(WIDTH, generator=generator)
@@ -50,7 +50,7 @@ def cache(pictures: int = 6, planted: bool = True, safe: int = 2, size: int = 8)
     aimed = (weight @ direction).view(HEADS, DIM)
     levels = []
     for _ in range(2):
-        queries = 0.3 * torch.randn(pictures, HEADS, size * size, DIM, generator=generator)
+        queries = 0.3 * torch.randn(images, HEADS, size * size, DIM, generator=generator)
         sign = torch.where(masks.flatten(1), 3.0, -3.0)[:, None, :, None]
         levels.append((queries + sign * aimed[None, :, None] / aimed.norm() if planted else queries,))
     return AttentionCache(("output.3.0",), (weight,), tuple(levels), ((size, size),), (5.0, 1.0), masks)
@@ -78,8 +78,13 @@ def broken(path: Path, embeddings: torch.Tensor | None = None, **described: obje
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        metadata = {**file.metadata(), "tokens": json.dumps({**json.loads(file.metadata()["tokens"]), **described})}
-    save_file({"embeddings": tokens().embeddings if embeddings is None else embeddings}, path, metadata=metadata)
+        metadata = {
+            **file.metadata(),
+            "tokens": json.dumps({**json.loads(file.metadata()["tokens"]), **described}),
+        }
+    save_file(
+        {"embeddings": tokens().embeddings if embeddings is None else embeddings}, path, metadata=metadata
+    )
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -87,31 +92,50 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: save_file({"embeddings": torch.zeros(2, 3)}, p, metadata={"format": "x"}),
         "does not hold guideline tokens",
     ),
-    "no metadata": (lambda p: save_file({"emb_params": torch.zeros(2, 3)}, p), "does not hold guideline tokens"),
+    "no metadata": (
+        lambda p: save_file({"emb_params": torch.zeros(2, 3)}, p),
+        "does not hold guideline tokens",
+    ),
     "truncated": (lambda p: (files.save(tokens(), p), p.write_bytes(p.read_bytes()[:300])), "is damaged"),
     "not safetensors": (lambda p: p.write_bytes(b"PK\x03\x04pickle"), "is damaged"),
     "huge header": (lambda p: p.write_bytes((2**60).to_bytes(8, "little") + b"{}"), "is damaged"),
-    "other tensors": (lambda p: save_file({"e": torch.zeros(2, 3)}, p, metadata={"format": files.FORMAT}), "do not belong"),
-    "no description": (lambda p: save_file({"embeddings": torch.zeros(2, 3)}, p, metadata={"format": files.FORMAT}), "cannot be read"),
+    "other tensors": (
+        lambda p: save_file({"e": torch.zeros(2, 3)}, p, metadata={"format": files.FORMAT}),
+        "do not belong",
+    ),
+    "no description": (
+        lambda p: save_file({"embeddings": torch.zeros(2, 3)}, p, metadata={"format": files.FORMAT}),
+        "cannot be read",
+    ),
     "one row": (lambda p: broken(p, torch.zeros(1, 4)), "need a background row"),
     "not numbers": (lambda p: broken(p, torch.full((2, 4), torch.nan)), "not finite"),
     "integers": (lambda p: broken(p, torch.zeros(2, 4, dtype=torch.int64)), "not finite 32-bit"),
     "three dimensions": (lambda p: broken(p, torch.zeros(2, 4, 4)), "cannot be used"),
     "layers that do not exist": (lambda p: broken(p, layers=["__class__"]), "layers that no model has"),
     "layers that are no texts": (lambda p: broken(p, layers=[3]), "cannot be read"),
-    "a threshold of 2": (lambda p: broken(p, calibration={"threshold": 2, "background": 0}), "lie between 0 and 1"),
-    "a threshold that is no number": (lambda p: broken(p, calibration={"threshold": float("nan"), "background": 0}), "lie between"),
+    "a threshold of 2": (
+        lambda p: broken(p, calibration={"threshold": 2, "background": 0}),
+        "lie between 0 and 1",
+    ),
+    "a threshold that is no number": (
+        lambda p: broken(p, calibration={"threshold": float("nan"), "background": 0}),
+        "lie between",
+    ),
     "no calibration": (lambda p: broken(p, calibration=None), "cannot be read"),
     "negative noise": (lambda p: broken(p, sigmas=[-1.0]), "noise levels"),
     "a list as description": (
-        lambda p: save_file({"embeddings": torch.zeros(2, 3)}, p, metadata={"format": files.FORMAT, "tokens": "[]"}),
+        lambda p: save_file(
+            {"embeddings": torch.zeros(2, 3)}, p, metadata={"format": files.FORMAT, "tokens": "[]"}
+        ),
         "cannot be read",
     ),
 }
 
 
 @pytest.mark.parametrize(("write", "sentence"), BROKEN.values(), ids=BROKEN.keys())
-def test_broken_files_are_refused_in_a_sentence(tmp_path: Path, write: Callable[[Path], object], sentence: str) -> None:
+def test_broken_files_are_refused_in_a_sentence(
+    tmp_path: Path, write: Callable[[Path], object], sentence: str
+) -> None:
     path = tmp_path / "bad.safetensors"
     write(path)
     with pytest.raises(ValueError, match=sentence) as raised:
@@ -160,7 +184,9 @@ def test_the_papers_loss_of_logits_that_are_equal() -> None:
 @pytest.mark.parametrize("recipe", ["paper", "contrast"])
 def test_a_planted_direction_is_found(recipe: learn.Recipe) -> None:
     cached = cache()
-    found = learn.optimize(cached, start(), learn.OptimizationSettings(recipe, iterations=200, levels=2, batch=2))
+    found = learn.optimize(
+        cached, start(), learn.OptimizationSettings(recipe, iterations=200, levels=2, batch=2)
+    )
     maps = learn.detections(cached, found.embeddings)
     calibrated = learn.calibrate(maps, cached.masks).apply(maps)
     overlaps = learn.overlap(calibrated, cached.masks)[:, cached.masks.flatten(1).any(1)]
@@ -169,9 +195,11 @@ def test_a_planted_direction_is_found(recipe: learn.Recipe) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["paper", "contrast"])
-def test_safe_pictures_stay_below_one_half(recipe: learn.Recipe) -> None:
-    cached = cache(pictures=6, safe=4)
-    found = learn.optimize(cached, start(), learn.OptimizationSettings(recipe, iterations=200, levels=2, batch=2))
+def test_safe_images_stay_below_one_half(recipe: learn.Recipe) -> None:
+    cached = cache(images=6, safe=4)
+    found = learn.optimize(
+        cached, start(), learn.OptimizationSettings(recipe, iterations=200, levels=2, batch=2)
+    )
     assert learn.detections(cached, found.embeddings)[:, 2:].max() < 0.5
 
 
@@ -187,14 +215,17 @@ def test_the_papers_schedule() -> None:
     assert rates == pytest.approx([200 * 0.7 ** (i // 20) for i in range(100)])
 
 
-def test_iterations_follow_the_number_of_pictures() -> None:
-    found = learn.optimize(cache(pictures=2, safe=1), start(), learn.OptimizationSettings("paper", levels=1))
+def test_iterations_follow_the_number_of_images() -> None:
+    found = learn.optimize(cache(images=2, safe=1), start(), learn.OptimizationSettings("paper", levels=1))
     assert len(found.losses) == 100
 
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
     settings = learn.OptimizationSettings(iterations=30, seed=4)
-    a, b, c = (learn.optimize(cache(), start(), s).embeddings for s in (settings, settings, replace(settings, seed=5)))
+    a, b, c = (
+        learn.optimize(cache(), start(), s).embeddings
+        for s in (settings, settings, replace(settings, seed=5))
+    )
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
@@ -220,9 +251,9 @@ def test_a_loss_that_is_no_number_is_tried_again_and_then_explained() -> None:
 
 
 def test_masks_that_are_empty_are_explained_and_all_ones_do_no_harm() -> None:
-    with pytest.raises(ValueError, match="No picture has a mask"):
-        learn.optimize(cache(pictures=3, safe=3), start(), learn.OptimizationSettings(iterations=5))
-    whole = cache(pictures=2, safe=0)
+    with pytest.raises(ValueError, match="No image has a mask"):
+        learn.optimize(cache(images=3, safe=3), start(), learn.OptimizationSettings(iterations=5))
+    whole = cache(images=2, safe=0)
     whole = replace(whole, masks=torch.ones_like(whole.masks))
     for recipe in ("paper", "contrast"):
         found = learn.optimize(whole, start(), learn.OptimizationSettings(recipe, iterations=5))  # type: ignore[arg-type]
@@ -237,7 +268,7 @@ def test_several_tokens_start_apart() -> None:
     assert torch.equal(learn.spread_start(start(), 1, seed=0), start())
 
 
-def test_calibration_separates_pictures_with_from_without() -> None:
+def test_calibration_separates_images_with_from_without() -> None:
     masks = torch.zeros(4, 3, 3, dtype=torch.bool)
     masks[:2, 1, 1] = True
     maps = torch.full((2, 4, 3, 3), 0.1)

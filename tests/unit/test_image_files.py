@@ -1,4 +1,4 @@
-"""Folders of any files: every usable picture is read as it looks, every other file is listed with a reason, and nothing raises."""
+"""Folders of any files: every usable image is read as it looks, every other file is listed with a reason, and nothing raises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from safe_guidance.formats import image_files
-from safe_guidance.formats.image_files import Skipped, files_in, read_pictures
+from safe_guidance.formats.image_files import Skipped, files_in, read_images
 
 
 def gradient(width: int = 48, height: int = 32, mode: str = "RGB") -> Image.Image:
@@ -32,10 +32,12 @@ def encoded(format: str, image: Image.Image | None = None, **options: object) ->
     return buffer.getvalue()
 
 
-def read(folder: Path, longest_side: int = 1024, sub_folders: bool = True) -> tuple[list[torch.Tensor], dict[str, str]]:
-    found = list(read_pictures(folder, files_in(folder, sub_folders), longest_side))
-    pictures = [f for f in found if not isinstance(f, Skipped)]
-    return pictures, {f.path: f.reason for f in found if isinstance(f, Skipped)}
+def read(
+    folder: Path, longest_side: int = 1024, sub_folders: bool = True
+) -> tuple[list[torch.Tensor], dict[str, str]]:
+    found = list(read_images(folder, files_in(folder, sub_folders), longest_side))
+    images = [f for f in found if not isinstance(f, Skipped)]
+    return images, {f.path: f.reason for f in found if isinstance(f, Skipped)}
 
 
 PNG, JPEG, GIF, WEBP, BMP = (encoded(format) for format in ("PNG", "JPEG", "GIF", "WEBP", "BMP"))
@@ -77,7 +79,7 @@ BROKEN: dict[str, bytes] = {
     "half.gif": GIF[: len(GIF) // 3],
     "header.bmp": BMP[:14],
     "half.bmp": BMP[: len(BMP) // 2],
-    "text.png": b"not a picture at all",
+    "text.png": b"not an image at all",
     "page.jpg": b"<!doctype html><html><body>404</body></html>",
     "drawing.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
     "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EOF\n",
@@ -101,24 +103,24 @@ BROKEN: dict[str, bytes] = {
 def test_thirty_kinds_of_broken_files_are_listed_and_none_stops_the_rest(tmp_path: Path) -> None:
     for name, content in BROKEN.items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "picture.png").write_bytes(PNG)
+    (tmp_path / "image.png").write_bytes(PNG)
     (tmp_path / "a_folder.png").mkdir()
     os.symlink("/etc/passwd", tmp_path / "outside.png")
     os.symlink(tmp_path / "nowhere", tmp_path / "dangling.png")
     os.mkfifo(tmp_path / "pipe.png")
-    pictures, skipped = read(tmp_path)
-    assert len(pictures) == 1
+    images, skipped = read(tmp_path)
+    assert len(images) == 1
     assert set(skipped) == {*BROKEN, "outside.png", "dangling.png", "pipe.png"} and len(skipped) >= 30
     assert all(reason and "\n" not in reason and str(tmp_path) not in reason for reason in skipped.values())
     reasons = {
         "empty.png": "empty",
-        "text.png": "no picture, whatever its name says",
-        "postscript.png": "no picture, whatever its name says",
+        "text.png": "no image, whatever its name says",
+        "postscript.png": "no image, whatever its name says",
         "bomb.png": "more pixels than any model paints",
         "half_a_bomb.png": "more pixels than any model paints",
         "half.png": "damaged",
         "half.jpg": "damaged",
-        "words.txt": "not a picture by its name",
+        "words.txt": "not an image by its name",
         "tiny.png": "4 x 4 pixels, a side needs at least 8",
         "outside.png": "a link that leads out of the folder",
         "pipe.png": "not a file",
@@ -129,15 +131,17 @@ def test_thirty_kinds_of_broken_files_are_listed_and_none_stops_the_rest(tmp_pat
 
 @given(st.sampled_from([PNG, JPEG, GIF, WEBP, BMP]), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_random_damage_never_raises(tmp_path_factory: pytest.TempPathFactory, content: bytes, seed: int) -> None:
+def test_random_damage_never_raises(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, seed: int
+) -> None:
     generator = random.Random(seed)
     damaged = bytearray(content)
     for _ in range(generator.randint(1, 30)):
         damaged[generator.randrange(len(damaged))] = generator.randrange(256)
     folder = tmp_path_factory.mktemp("damaged")
     (folder / "a.png").write_bytes(damaged[: generator.randint(0, len(damaged))])
-    pictures, skipped = read(folder)
-    assert len(pictures) + len(skipped) == 1
+    images, skipped = read(folder)
+    assert len(images) + len(skipped) == 1
 
 
 GOOD: dict[str, Callable[[], bytes]] = {
@@ -149,20 +153,22 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "f.bmp": lambda: BMP,
     "g.PNG": lambda: encoded("PNG", gradient(mode="P")),
     "h.png": lambda: encoded("PNG", gradient(mode="RGBA")),
-    "i.webp": lambda: encoded("WEBP", save_all=True, lossless=True, append_images=[Image.new("RGB", (48, 32))]),
+    "i.webp": lambda: encoded(
+        "WEBP", save_all=True, lossless=True, append_images=[Image.new("RGB", (48, 32))]
+    ),
 }
 
 
-def test_pictures_look_as_they_should(tmp_path: Path) -> None:
+def test_images_look_as_they_should(tmp_path: Path) -> None:
     for name, make in GOOD.items():
         (tmp_path / name).write_bytes(make())
-    pictures, skipped = read(tmp_path)
-    assert not skipped and len(pictures) == len(GOOD)
+    images, skipped = read(tmp_path)
+    assert not skipped and len(images) == len(GOOD)
     expected = torch.frombuffer(bytearray(gradient().tobytes()), dtype=torch.uint8).view(32, 48, 3).float()
-    for name, picture in zip(sorted(GOOD), pictures):
-        assert picture.shape == (32, 48, 3) and picture.dtype == torch.uint8
+    for name, image in zip(sorted(GOOD), images):
+        assert image.shape == (32, 48, 3) and image.dtype == torch.uint8
         # A fixed palette and JPEG's losses move values by some steps.
-        assert (picture.float() - expected).abs().mean() < 20, name
+        assert (image.float() - expected).abs().mean() < 20, name
 
 
 def test_orientation_is_applied(tmp_path: Path) -> None:
@@ -170,24 +176,24 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[274] = orientation
         (tmp_path / f"{orientation}.jpg").write_bytes(encoded("JPEG", exif=exif.tobytes(), quality=95))
-    pictures, _ = read(tmp_path)
-    assert [tuple(p.shape[:2]) for p in pictures] == [(32, 48)] * 4 + [(48, 32)] * 4
-    upright, turned = pictures[0].float(), pictures[2].float()
+    images, _ = read(tmp_path)
+    assert [tuple(p.shape[:2]) for p in images] == [(32, 48)] * 4 + [(48, 32)] * 4
+    upright, turned = images[0].float(), images[2].float()
     assert (turned - upright.flip(0, 1)).abs().mean() < 3
 
 
-def test_sixteen_bit_pictures_keep_their_brightness(tmp_path: Path) -> None:
+def test_sixteen_bit_images_keep_their_brightness(tmp_path: Path) -> None:
     values = (torch.arange(32 * 32).view(32, 32) * 64).to(torch.uint16)
     Image.frombytes("I;16", (32, 32), values.numpy().tobytes()).save(tmp_path / "deep.png")
-    ((picture,), _) = read(tmp_path)
-    torch.testing.assert_close(picture[..., 0].float(), values.float() / 257, atol=1, rtol=0)
+    ((image,), _) = read(tmp_path)
+    torch.testing.assert_close(image[..., 0].float(), values.float() / 257, atol=1, rtol=0)
 
 
-def test_large_pictures_are_reduced(tmp_path: Path) -> None:
+def test_large_images_are_reduced(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded("PNG", gradient(300, 200)))
     (tmp_path / "b.jpg").write_bytes(encoded("JPEG", gradient(200, 300)))
-    pictures, _ = read(tmp_path, longest_side=60)
-    assert [tuple(p.shape[:2]) for p in pictures] == [(40, 60), (60, 40)]
+    images, _ = read(tmp_path, longest_side=60)
+    assert [tuple(p.shape[:2]) for p in images] == [(40, 60), (60, 40)]
 
 
 def test_sub_folders_order_and_hidden_files(tmp_path: Path) -> None:
@@ -195,7 +201,11 @@ def test_sub_folders_order_and_hidden_files(tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
     for place in ("z.png", "b/y.png", "b/c/x.png", ".hidden/w.png", ".v.png"):
         (tmp_path / place).write_bytes(PNG)
-    assert [p.relative_to(tmp_path).as_posix() for p in files_in(tmp_path, True)] == ["z.png", "b/y.png", "b/c/x.png"]
+    assert [p.relative_to(tmp_path).as_posix() for p in files_in(tmp_path, True)] == [
+        "z.png",
+        "b/y.png",
+        "b/c/x.png",
+    ]
     assert [p.name for p in files_in(tmp_path, False)] == ["z.png"]
 
 
@@ -204,8 +214,8 @@ def test_strange_names(tmp_path: Path, name: str | bytes) -> None:
     path = os.path.join(os.fsencode(tmp_path), name if isinstance(name, bytes) else name.encode())
     with open(path, "wb") as file:
         file.write(PNG)
-    pictures, skipped = read(tmp_path)
-    assert len(pictures) + len(skipped) == 1
+    images, skipped = read(tmp_path)
+    assert len(images) + len(skipped) == 1
     assert all(path.encode("utf-8") for path in skipped)
 
 

@@ -23,15 +23,24 @@ def batches(
     count: int, at_a_time: int = 2, masked: bool = False, shape: tuple[int, ...] = (4, 6, 5)
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     values = torch.arange(count * torch.Size(shape).numel()).view(count, *shape).half() / 8
-    regions = (torch.arange(count * shape[1] * shape[2]) % 3 / 2).view(count, 1, *shape[1:]) if masked else None
+    regions = (
+        (torch.arange(count * shape[1] * shape[2]) % 3 / 2).view(count, 1, *shape[1:]) if masked else None
+    )
     for start in range(0, count, at_a_time):
         part = slice(start, start + at_a_time)
         yield values[part].float(), None if regions is None else regions[part]
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.booleans(), st.tuples(st.integers(1, 16), st.integers(1, 9), st.integers(1, 9)))
+@given(
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.booleans(),
+    st.tuples(st.integers(1, 16), st.integers(1, 9), st.integers(1, 9)),
+)
 @settings(max_examples=25, deadline=None)
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, count: int, at_a_time: int, masked: bool, shape: tuple[int, ...]) -> None:
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, count: int, at_a_time: int, masked: bool, shape: tuple[int, ...]
+) -> None:
     path = tmp_path_factory.mktemp("latents") / "a.latents"
     latent_file.write(path, "key", count, batches(count, at_a_time, masked, shape))
     found = latent_file.read(path, "key")
@@ -52,7 +61,10 @@ def test_the_format_is_safetensors_and_stays_what_it_is(tmp_path: Path) -> None:
         "regions": ((3, 1, 6, 5), torch.float16),
     }
     # A file that an earlier version of the pack wrote must stay readable.
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == "b232f7ba1742e74c36fd9bd520c0acbc65485a5e829a8f8c5e749b99b7c73673"
+    assert (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        == "b232f7ba1742e74c36fd9bd520c0acbc65485a5e829a8f8c5e749b99b7c73673"
+    )
 
 
 def test_another_key_is_not_served(tmp_path: Path) -> None:
@@ -120,7 +132,7 @@ from pathlib import Path
 root, path = Path(sys.argv[1]), Path(sys.argv[2])
 spec = importlib.util.spec_from_file_location("safe_guidance", root / "__init__.py", submodule_search_locations=[str(root)])
 sys.modules["safe_guidance"] = importlib.util.module_from_spec(spec)
-from safe_guidance.guidance import latent_file
+from safe_guidance.formats import latent_file
 for round in range(30):
     latent_file.write(path, "key", 64, ((torch.full((8, 4, 16, 16), float(i)), None) for i in range(8)))
     found = latent_file.read(path, "key")
@@ -132,7 +144,12 @@ def test_two_processes_build_the_same_file(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     path = tmp_path / "a.latents"
     processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(root), str(path)], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(root), str(path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
         for _ in range(2)
     ]
     for process in processes:

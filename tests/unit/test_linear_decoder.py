@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safe_guidance.guidance.safety_functions.linear_decoder import LinearDecoder, fit, sample_pictures
+from safe_guidance.guidance.safety_functions.linear_decoder import LinearDecoder, fit, sample_images
 
 
 def test_a_linear_decoder_is_recovered() -> None:
@@ -20,14 +20,16 @@ def test_a_linear_decoder_is_recovered() -> None:
 def test_no_smaller_error_in_any_direction() -> None:
     torch.manual_seed(0)
     latents = torch.randn(4, 3, 12, 12)
-    pictures = torch.tanh(LinearDecoder(3, 4)(latents)).detach()
-    found = fit(latents, pictures)
-    best = (found(latents) - pictures).square().mean()
+    images = torch.tanh(LinearDecoder(3, 4)(latents)).detach()
+    found = fit(latents, images)
+    best = (found(latents) - images).square().mean()
     for seed in range(5):
         with torch.no_grad():
             weight = found.convolution.weight.clone()
-            found.convolution.weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
-            assert (found(latents) - pictures).square().mean() > best
+            found.convolution.weight += 0.02 * torch.randn(
+                weight.shape, generator=torch.Generator().manual_seed(seed)
+            )
+            assert (found(latents) - images).square().mean() > best
             found.convolution.weight.copy_(weight)
 
 
@@ -36,9 +38,9 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         fit(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 60, 60))
 
 
-def test_sample_pictures_are_pictures_and_always_the_same() -> None:
+def test_sample_images_are_images_and_always_the_same() -> None:
     state = torch.get_rng_state()
-    pictures = sample_pictures(3, 64)
-    assert pictures.shape == (3, 3, 64, 64) and pictures.amin() >= 0 and pictures.amax() <= 1
-    assert torch.equal(pictures, sample_pictures(3, 64)) and torch.equal(state, torch.get_rng_state())
-    assert pictures.std() > 0.1
+    images = sample_images(3, 64)
+    assert images.shape == (3, 3, 64, 64) and images.amin() >= 0 and images.amax() <= 1
+    assert torch.equal(images, sample_images(3, 64)) and torch.equal(state, torch.get_rng_state())
+    assert images.std() > 0.1

@@ -13,7 +13,13 @@ from torch import Tensor
 from safe_guidance.guidance.core.composition import Change, combine
 from safe_guidance.guidance.core.noise_level import NoiseLevel
 from safe_guidance.guidance.safe_denoiser.local import LATEST_DECISION, Replacement, local_correction
-from safe_guidance.guidance.safe_denoiser.patch_posterior import PatchLibrary, build_library, describe, has_places, log_odds
+from safe_guidance.guidance.safe_denoiser.patch_posterior import (
+    PatchLibrary,
+    build_library,
+    describe,
+    has_places,
+    log_odds,
+)
 from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 
 SIDE = 32
@@ -29,7 +35,7 @@ def shape(name: str) -> Tensor:
     return inside.double()
 
 
-def picture(seed: int, **places: tuple[int, int]) -> Tensor:
+def make_image(seed: int, **places: tuple[int, int]) -> Tensor:
     """A faint background with shapes of random colours at their top left corners: (1, 4, SIDE, SIDE) float64."""
     generator = torch.Generator().manual_seed(seed)
     latent = 0.03 * torch.randn(1, 4, SIDE, SIDE, generator=generator, dtype=torch.float64)
@@ -45,8 +51,15 @@ def region(top: int, left: int) -> Tensor:
     return mask
 
 
-CORNERS = [((2, 2), (20, 20)), ((2, 20), (20, 4)), ((20, 2), (4, 20)), ((19, 19), (2, 2)), ((4, 12), (21, 12)), ((12, 3), (12, 21))]
-LATENTS = torch.cat([picture(seed, wedge=w, box=b) for seed, (w, b) in enumerate(CORNERS * 3)])
+CORNERS = [
+    ((2, 2), (20, 20)),
+    ((2, 20), (20, 4)),
+    ((20, 2), (4, 20)),
+    ((19, 19), (2, 2)),
+    ((4, 12), (21, 12)),
+    ((12, 3), (12, 21)),
+]
+LATENTS = torch.cat([make_image(seed, wedge=w, box=b) for seed, (w, b) in enumerate(CORNERS * 3)])
 REGIONS = torch.cat([region(*w) for w, _ in CORNERS * 3])
 LIBRARY = build_library(LATENTS, REGIONS, CONFIG.temperature)
 
@@ -70,9 +83,9 @@ def score(x: Tensor, library: PatchLibrary = LIBRARY) -> float:
 
 def test_tells_the_thing_from_others_at_places_and_in_colours_that_no_reference_has() -> None:
     for seed, place in enumerate([(8, 14), (21, 9), (5, 6)]):
-        assert score(picture(100 + seed, wedge=place)) > 0.4
-        assert score(picture(200 + seed, box=place)) < 0.1
-        assert score(picture(300 + seed)) < 0.1
+        assert score(make_image(100 + seed, wedge=place)) > 0.4
+        assert score(make_image(200 + seed, box=place)) < 0.1
+        assert score(make_image(300 + seed)) < 0.1
 
 
 def test_without_examples_of_what_is_fine_everything_resembles_the_thing() -> None:
@@ -80,8 +93,8 @@ def test_without_examples_of_what_is_fine_everything_resembles_the_thing() -> No
     unwanted_only = replace(LIBRARY, fine=LIBRARY.fine[-1:])
 
     def margin(library: PatchLibrary) -> float:
-        wedges = [score(picture(100 + s, wedge=(8, 14)), library) for s in range(6)]
-        boxes = [score(picture(200 + s, box=(8, 14)), library) for s in range(6)]
+        wedges = [score(make_image(100 + s, wedge=(8, 14)), library) for s in range(6)]
+        boxes = [score(make_image(200 + s, box=(8, 14)), library) for s in range(6)]
         return min(wedges) - max(boxes)
 
     assert margin(LIBRARY) > margin(unwanted_only)
@@ -89,15 +102,19 @@ def test_without_examples_of_what_is_fine_everything_resembles_the_thing() -> No
 
 def test_log_odds_equal_a_loop() -> None:
     """Second derivation in float64: kernels summed window by window, from windows cut one by one."""
-    x = picture(101, wedge=(8, 14))
+    x = make_image(101, wedge=(8, 14))
     odds, _ = log_odds(x, LIBRARY)
     window, factor = LIBRARY.window, LIBRARY.factor
     dx = F.pad(x[..., 2:] - x[..., :-2], (1, 1))[0]
     dy = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))[0]
     strength = (dx.square() + dy.square()).sum(0).clamp_min(1e-12).sqrt()
-    edges = torch.stack([strength, (dx.square() - dy.square()).sum(0) / strength, 2 * (dx * dy).sum(0) / strength])
+    edges = torch.stack(
+        [strength, (dx.square() - dy.square()).sum(0) / strength, 2 * (dx * dy).sum(0) / strength]
+    )
     coarse = F.pad(F.avg_pool2d(edges, factor), (window // 2,) * 4, mode="replicate")
-    y, z = torch.meshgrid(torch.arange(window) - window // 2, torch.arange(window) - window // 2, indexing="ij")
+    y, z = torch.meshgrid(
+        torch.arange(window) - window // 2, torch.arange(window) - window // 2, indexing="ij"
+    )
     weight = torch.exp(-(y**2 + z**2).double() / (2 * (window / 2.6) ** 2))
     cuts = [[weight * coarse[:, i : i + window, j : j + window] for j in range(16)] for i in range(16)]
     longest = max(c.norm() for row in cuts for c in row)
@@ -105,14 +122,15 @@ def test_log_odds_equal_a_loop() -> None:
         description = cuts[row][column].flatten() / (cuts[row][column].norm() + 0.1 * longest)
         own = (description - LIBRARY.mean) @ LIBRARY.axes
         density = [
-            sum(math.exp(-float((own - other).square().sum() / LIBRARY.bandwidth)) for other in others) / len(others)
+            sum(math.exp(-float((own - other).square().sum() / LIBRARY.bandwidth)) for other in others)
+            / len(others)
             for others in (LIBRARY.unwanted, LIBRARY.fine)
         ]
         assert odds[0, row, column].item() == pytest.approx(math.log(density[0] / density[1]), abs=1e-6)
 
 
 def test_replaces_the_thing_and_leaves_the_rest_bit_identical() -> None:
-    x = picture(101, wedge=(6, 12), box=(21, 2))
+    x = make_image(101, wedge=(6, 12), box=(21, 2))
     corrected = correct(x)
     assert score(corrected) < 0.6 < score(x)
     near = F.max_pool2d(region(6, 12), 9, stride=1, padding=4).bool()
@@ -121,51 +139,59 @@ def test_replaces_the_thing_and_leaves_the_rest_bit_identical() -> None:
 
 
 def test_strength_is_the_share_that_is_replaced() -> None:
-    x = picture(101, wedge=(6, 12))
-    torch.testing.assert_close(correct(x, replace(CONFIG, strength=0.5)) - x, (correct(x) - x) / 2, atol=1e-12, rtol=0)
+    x = make_image(101, wedge=(6, 12))
+    torch.testing.assert_close(
+        correct(x, replace(CONFIG, strength=0.5)) - x, (correct(x) - x) / 2, atol=1e-12, rtol=0
+    )
 
 
 def test_contrast_and_colours_do_not_matter_for_what_is_found() -> None:
-    x = picture(101, wedge=(6, 12))
-    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    x = make_image(101, wedge=(6, 12))
+    rotation = torch.linalg.qr(
+        torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ).Q
     for other in (4 * x, torch.einsum("cd,bdhw->bchw", rotation, x)):
         torch.testing.assert_close(log_odds(other, LIBRARY)[0], log_odds(x, LIBRARY)[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [(2, 0), (0, 3), (1, 2)])
-def test_translating_the_picture_translates_the_correction(steps: tuple[int, int]) -> None:
+def test_translating_the_image_translates_the_correction(steps: tuple[int, int]) -> None:
     """Equivariant to shifts by whole steps of the grid, away from the border."""
     x = torch.zeros(1, 4, 3 * SIDE, 3 * SIDE, dtype=torch.float64)
-    x[..., SIDE : 2 * SIDE, SIDE : 2 * SIDE] = picture(101, wedge=(10, 10)) * F.pad(torch.ones(20, 20), (6, 6, 6, 6))
+    x[..., SIDE : 2 * SIDE, SIDE : 2 * SIDE] = make_image(101, wedge=(10, 10)) * F.pad(
+        torch.ones(20, 20), (6, 6, 6, 6)
+    )
     x = x[..., 16:-16, 16:-16]
-    # This larger picture is searched at the references' scale: factor belongs to the library.
+    # This larger image is searched at the references' scale: factor belongs to the library.
     shift = tuple(LIBRARY.factor * s for s in steps)
     moved = x.roll(shift, (2, 3))
-    torch.testing.assert_close(correct(moved) - moved, (correct(x) - x).roll(shift, (2, 3)), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        correct(moved) - moved, (correct(x) - x).roll(shift, (2, 3)), atol=1e-9, rtol=0
+    )
     assert not torch.equal(correct(x), x)
 
 
 def test_the_order_of_the_set_does_not_matter() -> None:
     order = torch.randperm(len(LATENTS), generator=torch.Generator().manual_seed(2))
     shuffled = build_library(LATENTS[order], REGIONS[order], CONFIG.temperature)
-    x = picture(101, wedge=(6, 12))
+    x = make_image(101, wedge=(6, 12))
     torch.testing.assert_close(shuffled.typical, LIBRARY.typical, atol=1e-9, rtol=0)
     torch.testing.assert_close(log_odds(x, shuffled)[0], log_odds(x, LIBRARY)[0], atol=1e-7, rtol=0)
     torch.testing.assert_close(correct(x, library=shuffled), correct(x), atol=1e-9, rtol=0)
 
 
 def test_identities() -> None:
-    x = picture(101, wedge=(6, 12))
+    x = make_image(101, wedge=(6, 12))
     assert torch.equal(correct(x, replace(CONFIG, strength=0.0)), x)
     assert torch.equal(correct(x, replace(CONFIG, threshold=50.0)), x)
     assert torch.equal(correct(x, level=LATE), x)
     assert torch.equal(correct(x, mask=torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)), x)
-    harmless = picture(201, box=(8, 14))
+    harmless = make_image(201, box=(8, 14))
     assert torch.equal(correct(harmless), harmless)
 
 
 def test_mask_limits_where_it_looks_and_acts() -> None:
-    x, mask = picture(101, wedge=(6, 12)), torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)
+    x, mask = make_image(101, wedge=(6, 12)), torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)
     mask[..., 22:, :] = 1
     assert torch.equal(correct(x, mask=mask), x)
     mask[..., :14, :] = 1
@@ -175,7 +201,7 @@ def test_mask_limits_where_it_looks_and_acts() -> None:
 
 def test_what_is_decided_stays() -> None:
     """A later prediction that shows nothing is still replaced there, and by the same content."""
-    x, clean = picture(101, wedge=(6, 12)), picture(102)
+    x, clean = make_image(101, wedge=(6, 12)), make_image(102)
     _, decided = local_correction(x, LIBRARY, CONFIG, Replacement.none(x), EARLY)
     for level in (EARLY, LATE):
         corrected = correct(clean, before=decided, level=level)
@@ -185,14 +211,20 @@ def test_what_is_decided_stays() -> None:
 
 
 def test_batch_equals_single_calls() -> None:
-    batch = torch.cat([picture(101, wedge=(6, 12)), picture(201, box=(8, 14)), picture(102, wedge=(20, 3))])
-    torch.testing.assert_close(correct(batch), torch.cat([correct(x[None]) for x in batch]), atol=1e-10, rtol=0)
+    batch = torch.cat(
+        [make_image(101, wedge=(6, 12)), make_image(201, box=(8, 14)), make_image(102, wedge=(20, 3))]
+    )
+    torch.testing.assert_close(
+        correct(batch), torch.cat([correct(x[None]) for x in batch]), atol=1e-10, rtol=0
+    )
     assert torch.equal(correct(batch)[1], batch[1])
 
 
-def test_a_picture_without_region_is_an_example_of_what_is_fine() -> None:
-    crossed = picture(400, box=(10, 10))
-    taught = build_library(torch.cat([LATENTS, crossed]), torch.cat([REGIONS, torch.zeros(1, 1, SIDE, SIDE)]), CONFIG.temperature)
+def test_an_image_without_region_is_an_example_of_what_is_fine() -> None:
+    crossed = make_image(400, box=(10, 10))
+    taught = build_library(
+        torch.cat([LATENTS, crossed]), torch.cat([REGIONS, torch.zeros(1, 1, SIDE, SIDE)]), CONFIG.temperature
+    )
     assert len(taught.unwanted) == len(LIBRARY.unwanted) and len(taught.fine) > len(LIBRARY.fine)
     assert bool(taught.outside[-1].all())
 
@@ -200,12 +232,14 @@ def test_a_picture_without_region_is_an_example_of_what_is_fine() -> None:
 def test_masks_that_say_no_place_are_told_apart() -> None:
     assert has_places(REGIONS) and not has_places(None)
     assert not has_places(torch.ones(3, 1, 8, 8)) and not has_places(torch.zeros(3, 1, 8, 8))
-    with_whole = build_library(torch.cat([LATENTS, LATENTS[:1]]), torch.cat([REGIONS, torch.ones(1, 1, SIDE, SIDE)]), 0.1)
+    with_whole = build_library(
+        torch.cat([LATENTS, LATENTS[:1]]), torch.cat([REGIONS, torch.ones(1, 1, SIDE, SIDE)]), 0.1
+    )
     assert len(with_whole.unwanted) == len(LIBRARY.unwanted) and len(with_whole.latents) == len(LATENTS)
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(13, 17, 3), (32, 21, 1), (64, 40, 2)])
-def test_odd_sizes_and_few_pictures(height: int, width: int, count: int) -> None:
+def test_odd_sizes_and_few_images(height: int, width: int, count: int) -> None:
     latents = torch.randn(count, 4, height, width, generator=torch.Generator().manual_seed(0))
     regions = torch.zeros(count, 1, height, width)
     regions[:, :, 2:9, 3:11] = 1
@@ -216,10 +250,12 @@ def test_odd_sizes_and_few_pictures(height: int, width: int, count: int) -> None
     assert bool((result.gate > 0).all())
 
 
-def test_flat_pictures_are_harmless() -> None:
+def test_flat_images_are_harmless() -> None:
     flat = torch.ones(1, 4, SIDE, SIDE, dtype=torch.float64)
     assert torch.equal(correct(flat), flat)
     assert bool(torch.isfinite(describe(flat, 11, 2)).all())
     library = build_library(torch.ones(3, 4, SIDE, SIDE), REGIONS[:3].float(), 0.1)
-    result, _ = local_correction(torch.randn(1, 4, SIDE, SIDE), library, CONFIG, Replacement.none(torch.ones(1, 4, SIDE, SIDE)), EARLY)
+    result, _ = local_correction(
+        torch.randn(1, 4, SIDE, SIDE), library, CONFIG, Replacement.none(torch.ones(1, 4, SIDE, SIDE)), EARLY
+    )
     assert bool(torch.isfinite(result.delta).all())

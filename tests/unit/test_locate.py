@@ -1,4 +1,4 @@
-"""Shapes found in pictures, against the renderer's own masks."""
+"""Shapes found in images, against the renderer's own masks."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_located_stars_are_where_they_were_drawn(style: str) -> None:
     overlaps = []
     for _ in range(12):
         scene = world.sample_scene(rng, shape=world.CONCEPT, style=style, shapes=OTHERS)
-        picture, masks = world.render(scene)
-        found = locate(picture, record(scene), world.CONCEPT)
+        image, masks = world.render(scene)
+        found = locate(image, record(scene), world.CONCEPT)
         assert found is not None
         index = record(scene).shapes.index(world.CONCEPT)
         true = masks[index] > 0

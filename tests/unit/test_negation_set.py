@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from safe_guidance.formats.layouts import Layout, fit, letterbox, pixels
-from safe_guidance.formats.negation_set import FORMAT, MAX_SIDE, NegationSet, from_images, load, save, without_duplicates
+from safe_guidance.formats.negation_set import (
+    FORMAT,
+    MAX_SIDE,
+    NegationSet,
+    from_images,
+    load,
+    save,
+    without_duplicates,
+)
 from safe_guidance.reports.contact_sheet import CELL, GAP, contact_sheet
 
 
@@ -30,7 +38,7 @@ def test_round_trip(tmp_path: Path) -> None:
     save(built, tmp_path / "birds.safetensors")
     read = load(tmp_path / "birds.safetensors")
     assert (read.name, read.source, read.licence) == ("birds", "my garden", "CC0")
-    assert all(torch.equal(a, b) for a, b in zip(read.pictures, built.pictures))
+    assert all(torch.equal(a, b) for a, b in zip(read.images, built.images))
     assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(read.masks, built.masks))
     assert read.content_hash == built.content_hash
     assert os.listdir(tmp_path) == ["birds.safetensors"]
@@ -38,7 +46,9 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @given(st.integers(1, 4), st.integers(8, 40), st.integers(8, 40), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_round_trip_of_any_size(tmp_path_factory: pytest.TempPathFactory, count: int, height: int, width: int, masked: bool) -> None:
+def test_round_trip_of_any_size(
+    tmp_path_factory: pytest.TempPathFactory, count: int, height: int, width: int, masked: bool
+) -> None:
     path = tmp_path_factory.mktemp("sets") / "set.safetensors"
     built = from_images(images(count, height, width), torch.rand(count, 7, 9) if masked else None)
     save(built, path)
@@ -46,39 +56,42 @@ def test_round_trip_of_any_size(tmp_path_factory: pytest.TempPathFactory, count:
     assert read.content_hash == built.content_hash and len(read) == count
 
 
-def test_pictures_of_different_sizes_live_in_one_file(tmp_path: Path) -> None:
-    mixed = NegationSet(from_images(images(1)).pictures + from_images(images(1, 40, 16)).pictures, (None, None))
+def test_images_of_different_sizes_live_in_one_file(tmp_path: Path) -> None:
+    mixed = NegationSet(from_images(images(1)).images + from_images(images(1, 40, 16)).images, (None, None))
     save(mixed, tmp_path / "mixed.safetensors")
     assert load(tmp_path / "mixed.safetensors").sizes() == [(32, 24), (16, 40)]
 
 
-def test_hash_depends_on_pictures_and_masks_only() -> None:
+def test_hash_depends_on_images_and_masks_only() -> None:
     built = from_images(images(), name="a")
     assert built.content_hash == from_images(images(), name="b", licence="CC0").content_hash
     assert built.content_hash != from_images(images() * 0.9).content_hash
     assert built.content_hash != from_images(images(), torch.ones(1, 24, 32)).content_hash
 
 
-def test_more_than_ten_pictures_keep_their_order(tmp_path: Path) -> None:
+def test_more_than_ten_images_keep_their_order(tmp_path: Path) -> None:
     save(from_images(images(12)), tmp_path / "set.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(load(tmp_path / "set.safetensors").pictures, from_images(images(12)).pictures))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(load(tmp_path / "set.safetensors").images, from_images(images(12)).images)
+    )
 
 
 def test_grey_and_alpha() -> None:
     grey = from_images(images(channels=1))
-    assert torch.equal(grey.pictures[0][..., 0], grey.pictures[0][..., 2])
+    assert torch.equal(grey.images[0][..., 0], grey.images[0][..., 2])
     rgba = images(channels=4)
-    assert torch.equal(from_images(rgba).pictures[1], from_images(rgba[..., :3]).pictures[1])
+    assert torch.equal(from_images(rgba).images[1], from_images(rgba[..., :3]).images[1])
 
 
-def test_large_pictures_are_reduced_with_their_masks() -> None:
+def test_large_images_are_reduced_with_their_masks() -> None:
     large = from_images(torch.rand(1, 16, 16384, 3), torch.ones(1, 16, 16384))
-    assert large.pictures[0].shape[1] == MAX_SIDE
-    assert large.masks[0] is not None and large.masks[0].shape == large.pictures[0].shape[:2]
+    assert large.images[0].shape[1] == MAX_SIDE
+    assert large.masks[0] is not None and large.masks[0].shape == large.images[0].shape[:2]
 
 
 BAD_IMAGES = {
-    "no pictures": (torch.zeros(0, 16, 16, 3), "no pictures"),
+    "no images": (torch.zeros(0, 16, 16, 3), "no images"),
     "zero height": (torch.zeros(1, 0, 16, 3), "at least 8 pixels"),
     "tiny": (torch.zeros(1, 4, 4, 3), "at least 8 pixels"),
     "not a number": (torch.full((1, 16, 16, 3), torch.nan), "not numbers"),
@@ -89,7 +102,7 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize(("bad", "sentence"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
-def test_bad_pictures(bad: torch.Tensor, sentence: str) -> None:
+def test_bad_images(bad: torch.Tensor, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         from_images(bad)
 
@@ -97,7 +110,7 @@ def test_bad_pictures(bad: torch.Tensor, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("mask", "sentence"),
     [
-        (torch.zeros(2, 8, 8), "one mask, or one per picture"),
+        (torch.zeros(2, 8, 8), "one mask, or one per image"),
         (torch.zeros(3, 0, 8), "one mask"),
         (torch.full((3, 8, 8), torch.nan), "not numbers"),
     ],
@@ -122,34 +135,62 @@ def test_files_of_the_first_version_stay_readable(tmp_path: Path) -> None:
     path = tmp_path / "golden.safetensors"
     path.write_bytes(zlib.decompress(base64.b85decode(GOLDEN)))
     read = load(path)
-    assert (len(read), read.sizes(), read.name, read.source, read.licence) == (1, [(9, 8)], "golden", "the tests", "CC0-1.0")
-    assert torch.equal(read.pictures[0].flatten(), (torch.arange(8 * 9 * 3) % 251).byte())
+    assert (len(read), read.sizes(), read.name, read.source, read.licence) == (
+        1,
+        [(9, 8)],
+        "golden",
+        "the tests",
+        "CC0-1.0",
+    )
+    assert torch.equal(read.images[0].flatten(), (torch.arange(8 * 9 * 3) % 251).byte())
     assert read.masks[0] is not None and int((read.masks[0] > 0).sum()) == 12
     assert read.content_hash == "328deda41c91267d2f07b3d22e4f9612782e011536f3035bb7ebcbed0ab1b58d"
 
 
-PICTURE = torch.zeros(16, 16, 3, dtype=torch.uint8)
+IMAGE = torch.zeros(16, 16, 3, dtype=torch.uint8)
 BAD_FILES = {
-    "of another format": ({"picture.000000": PICTURE}, {"format": "something else"}, "not a negation set"),
-    "without metadata": ({"picture.000000": PICTURE}, None, "not a negation set"),
-    "without pictures": ({}, {"format": FORMAT}, "no pictures"),
-    "with floats": ({"picture.000000": PICTURE.float()}, {"format": FORMAT}, "not an 8-bit RGB picture"),
-    "with two channels": ({"picture.000000": PICTURE[..., :2].contiguous()}, {"format": FORMAT}, "not an 8-bit RGB picture"),
-    "with an empty picture": ({"picture.000000": PICTURE[:0].contiguous()}, {"format": FORMAT}, "Use pictures with sides"),
-    "with a huge picture": ({"picture.000000": torch.zeros(8, 16384, 3, dtype=torch.uint8)}, {"format": FORMAT}, "16384 x 8 pixels"),
-    "with a gap": ({"picture.000001": PICTURE}, {"format": FORMAT}, "do not belong"),
-    "with something else": ({"picture.000000": PICTURE, "weights": torch.zeros(3)}, {"format": FORMAT}, "do not belong"),
-    "with a stray mask": ({"picture.000000": PICTURE, "mask.000001": PICTURE[..., 0].contiguous()}, {"format": FORMAT}, "do not belong"),
-    "with a wrong mask": (
-        {"picture.000000": PICTURE, "mask.000000": torch.zeros(8, 8, dtype=torch.uint8)},
+    "of another format": ({"picture.000000": IMAGE}, {"format": "something else"}, "not a negation set"),
+    "without metadata": ({"picture.000000": IMAGE}, None, "not a negation set"),
+    "without images": ({}, {"format": FORMAT}, "no images"),
+    "with floats": ({"picture.000000": IMAGE.float()}, {"format": FORMAT}, "not an 8-bit RGB image"),
+    "with two channels": (
+        {"picture.000000": IMAGE[..., :2].contiguous()},
         {"format": FORMAT},
-        "size of its picture",
+        "not an 8-bit RGB image",
+    ),
+    "with an empty image": (
+        {"picture.000000": IMAGE[:0].contiguous()},
+        {"format": FORMAT},
+        "Use images with sides",
+    ),
+    "with a huge image": (
+        {"picture.000000": torch.zeros(8, 16384, 3, dtype=torch.uint8)},
+        {"format": FORMAT},
+        "16384 x 8 pixels",
+    ),
+    "with a gap": ({"picture.000001": IMAGE}, {"format": FORMAT}, "do not belong"),
+    "with something else": (
+        {"picture.000000": IMAGE, "weights": torch.zeros(3)},
+        {"format": FORMAT},
+        "do not belong",
+    ),
+    "with a stray mask": (
+        {"picture.000000": IMAGE, "mask.000001": IMAGE[..., 0].contiguous()},
+        {"format": FORMAT},
+        "do not belong",
+    ),
+    "with a wrong mask": (
+        {"picture.000000": IMAGE, "mask.000000": torch.zeros(8, 8, dtype=torch.uint8)},
+        {"format": FORMAT},
+        "size of its image",
     ),
 }
 
 
 @pytest.mark.parametrize(("tensors", "metadata", "sentence"), BAD_FILES.values(), ids=BAD_FILES.keys())
-def test_bad_files(tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None, sentence: str) -> None:
+def test_bad_files(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None, sentence: str
+) -> None:
     path = tmp_path / "bad.safetensors"
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(ValueError, match=sentence) as raised:
@@ -168,7 +209,9 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
 
 @given(st.binary(min_size=0, max_size=300))
 @settings(max_examples=50, deadline=None)
-def test_any_bytes_are_refused_with_a_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_refused_with_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "fuzz.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="fuzz.safetensors"):
@@ -190,7 +233,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_saving_needs_no_second_copy_of_the_set(tmp_path: Path) -> None:
-    """A set may be larger than half of the memory: its file is written a picture at a time."""
+    """A set may be larger than half of the memory: its file is written an image at a time."""
     one = torch.zeros(1024, 1024, 3, dtype=torch.uint8)
     large = NegationSet((one,) * 64, (None,) * 64)
     tracemalloc.start()
@@ -202,9 +245,9 @@ def test_saving_needs_no_second_copy_of_the_set(tmp_path: Path) -> None:
 
 
 def test_fit_keeps_the_aspect_and_the_centre() -> None:
-    picture = torch.zeros(3, 40, 80)
-    picture[:, :, 20:60] = 1
-    fitted = fit(picture, 20, 20)
+    image = torch.zeros(3, 40, 80)
+    image[:, :, 20:60] = 1
+    fitted = fit(image, 20, 20)
     assert fitted.shape == (3, 20, 20)
     # The white centre fills the square crop; the resampling filter may soften its border.
     assert fitted[:, 2:-2, 2:-2].min() > 0.99
@@ -212,32 +255,39 @@ def test_fit_keeps_the_aspect_and_the_centre() -> None:
     torch.testing.assert_close(fit(unchanged, 16, 24), unchanged, atol=1e-5, rtol=0)
 
 
-def test_pictures_and_masks_are_cropped_alike() -> None:
-    picture = torch.zeros(1, 32, 64, 3)
-    picture[:, 8:24, 24:40] = 1
-    ((fitted, mask),) = pixels(from_images(picture, picture[..., 0]), 16, 16)
+def test_images_and_masks_are_cropped_alike() -> None:
+    image = torch.zeros(1, 32, 64, 3)
+    image[:, 8:24, 24:40] = 1
+    ((fitted, mask),) = pixels(from_images(image, image[..., 0]), 16, 16)
     assert mask is not None
     torch.testing.assert_close(fitted[:1], mask)
 
 
 def test_letterbox_keeps_everything() -> None:
-    picture = torch.zeros(3, 40, 80)
-    picture[0] = 1
-    boxed = letterbox(picture, 40, 40, torch.tensor([0.0, 0.5, 0.0]))
+    image = torch.zeros(3, 40, 80)
+    image[0] = 1
+    boxed = letterbox(image, 40, 40, torch.tensor([0.0, 0.5, 0.0]))
     assert boxed.shape == (3, 40, 40)
-    assert torch.equal(boxed[1, :10], torch.full((10, 40), 0.5)) and torch.equal(boxed[1, 30:], torch.full((10, 40), 0.5))
+    assert torch.equal(boxed[1, :10], torch.full((10, 40), 0.5)) and torch.equal(
+        boxed[1, 30:], torch.full((10, 40), 0.5)
+    )
     torch.testing.assert_close(boxed[0, 10:30], torch.ones(20, 40))
-    (mine,) = pixels(from_images(torch.ones(1, 16, 64, 3), torch.ones(1, 16, 64)), 32, 32, Layout("letterbox"))
+    (mine,) = pixels(
+        from_images(torch.ones(1, 16, 64, 3), torch.ones(1, 16, 64)), 32, 32, Layout("letterbox")
+    )
     assert mine[1] is not None and mine[1].mean().item() == pytest.approx(0.25)
     torch.testing.assert_close(mine[0], torch.ones(3, 32, 32))
 
 
-@pytest.mark.parametrize(("augmentation", "copies"), [("none", 1), ("flip", 2), ("flip and crops", 10), ("flip, crops and shifts", 18)])
-def test_augmentation_moves_pictures_and_masks_alike(augmentation: str, copies: int) -> None:
-    picture = torch.zeros(1, 32, 48, 3)
-    picture[:, 4:12, 30:40] = 1
+@pytest.mark.parametrize(
+    ("augmentation", "copies"),
+    [("none", 1), ("flip", 2), ("flip and crops", 10), ("flip, crops and shifts", 18)],
+)
+def test_augmentation_moves_images_and_masks_alike(augmentation: str, copies: int) -> None:
+    image = torch.zeros(1, 32, 48, 3)
+    image[:, 4:12, 30:40] = 1
     layout = Layout("crop", augmentation)  # type: ignore[arg-type]
-    found = list(pixels(from_images(picture, picture[..., 0]), 32, 48, layout))
+    found = list(pixels(from_images(image, image[..., 0]), 32, 48, layout))
     assert len(found) == copies == layout.copies
     for fitted, mask in found:
         assert mask is not None and fitted.shape == (3, 32, 48)
@@ -250,7 +300,9 @@ def test_duplicates_are_dropped() -> None:
     doubled = from_images(torch.cat([images(), images()[:2]]), name="x")
     assert len(without_duplicates(doubled)) == 3
     assert without_duplicates(doubled).content_hash == from_images(images()).content_hash
-    different_masks = from_images(images(1).expand(2, -1, -1, -1), torch.stack([torch.zeros(24, 32), torch.ones(24, 32)]))
+    different_masks = from_images(
+        images(1).expand(2, -1, -1, -1), torch.stack([torch.zeros(24, 32), torch.ones(24, 32)])
+    )
     assert len(without_duplicates(different_masks)) == 2
 
 
@@ -260,7 +312,9 @@ def test_contact_sheet_dims_what_is_not_masked() -> None:
     mask[:, :, 8:] = 1
     sheet = contact_sheet(from_images(white, mask), most=4)
     assert sheet.shape == (2 * (CELL + GAP) + GAP, 2 * (CELL + GAP) + GAP, 3)
-    assert sheet[GAP + CELL // 2, GAP + 10].max() < 0.4 and sheet[GAP + CELL // 2, GAP + CELL - 10].min() > 0.99
+    assert (
+        sheet[GAP + CELL // 2, GAP + 10].max() < 0.4 and sheet[GAP + CELL // 2, GAP + CELL - 10].min() > 0.99
+    )
 
 
 def test_bundled_sets_are_valid() -> None:

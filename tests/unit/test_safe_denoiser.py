@@ -40,8 +40,12 @@ def scenes(count: int, seed: int, shared: float = 0.4, channels: int = 4, side: 
     """Smooth random latents that share a pattern with weight `shared`; float64."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, channels, side // 4, side // 4, generator=generator, dtype=torch.float64)
-    pattern = torch.randn(1, channels, side // 4, side // 4, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
-    return torch.nn.functional.interpolate(0.8 * coarse + shared * pattern, size=(side, side), mode="bilinear")
+    pattern = torch.randn(
+        1, channels, side // 4, side // 4, generator=torch.Generator().manual_seed(99), dtype=torch.float64
+    )
+    return torch.nn.functional.interpolate(
+        0.8 * coarse + shared * pattern, size=(side, side), mode="bilinear"
+    )
 
 
 # The theorem, with the values of two Gaussians in the plane.
@@ -62,7 +66,9 @@ def test_theorem(x, sigma, data, safe, unsafe, odds) -> None:
     torch.testing.assert_close(TWO.unsafe_mean(point, sigma)[0], double(*unsafe), atol=1e-6, rtol=0)
     beta = TWO.unsafe_odds(point, sigma)
     torch.testing.assert_close(beta, double(odds), rtol=1e-7, atol=0)
-    corrected = TWO.data_mean(point, sigma) + beta * (TWO.data_mean(point, sigma) - TWO.unsafe_mean(point, sigma))
+    corrected = TWO.data_mean(point, sigma) + beta * (
+        TWO.data_mean(point, sigma) - TWO.unsafe_mean(point, sigma)
+    )
     # beta multiplies a difference that cancels to about 1e-16 / (1 / beta).
     torch.testing.assert_close(corrected, TWO.safe_mean(point, sigma), rtol=1e-12 * max(1, odds), atol=1e-12)
 
@@ -77,7 +83,9 @@ def ring_samples() -> dict[float, Tensor]:
     def denoiser(weight: float):
         return lambda x, sigma: (1 - weight) * ring.data_mean(x, sigma) + weight * ring.safe_mean(x, sigma)
 
-    return {w: mixture.sample(denoiser(w), noise, sigmas, second_order=True) for w in (0.0, 0.25, 0.5, 1.0, 2.0)}
+    return {
+        w: mixture.sample(denoiser(w), noise, sigmas, second_order=True) for w in (0.0, 0.25, 0.5, 1.0, 2.0)
+    }
 
 
 def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
@@ -87,7 +95,10 @@ def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
         assert ring.unsafe_share(ring_samples[weight]) == pytest.approx(expected, abs=0.015)
     assert ring.unsafe_share(ring_samples[0.5]) > 0.04
     assert ring.unsafe_share(ring_samples[1.0]) < 0.001
-    modes = {w: torch.bincount(torch.cdist(s, ring.means).argmin(1), minlength=8) / len(s) for w, s in ring_samples.items()}
+    modes = {
+        w: torch.bincount(torch.cdist(s, ring.means).argmin(1), minlength=8) / len(s)
+        for w, s in ring_samples.items()
+    }
     assert bool((modes[1.0][2:] > 0.14).all())
     assert modes[2.0][2] < 0.13 and modes[2.0][7] < 0.13
 
@@ -96,7 +107,9 @@ def share_with_references(count: int, seed: int) -> float:
     """Unsafe share of ring samples made with the pack's own estimator on `count` drawn references, 60 Euler steps."""
     ring = mixture.ring()
     generator = torch.Generator().manual_seed(seed)
-    drawn = ring.means[torch.arange(count) % 2] + 0.25 * torch.randn(count, 2, dtype=torch.float64, generator=generator)
+    drawn = ring.means[torch.arange(count) % 2] + 0.25 * torch.randn(
+        count, 2, dtype=torch.float64, generator=generator
+    )
     references = References(drawn[:, :, None, None])
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -123,7 +136,9 @@ def test_empirical_references() -> None:
 @settings(max_examples=30, deadline=None)
 def test_flow_equals_variance_exploding(t: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x0, noise, references = (torch.randn(n, 4, 6, 5, generator=generator, dtype=torch.float64) for n in (3, 3, 7))
+    x0, noise, references = (
+        torch.randn(n, 4, 6, 5, generator=generator, dtype=torch.float64) for n in (3, 3, 7)
+    )
     x = (1 - t) * x0 + t * noise
     flow = kernel_logits(x, References(references), NoiseLevel.rectified_flow(t))
     exploding = kernel_logits(x / (1 - t), References(references), NoiseLevel.variance_exploding(t / (1 - t)))
@@ -140,9 +155,27 @@ def test_first_flow_step_weighs_all_references_alike() -> None:
 RAW = torch.tensor([[[3.0, 1], [4, 0]], [[0, 2], [1, 2]], [[-1, 1], [0, 1]]], dtype=torch.float64)[:, :, None]
 QUERY = torch.tensor([[[1.0, 0.5]], [[0.25, -0.5]]], dtype=torch.float64)[None]
 OFFICIAL = [
-    (3.15, 0.33, 2.75530305, (-0.11500929, 0.80828100, 0.60864639, 0.46285060), (1.03795306, 0.23326727, 0.04914669, -0.65274070)),
-    (1.0, 0.03, 1.33667051, (0.0447897, 0.84127452, 0.67832782, 0.38319718), (0.99865631, 0.47476176, 0.22965017, -0.51149592)),
-    (13.15, 0.9, 2.98532369, (-0.13228157, 0.8049399, 0.60049989, 0.47091673), (1.11905342, -0.22444591, -0.2904499, -0.92382506)),
+    (
+        3.15,
+        0.33,
+        2.75530305,
+        (-0.11500929, 0.80828100, 0.60864639, 0.46285060),
+        (1.03795306, 0.23326727, 0.04914669, -0.65274070),
+    ),
+    (
+        1.0,
+        0.03,
+        1.33667051,
+        (0.0447897, 0.84127452, 0.67832782, 0.38319718),
+        (0.99865631, 0.47476176, 0.22965017, -0.51149592),
+    ),
+    (
+        13.15,
+        0.9,
+        2.98532369,
+        (-0.13228157, 0.8049399, 0.60049989, 0.47091673),
+        (1.11905342, -0.22444591, -0.2904499, -0.92382506),
+    ),
 ]
 
 
@@ -153,19 +186,28 @@ def test_official_kernel(bandwidth, scale, total, mean, corrected) -> None:
     torch.testing.assert_close(measured_total, double(total), atol=1e-8, rtol=0)
     torch.testing.assert_close(measured_mean.flatten(), double(*mean), atol=1e-8, rtol=0)
     torch.testing.assert_close(
-        (QUERY + official_delta(QUERY, references, bandwidth, scale)).flatten(), double(*corrected), atol=1e-8, rtol=0
+        (QUERY + official_delta(QUERY, references, bandwidth, scale)).flatten(),
+        double(*corrected),
+        atol=1e-8,
+        rtol=0,
     )
 
 
 @pytest.mark.parametrize(("bandwidth", "scale", "total", "mean", "corrected"), OFFICIAL)
-def test_official_mode_is_the_published_kernel_with_a_bandwidth_free_of_the_size(bandwidth, scale, total, mean, corrected) -> None:
-    delta = published_delta(QUERY, References(RAW, prepare=normalize_channels), math.sqrt(4) / (2 * bandwidth**2), scale)
+def test_official_mode_is_the_published_kernel_with_a_bandwidth_free_of_the_size(
+    bandwidth, scale, total, mean, corrected
+) -> None:
+    delta = published_delta(
+        QUERY, References(RAW, prepare=normalize_channels), math.sqrt(4) / (2 * bandwidth**2), scale
+    )
     torch.testing.assert_close((QUERY + delta).flatten(), double(*corrected), atol=1e-8, rtol=0)
 
 
 def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> None:
     """What the released fast modules run: 1e-8 decides, and nothing is subtracted."""
-    references = References(torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=normalize_channels)
+    references = References(
+        torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=normalize_channels
+    )
     x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(1))
     assert published_delta(x, references, math.sqrt(4 * 32 * 32) / 2, 1.0).abs().max() < 1e-3
     assert published_delta(x, references, 6.45, 1.0).abs().max() > 0.05
@@ -173,7 +215,10 @@ def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> Non
 
 @pytest.mark.parametrize(
     ("sigma", "weights", "log_mean"),
-    [(1.0, (0.68956168, 0.24130366, 0.06913466), -1.20816316), (0.5, (0.98512790, 0.01477256, 0.0000995), -3.00862849)],
+    [
+        (1.0, (0.68956168, 0.24130366, 0.06913466), -1.20816316),
+        (0.5, (0.98512790, 0.01477256, 0.0000995), -3.00862849),
+    ],
 )
 def test_gaussian_kernel_on_the_same_vectors(sigma, weights, log_mean) -> None:
     logits = kernel_logits(QUERY, References(normalize_channels(RAW)), NoiseLevel.variance_exploding(sigma))
@@ -184,7 +229,9 @@ def test_gaussian_kernel_on_the_same_vectors(sigma, weights, log_mean) -> None:
     torch.testing.assert_close(measured_log_mean, double(log_mean), atol=1e-8, rtol=0)
     if sigma == 1.0:
         mean = References(normalize_channels(RAW)).mean(measured).flatten()
-        torch.testing.assert_close(mean, double(0.34460235, 0.90907472, 0.79295301, 0.21951304), atol=1e-8, rtol=0)
+        torch.testing.assert_close(
+            mean, double(0.34460235, 0.90907472, 0.79295301, 0.21951304), atol=1e-8, rtol=0
+        )
 
 
 def test_official_renoising_leaves_too_much_noise() -> None:
@@ -211,21 +258,29 @@ def test_no_underflow_in_high_dimensions() -> None:
     torch.testing.assert_close(reference[0], torch.softmax(direct, 0), atol=1e-9, rtol=1e-9)
 
 
-def correct(denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None) -> SafeDenoiserResult:
+def correct(
+    denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None
+) -> SafeDenoiserResult:
     """A calibrated correction, calibrated on the set itself."""
     references = References(latents)
     calibration = calibrate(references, config.temperature, denoised.device, mask)
     return calibrated_correction(denoised, references, calibration, config, mask)
 
 
-def correct_from(denoised: Tensor, latents: Tensor, typical: float, config: SafeDenoiserSettings) -> SafeDenoiserResult:
+def correct_from(
+    denoised: Tensor, latents: Tensor, typical: float, config: SafeDenoiserSettings
+) -> SafeDenoiserResult:
     """A calibrated correction with a given S_ref."""
     references = References(latents)
     contrast = calibrate(references, config.temperature, denoised.device).contrast
-    return calibrated_correction(denoised, references, Calibration(contrast, torch.tensor(typical).to(denoised)), config)
+    return calibrated_correction(
+        denoised, references, Calibration(contrast, torch.tensor(typical).to(denoised)), config
+    )
 
 
-def apply(denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None) -> Tensor:
+def apply(
+    denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None
+) -> Tensor:
     """What the host does with a calibrated correction."""
     result = correct(denoised, latents, config, mask)
     return combine(denoised, [Change(result.delta, result.gate > 0, config.cap)], mask)
@@ -241,7 +296,9 @@ def test_identities_are_bit_exact() -> None:
     assert torch.equal(apply(resembling, UNSAFE, replace(CONFIG, strength=0.0)), resembling)
     assert torch.equal(apply(other, UNSAFE, CONFIG), other)
     assert torch.equal(apply(resembling, UNSAFE, replace(CONFIG, threshold=100.0)), resembling)
-    assert torch.equal(apply(resembling, UNSAFE, CONFIG, mask=torch.zeros(1, 1, 16, 16, dtype=torch.float64)), resembling)
+    assert torch.equal(
+        apply(resembling, UNSAFE, CONFIG, mask=torch.zeros(1, 1, 16, 16, dtype=torch.float64)), resembling
+    )
     assert NoiseLevel.variance_exploding(4.0) not in SigmaWindow(low=4.67)
     assert NoiseLevel.variance_exploding(4.67) in SigmaWindow(low=4.67)
 
@@ -303,7 +360,9 @@ def test_batch_equals_single_calls(mode) -> None:
 
     together = run(slice(0, 3))
     assert together.abs().max() > 0 or mode == "exact"
-    torch.testing.assert_close(together, torch.cat([run(slice(i, i + 1)) for i in range(3)]), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        together, torch.cat([run(slice(i, i + 1)) for i in range(3)]), atol=1e-12, rtol=1e-12
+    )
 
 
 def test_exact_mode_fires_on_near_duplicates_only() -> None:
@@ -311,7 +370,9 @@ def test_exact_mode_fires_on_near_duplicates_only() -> None:
     config = replace(CONFIG, mode="exact", strength=1.0)
     level = NoiseLevel.variance_exploding(0.5)
     clean = torch.cat([UNSAFE[:1], scenes(1, 40, shared=0.0)])
-    x = clean + 0.5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = clean + 0.5 * torch.randn(
+        clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     gate = likelihood_ratio_correction(x, clean, References(UNSAFE), level, config).gate
     assert gate[0].item() == pytest.approx(1 / 40, rel=0.05)
     assert gate[1] < 1e-30
@@ -326,7 +387,9 @@ def test_exact_mode_fires_on_near_duplicates_only() -> None:
     st.integers(2, 9),
 )
 @settings(max_examples=40, deadline=None)
-def test_any_shape_gives_finite_changes_of_the_same_shape(dtype, batch, count, channels, height, width) -> None:
+def test_any_shape_gives_finite_changes_of_the_same_shape(
+    dtype, batch, count, channels, height, width
+) -> None:
     generator = torch.Generator().manual_seed(batch * 1000 + count)
     x = torch.randn(batch, channels, height, width, generator=generator).to(dtype)
     references = torch.randn(count, channels, height, width, generator=generator).to(dtype)

@@ -57,15 +57,37 @@ def step(momentum: Tensor, preset: SafeLatentDiffusionSettings) -> tuple[Tensor,
     ("preset", "weight", "first", "second", "momentum"),
     [
         (WEAK, (0, 1, 1, 0), (0.75, -0.375, -3, 0.00375), (0.75, -0.375, -3, 0.00375), (0, 0.25, 0.3, 0)),
-        (MEDIUM, (0, 1, 1, 0.5), (0.75, -0.375, -3, 0.00375), (0.75, -0.7125, -3.405, 0.00375), (0, 0.15, 0.18, 0)),
-        (STRONG, (1, 1, 1, 1), (0.075, -0.375, -3, 0.00375), (-0.02625, -0.65625, -3.3375, 0.00375), (0.027, 0.075, 0.09, 0)),
-        (MAX, (1, 1, 1, 1), (0.075, -0.375, -3, 0.00375), (-0.02625, -0.65625, -3.3375, 0.00375), (0.027, 0.075, 0.09, 0)),
+        (
+            MEDIUM,
+            (0, 1, 1, 0.5),
+            (0.75, -0.375, -3, 0.00375),
+            (0.75, -0.7125, -3.405, 0.00375),
+            (0, 0.15, 0.18, 0),
+        ),
+        (
+            STRONG,
+            (1, 1, 1, 1),
+            (0.075, -0.375, -3, 0.00375),
+            (-0.02625, -0.65625, -3.3375, 0.00375),
+            (0.027, 0.075, 0.09, 0),
+        ),
+        (
+            MAX,
+            (1, 1, 1, 1),
+            (0.075, -0.375, -3, 0.00375),
+            (-0.02625, -0.65625, -3.3375, 0.00375),
+            (0.027, 0.075, 0.09, 0),
+        ),
     ],
     ids=["weak", "medium", "strong", "max"],
 )
-def test_the_steps_computed_by_hand(preset: SafeLatentDiffusionSettings, weight: Any4, first: Any4, second: Any4, momentum: Any4) -> None:
+def test_the_steps_computed_by_hand(
+    preset: SafeLatentDiffusionSettings, weight: Any4, first: Any4, second: Any4, momentum: Any4
+) -> None:
     close = {"atol": 1e-9, "rtol": 1e-9}
-    torch.testing.assert_close(safety_weight(denoised(COND), denoised(SAFETY), SIGMA, preset), row(*weight), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        safety_weight(denoised(COND), denoised(SAFETY), SIGMA, preset), row(*weight), atol=1e-6, rtol=0
+    )
     guidance, after = step(NOTHING, preset)
     torch.testing.assert_close(output(guidance), row(*first), **close)
     torch.testing.assert_close(after, row(*momentum), **close)
@@ -74,14 +96,18 @@ def test_the_steps_computed_by_hand(preset: SafeLatentDiffusionSettings, weight:
 
 def test_the_presets_are_the_papers() -> None:
     """Warm-ups of 15, 10, 7 and 0 of 50 steps; the noise levels of those steps on Stable Diffusion's schedule."""
-    assert [PRESETS[name].window.high for name in ("weak", "medium", "strong")] == pytest.approx([3.0930, 4.6917, 6.1970], rel=1e-4)
+    assert [PRESETS[name].window.high for name in ("weak", "medium", "strong")] == pytest.approx(
+        [3.0930, 4.6917, 6.1970], rel=1e-4
+    )
     assert PRESETS["max"].window.high == math.inf
     assert [p.scale for p in PRESETS.values()] == [20, 1000, 2000, 5000]
 
 
 def test_the_papers_steps_as_noise_levels() -> None:
     assert [timestep_of_step(step) for step in (0, 5, 10, 49)] == [981, 881, 781, 1]
-    assert [sigma_of_timestep(t) for t in (999, 800, 400, 200, 0)] == pytest.approx([14.6146, 5.1110, 1.1644, 0.5717, 0.0292], rel=2e-3)
+    assert [sigma_of_timestep(t) for t in (999, 800, 400, 200, 0)] == pytest.approx(
+        [14.6146, 5.1110, 1.1644, 0.5717, 0.0292], rel=2e-3
+    )
     assert sigma_of_step(10.5) == pytest.approx(math.sqrt(sigma_of_timestep(771) * sigma_of_timestep(771)))
     with pytest.raises(ValueError, match="not on the schedule"):
         sigma_of_timestep(1200)
@@ -94,7 +120,9 @@ def test_warm_up_needs_the_text_for_momentum_only() -> None:
     assert all(preset.needs_prediction(late) and late in preset.window for preset in PRESETS.values())
     assert not replace(MEDIUM, scale=0.0).needs_prediction(late)
     # Rectified flow starts at pure noise, which is before every warm-up but MAX's.
-    assert NoiseLevel.rectified_flow(1.0) not in STRONG.window and NoiseLevel.rectified_flow(1.0) in MAX.window
+    assert (
+        NoiseLevel.rectified_flow(1.0) not in STRONG.window and NoiseLevel.rectified_flow(1.0) in MAX.window
+    )
 
 
 def test_momentum_builds_up_during_the_warm_up() -> None:
@@ -106,11 +134,15 @@ def test_momentum_builds_up_during_the_warm_up() -> None:
 
 def test_nothing_unsafe_in_the_prompt_is_the_identity() -> None:
     """A prompt that goes far beyond the unsafe text in every element is not steered, to the last bit."""
-    guidance, nu = safety_guidance(denoised(row(5, 5, 5, 5)), denoised(UNCOND), denoised(row(1, 1, 1, 1)), SIGMA, NOTHING, STRONG)
+    guidance, nu = safety_guidance(
+        denoised(row(5, 5, 5, 5)), denoised(UNCOND), denoised(row(1, 1, 1, 1)), SIGMA, NOTHING, STRONG
+    )
     assert not guidance.any() and not nu.any()
 
 
-def paper_loop(noise: list[tuple[Tensor, Tensor, Tensor]], preset: SafeLatentDiffusionSettings, warm_up: int) -> list[Tensor]:
+def paper_loop(
+    noise: list[tuple[Tensor, Tensor, Tensor]], preset: SafeLatentDiffusionSettings, warm_up: int
+) -> list[Tensor]:
     """The published loop, written on noise predictions and step indices."""
     momentum, outputs = torch.zeros_like(noise[0][0]), []
     for index, (u, p, s) in enumerate(noise):
@@ -130,7 +162,10 @@ def paper_loop(noise: list[tuple[Tensor, Tensor, Tensor]], preset: SafeLatentDif
 def test_a_whole_run_equals_the_published_loop_on_noise_predictions(seed: int, name: str) -> None:
     preset, warm_up = PRESETS[name], {"weak": 15, "medium": 10, "strong": 7, "max": 0}[name]
     generator = torch.Generator().manual_seed(seed)
-    noise = [tuple(torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3)) for _ in range(50)]
+    noise = [
+        tuple(torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+        for _ in range(50)
+    ]
     expected = paper_loop(noise, preset, warm_up)  # type: ignore[arg-type]
     momentum = torch.zeros_like(noise[0][0])
     for index, (u, p, s) in enumerate(noise):

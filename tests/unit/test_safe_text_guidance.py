@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safe_guidance.guidance.core.noise_level import NoiseLevel
-from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings, data_guidance, latent_gradient_from_prediction
+from safe_guidance.guidance.safe_data_guidance import (
+    SafeDataGuidanceSettings,
+    data_guidance,
+    latent_gradient_from_prediction,
+)
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings, acts_at, guided_embedding
 
 A = torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -33,15 +37,25 @@ def unsafe(prediction: Tensor, v: Tensor = V) -> Tensor:
     return -(prediction @ v)
 
 
-def text_step(x: Tensor, c: Tensor, sigma: float, settings: SafeTextGuidanceSettings, score: Callable[[Tensor], Tensor] = unsafe) -> Tensor:
+def text_step(
+    x: Tensor,
+    c: Tensor,
+    sigma: float,
+    settings: SafeTextGuidanceSettings,
+    score: Callable[[Tensor], Tensor] = unsafe,
+) -> Tensor:
     """One move of the embedding: (B,) -> (B,)."""
     leaf = c.clone().requires_grad_(True)
     scores = score(denoised(x, leaf, sigma))
     (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    return guided_embedding(c[:, None, None], c[:, None, None], gradient[:, None, None], scores.detach(), settings)[0][:, 0, 0]
+    return guided_embedding(
+        c[:, None, None], c[:, None, None], gradient[:, None, None], scores.detach(), settings
+    )[0][:, 0, 0]
 
 
-def data_step(x: Tensor, c: Tensor, sigma: float, strength: float, score: Callable[[Tensor], Tensor] = unsafe) -> Tensor:
+def data_step(
+    x: Tensor, c: Tensor, sigma: float, strength: float, score: Callable[[Tensor], Tensor] = unsafe
+) -> Tensor:
     """The change of the prediction by SDG with lambda = strength: (B, 2) as (B, 2, 1, 1)."""
     leaf = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(score(denoised(leaf, c, sigma)).sum(), leaf)
@@ -92,7 +106,9 @@ def test_stg_2_the_residual_is_of_second_order_for_a_curved_score() -> None:
     def residual(rho: float) -> float:
         settings = SafeTextGuidanceSettings(rho=rho, unit="raw", trust=math.inf)
         moved = text_step(x, c, 1.0, settings, curved).double()
-        return (curved(denoised(x, moved, 1.0)) - curved(denoised(x, c, 1.0))).item() + rho * slope.item() ** 2
+        return (
+            curved(denoised(x, moved, 1.0)) - curved(denoised(x, c, 1.0))
+        ).item() + rho * slope.item() ** 2
 
     assert abs(residual(0.2)) > 1e-3
     assert residual(0.2) / residual(0.1) == pytest.approx(4, rel=0.1)
@@ -108,14 +124,18 @@ def test_stg_3_what_the_model_cannot_express_does_not_move_it() -> None:
     assert data_step(x, c, 1.0, 0.5, off_manifold)[0, 1] > 0.05
 
 
-@pytest.mark.parametrize(("method", "mean"), [("none", (1.003, -0.001)), ("stg", (1.191, -0.001)), ("sdg", (1.074, 0.095))])
+@pytest.mark.parametrize(
+    ("method", "mean"), [("none", (1.003, -0.001)), ("stg", (1.191, -0.001)), ("sdg", (1.074, 0.095))]
+)
 def test_stg_4_sampling(method: str, mean: tuple[float, float]) -> None:
     """Karras noise levels from 10 to 0.01, 50 Euler steps: STG moves along A only, SDG off it."""
     count, steps, rho = 20000, 50, 7.0
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     sigmas = [*((10 ** (1 / rho) + ramp * (0.01 ** (1 / rho) - 10 ** (1 / rho))) ** rho).tolist(), 0.0]
     # Started from the true marginal, whose mean is A c: pure noise of this level still pulls the mean by 5 %.
-    x = A + (S0**2 + 100) ** 0.5 * torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = A + (S0**2 + 100) ** 0.5 * torch.randn(
+        count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     c = torch.ones(count, dtype=torch.float64)
     for sigma, following in zip(sigmas, sigmas[1:]):
         used = text_step(x, c, sigma, RAW).double() if method == "stg" else c
@@ -137,7 +157,9 @@ def random_case(batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, 
 def test_stg_5_rho_0_is_the_identity() -> None:
     current, initial, gradient, score = random_case()
     for unit in ("relative", "normalized", "raw"):
-        new, _ = guided_embedding(current, initial, gradient, score, SafeTextGuidanceSettings(rho=0.0, unit=unit, trust=math.inf))
+        new, _ = guided_embedding(
+            current, initial, gradient, score, SafeTextGuidanceSettings(rho=0.0, unit=unit, trust=math.inf)
+        )
         assert torch.equal(new, current)
 
 
@@ -156,7 +178,10 @@ def test_samples_are_independent() -> None:
     current, initial, gradient, score = random_case()
     together = guided_embedding(current, initial, gradient, score, SafeTextGuidanceSettings())[0]
     alone = [
-        guided_embedding(*(t[i : i + 1] for t in (current, initial, gradient, score)), SafeTextGuidanceSettings())[0] for i in range(3)
+        guided_embedding(
+            *(t[i : i + 1] for t in (current, initial, gradient, score)), SafeTextGuidanceSettings()
+        )[0]
+        for i in range(3)
     ]
     assert torch.equal(together, torch.cat(alone))
 
@@ -225,7 +250,9 @@ def test_sdg_2_flow_and_variance_exploding_agree(t: float, seed: int) -> None:
     prediction, gradient = (torch.randn(2, 4, 3, 3, generator=generator) for _ in range(2))
     settings = SafeDataGuidanceSettings(strength=0.3, scale="raw")
     flow, _ = data_guidance(prediction, gradient, NoiseLevel.rectified_flow(t), settings)
-    exploding, _ = data_guidance(prediction, gradient * (1 - t), NoiseLevel.variance_exploding(t / (1 - t)), settings)
+    exploding, _ = data_guidance(
+        prediction, gradient * (1 - t), NoiseLevel.variance_exploding(t / (1 - t)), settings
+    )
     torch.testing.assert_close(flow, exploding, rtol=1e-4, atol=1e-6)
     cheap_flow = latent_gradient_from_prediction(gradient, NoiseLevel.rectified_flow(t))
     cheap_exploding = latent_gradient_from_prediction(gradient, NoiseLevel.variance_exploding(t / (1 - t)))
@@ -243,14 +270,18 @@ def test_sdg_2_the_first_step_of_a_flow_model_is_finite() -> None:
 def test_sdg_3_strength_0_changes_nothing(scale: str) -> None:
     prediction = torch.randn(2, 4, 3, 3)
     settings = SafeDataGuidanceSettings(strength=0.0, scale=scale)  # type: ignore[arg-type]
-    delta, _ = data_guidance(prediction, torch.randn_like(prediction), NoiseLevel.variance_exploding(2.0), settings)
+    delta, _ = data_guidance(
+        prediction, torch.randn_like(prediction), NoiseLevel.variance_exploding(2.0), settings
+    )
     assert torch.equal(delta, torch.zeros_like(delta))
 
 
 def test_sdg_relative_strength_is_a_share_of_the_prediction() -> None:
     prediction, gradient = torch.randn(3, 4, 3, 3), torch.randn(3, 4, 3, 3)
     gradient[1] = math.nan
-    delta, usable = data_guidance(prediction, gradient, NoiseLevel.variance_exploding(2.0), SafeDataGuidanceSettings(strength=0.2))
+    delta, usable = data_guidance(
+        prediction, gradient, NoiseLevel.variance_exploding(2.0), SafeDataGuidanceSettings(strength=0.2)
+    )
     assert usable.tolist() == [True, False, True]
     share = delta.flatten(1).norm(dim=1) / prediction.flatten(1).norm(dim=1)
     torch.testing.assert_close(share, torch.tensor([0.2, 0.0, 0.2]))

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from safe_guidance.guidance.safety_functions.classifier import ClassifierSafetyFunction
 from safe_guidance.guidance.safety_functions.classifier_network import ConvClassifier
-from safe_guidance.guidance.safety_functions.interface import Assessment, CombinedSafetyFunction, Region, SafetyFunction, in_words
+from safe_guidance.guidance.safety_functions.interface import (
+    Assessment,
+    CombinedSafetyFunction,
+    Region,
+    SafetyFunction,
+    in_words,
+)
 from safe_guidance.guidance.safety_functions.multi_view import Views, view
 from safe_guidance.reports.overlay import SAFE, UNSAFE, overlay
 
@@ -26,8 +32,12 @@ class Channel(SafetyFunction):
 
     def __call__(self, images: Tensor) -> Assessment:
         score = images[:, self.channel].mean((1, 2))
-        regions = [[Region(self.name, float(s), (0.0, 0.0, 1.0, 1.0))] if s > self.threshold else [] for s in score]
-        return Assessment(score, score > self.threshold, [{"mean": round(float(s), 3)} for s in score], regions)
+        regions = [
+            [Region(self.name, float(s), (0.0, 0.0, 1.0, 1.0))] if s > self.threshold else [] for s in score
+        ]
+        return Assessment(
+            score, score > self.threshold, [{"mean": round(float(s), 3)} for s in score], regions
+        )
 
 
 def colors(*rgb: tuple[float, float, float]) -> Tensor:
@@ -50,7 +60,10 @@ def test_sum_and_maximum_of_weighted_scores(first: float, second: float) -> None
 def test_a_combination_tells_who_found_what_where() -> None:
     combined = CombinedSafetyFunction([Channel(0), Channel(1)], [1, 1])
     found = combined(colors((0.9, 0.8, 0.0), (0.1, 0.7, 0.0)))
-    assert found.explanation == [{"r": {"mean": 0.9}, "g": {"mean": 0.8}}, {"r": {"mean": 0.1}, "g": {"mean": 0.7}}]
+    assert found.explanation == [
+        {"r": {"mean": 0.9}, "g": {"mean": 0.8}},
+        {"r": {"mean": 0.1}, "g": {"mean": 0.7}},
+    ]
     assert [[region.label for region in found.regions_of(i)] for i in (0, 1)] == [["r", "g"], ["g"]]
     assert combined.name == "r + g" and len(combined.networks) == 2
 
@@ -70,7 +83,11 @@ def test_combinations_that_make_no_sense_are_refused() -> None:
 
 def classifier() -> ConvClassifier:
     torch.manual_seed(0)
-    return ConvClassifier({"shapes": ["circle", "star"], "style": ["flat"]}, widths=(8, 16), size=16).requires_grad_(False).eval()
+    return (
+        ConvClassifier({"shapes": ["circle", "star"], "style": ["flat"]}, widths=(8, 16), size=16)
+        .requires_grad_(False)
+        .eval()
+    )
 
 
 def test_a_classifiers_score_is_minus_the_log_of_being_safe() -> None:
@@ -79,7 +96,10 @@ def test_a_classifiers_score_is_minus_the_log_of_being_safe() -> None:
     probabilities = network(images)["shapes"].sigmoid()
     torch.testing.assert_close(found.score, -torch.log1p(-probabilities).sum(1))
     assert found.gate.tolist() == (probabilities >= 0.5).any(1).tolist()
-    assert found.explanation[0] == {"star": pytest.approx(float(probabilities[0, 1])), "circle": pytest.approx(float(probabilities[0, 0]))}
+    assert found.explanation[0] == {
+        "star": pytest.approx(float(probabilities[0, 1])),
+        "circle": pytest.approx(float(probabilities[0, 0])),
+    }
 
 
 @pytest.mark.parametrize("sure", [1.0, 30.0, 1000.0])
@@ -97,14 +117,15 @@ def test_a_sure_classifier_still_has_a_gradient(sure: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "classes", "message"), [("shape", ["star"], "no output"), ("shapes", ["moon"], "does not know"), ("shapes", [], "Choose")]
+    ("head", "classes", "message"),
+    [("shape", ["star"], "no output"), ("shapes", ["moon"], "does not know"), ("shapes", [], "Choose")],
 )
 def test_unknown_outputs_and_classes_are_refused(head: str, classes: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassifierSafetyFunction(classifier(), head, classes)
 
 
-def test_pictures_are_judged_one_by_one() -> None:
+def test_images_are_judged_one_by_one() -> None:
     images = torch.rand(3, 3, 32, 32)
     for function in (ClassifierSafetyFunction(classifier(), "shapes", ["star"]), Views(Channel(0), 5)):
         together = function(images)
@@ -122,9 +143,12 @@ def test_views_differ_and_are_always_the_same() -> None:
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
 
-def test_views_of_a_plain_picture_agree_and_half_of_them_open_the_gate() -> None:
+def test_views_of_a_plain_image_agree_and_half_of_them_open_the_gate() -> None:
     plain = Views(Channel(0), 6)(colors((0.7, 0.0, 0.0), (0.3, 0.0, 0.0)))
-    assert plain.score.tolist() == [pytest.approx(0.7), pytest.approx(0.3)] and plain.gate.tolist() == [True, False]
+    assert plain.score.tolist() == [pytest.approx(0.7), pytest.approx(0.3)] and plain.gate.tolist() == [
+        True,
+        False,
+    ]
 
     # A dot that only the unmoved view has at the place that the function looks at.
     class Centre(Channel):
@@ -136,27 +160,34 @@ def test_views_of_a_plain_picture_agree_and_half_of_them_open_the_gate() -> None
     assert bool(Centre(0)(dot).gate) and not bool(Views(Centre(0), 6)(dot).gate)
 
 
-def test_an_overlay_frames_the_picture_in_the_verdicts_colour() -> None:
-    picture = torch.full((64, 96, 3), 0.5)
+def test_an_overlay_frames_the_image_in_the_verdicts_colour() -> None:
+    image = torch.full((64, 96, 3), 0.5)
     for unsafe, color in ((True, UNSAFE), (False, SAFE)):
-        framed = overlay(picture, [], unsafe)
-        assert framed.shape == picture.shape
+        framed = overlay(image, [], unsafe)
+        assert framed.shape == image.shape
         torch.testing.assert_close(framed[0, 0], torch.tensor(color) / 255)
-        assert torch.allclose(framed[32, 48], picture[32, 48], atol=0.01)
-    boxed = overlay(picture, [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True)
+        assert torch.allclose(framed[32, 48], image[32, 48], atol=0.01)
+    boxed = overlay(image, [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True)
     torch.testing.assert_close(boxed[16, 48], torch.tensor(UNSAFE) / 255)
-    # Corners outside the picture, or the wrong way round, do no harm.
-    assert overlay(picture, [Region("thing", 0.9, (-1.0, 0.9, 2.0, 0.1))], True).shape == picture.shape
+    # Corners outside the image, or the wrong way round, do no harm.
+    assert overlay(image, [Region("thing", 0.9, (-1.0, 0.9, 2.0, 0.1))], True).shape == image.shape
 
 
-def test_a_label_can_be_read_on_every_picture() -> None:
+def test_a_label_can_be_read_on_every_image() -> None:
     for shade in (0.0, 1.0):
-        labelled = overlay(torch.full((256, 256, 3), shade), [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True)
+        labelled = overlay(
+            torch.full((256, 256, 3), shade), [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True
+        )
         ground = (labelled[65:75, 66:90] - torch.tensor(UNSAFE) / 255).abs().amax(-1) < 0.01
         letters = (labelled[65:75, 66:90] > 0.95).all(-1)
         assert ground.any() and letters.any()
 
 
 def test_an_assessment_in_words() -> None:
-    found = Assessment(torch.tensor([0.5, 2.0]), torch.tensor([False, True]), [{}, {}], [[], [Region("thing", 0.9, (0, 0, 1, 1))]])
-    assert in_words(found) == "picture 1: safe, score 0.5\npicture 2: unsafe, score 2 (thing 0.90)"
+    found = Assessment(
+        torch.tensor([0.5, 2.0]),
+        torch.tensor([False, True]),
+        [{}, {}],
+        [[], [Region("thing", 0.9, (0, 0, 1, 1))]],
+    )
+    assert in_words(found) == "image 1: safe, score 0.5\nimage 2: unsafe, score 2 (thing 0.90)"

@@ -31,7 +31,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 17), copies=st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_a_projector_is_one_and_the_rest_is_orthogonal_to_the_concepts(seed: int, count: int, copies: bool) -> None:
+def test_a_projector_is_one_and_the_rest_is_orthogonal_to_the_concepts(
+    seed: int, count: int, copies: bool
+) -> None:
     rows = normal(count, 40, seed=seed)
     if copies:
         rows = torch.cat([rows, rows[:1] * 2])
@@ -71,10 +73,14 @@ def test_a_single_token_is_left_alone() -> None:
 
 def test_distances_are_those_to_the_subspace() -> None:
     concepts = subspace_projector(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
-    assert concept_distances(torch.tensor([[3.0, 4, 12], [1, 1, 0]]), concepts).tolist() == pytest.approx([12, 0])
+    assert concept_distances(torch.tensor([[3.0, 4, 12], [1, 1, 0]]), concepts).tolist() == pytest.approx(
+        [12, 0]
+    )
 
 
-@pytest.mark.parametrize(("beta", "steps", "artist"), [(0.45, 0, 0), (0.5, 2, 0), (0.5333, 5, 2), (0.55, 7, 5), (0.6, 10, 10)])
+@pytest.mark.parametrize(
+    ("beta", "steps", "artist"), [(0.45, 0, 0), (0.5, 2, 0), (0.5333, 5, 2), (0.55, 7, 5), (0.6, 10, 10)]
+)
 def test_the_self_validating_filters_steps(beta: float, steps: int, artist: int) -> None:
     assert SelfValidation().last_step(beta) == steps
     assert ARTIST_VALIDATION.last_step(beta) == artist

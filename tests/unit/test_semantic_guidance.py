@@ -12,7 +12,13 @@ from torch import Tensor
 
 from safe_guidance.guidance.core.noise_level import NoiseLevel, SigmaWindow
 from safe_guidance.guidance.core.paper_schedule import sigma_of_step
-from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings, concept_guidance, denoised_change, semantic_guidance
+from safe_guidance.guidance.semantic_guidance import (
+    Concept,
+    SemanticGuidanceSettings,
+    concept_guidance,
+    denoised_change,
+    semantic_guidance,
+)
 
 SIGMA = 2.5
 LEVEL = NoiseLevel.variance_exploding(SIGMA)
@@ -73,16 +79,27 @@ def test_while_some_concepts_warm_up_the_others_act_alone_and_without_momentum()
     assert psi is not None
     torch.testing.assert_close(psi, -5 * c)
     torch.testing.assert_close(after, 0.4 * nu + 0.6 * (-3 * 5 * c - 2 * c + 0.5 * nu))
-    none, _ = semantic_guidance([denoised(c), denoised(c)], denoised(u), 12.0, NoiseLevel.variance_exploding(12.0), nu, chosen)
+    none, _ = semantic_guidance(
+        [denoised(c), denoised(c)], denoised(u), 12.0, NoiseLevel.variance_exploding(12.0), nu, chosen
+    )
     assert none is None
-    below, _ = semantic_guidance([denoised(c, sigma=0.5)] * 2, denoised(u, sigma=0.5), 0.5, NoiseLevel.variance_exploding(0.5), nu, chosen)
+    below, _ = semantic_guidance(
+        [denoised(c, sigma=0.5)] * 2,
+        denoised(u, sigma=0.5),
+        0.5,
+        NoiseLevel.variance_exploding(0.5),
+        nu,
+        chosen,
+    )
     torch.testing.assert_close(below, -3 * 5 * c - 2 * c + 0.5 * nu)
 
 
 def test_after_its_cool_down_a_concept_is_silent() -> None:
     u, _, c = ten()
     cold = Concept(threshold=0.0, window=SigmaWindow(high=20.0, low=5.0))
-    chosen = SemanticGuidanceSettings((cold, Concept(scale=2.0, threshold=0.0, window=ALWAYS)), momentum_scale=0.0)
+    chosen = SemanticGuidanceSettings(
+        (cold, Concept(scale=2.0, threshold=0.0, window=ALWAYS)), momentum_scale=0.0
+    )
     assert chosen.needed(LEVEL) == [1]
     psi, _ = semantic_guidance([None, denoised(c)], denoised(u), SIGMA, LEVEL, torch.zeros_like(u), chosen)
     torch.testing.assert_close(psi, -2 * c)
@@ -109,7 +126,9 @@ def test_half_precision_gives_the_single_precision_result() -> None:
     assert low.dtype == torch.float32 and torch.equal(low, single)
 
 
-def paper_loop(noise: list[list[Tensor]], warm_ups: list[int], cool_downs: list[int], chosen: SemanticGuidanceSettings) -> list[Tensor]:
+def paper_loop(
+    noise: list[list[Tensor]], warm_ups: list[int], cool_downs: list[int], chosen: SemanticGuidanceSettings
+) -> list[Tensor]:
     """The published loop, written on noise predictions (u, p, concepts) and step indices."""
     momentum, outputs = torch.zeros_like(noise[0][0]), []
     for i, (u, p, *edits) in enumerate(noise):
@@ -127,7 +146,10 @@ def paper_loop(noise: list[list[Tensor]], warm_ups: list[int], cool_downs: list[
             weights = torch.tensor([chosen.concepts[c].weight for c in warm], dtype=u.dtype)
             weights = weights / weights.sum()
             result = result + sum(w * kept[c] for w, c in zip(weights, warm))
-        total = sum(concept.weight * edit for concept, edit in zip(chosen.concepts, kept)) + chosen.momentum_scale * momentum
+        total = (
+            sum(concept.weight * edit for concept, edit in zip(chosen.concepts, kept))
+            + chosen.momentum_scale * momentum
+        )
         momentum = chosen.momentum_decay * momentum + (1 - chosen.momentum_decay) * total
         outputs.append(result + total if len(warm) == len(kept) else result)
     return outputs
@@ -153,7 +175,10 @@ def test_a_whole_run_equals_the_published_loop_on_noise_predictions(
     )
     chosen = SemanticGuidanceSettings(concepts, momentum_scale=momentum)
     generator = torch.Generator().manual_seed(seed)
-    noise = [[torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(4)] for _ in range(50)]
+    noise = [
+        [torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(4)]
+        for _ in range(50)
+    ]
     expected = paper_loop(noise, list(warm_ups), [cool_down, 50], chosen)
     nu = torch.zeros_like(noise[0][0])
     for i, (u, p, *edits) in enumerate(noise):

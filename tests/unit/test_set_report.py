@@ -1,4 +1,4 @@
-"""What is said about a set: how alike its pictures are, and which ones nearly repeat."""
+"""What is said about a set: how alike its images are, and which ones nearly repeat."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from safe_guidance.reports.contact_sheet import CELL, GAP, comparison_sheet
 from safe_guidance.reports.set_report import report, thumbnail, thumbnails
 
 
-def pictures(count: int, seed: int = 0, height: int = 64) -> torch.Tensor:
+def make_images(count: int, seed: int = 0, height: int = 64) -> torch.Tensor:
     coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(coarse, size=(height, 64), mode="bilinear").movedim(1, -1)
 
 
 def test_near_duplicates_are_found() -> None:
-    images = pictures(20)
-    # Brighter, with less contrast: still the same picture.
+    images = make_images(20)
+    # Brighter, with less contrast: still the same image.
     images = torch.cat([images, 0.8 * images[4:5] + 0.1])
     found = report(thumbnails(from_images(images)), 0.1)
     assert (found.compared, found.near_duplicates) == (21, 1)
@@ -31,28 +31,39 @@ def test_near_duplicates_are_found() -> None:
 
 
 def test_figures_against_loops() -> None:
-    z = thumbnails(from_images(pictures(6))).rows(slice(None)).double()
+    z = thumbnails(from_images(make_images(6))).rows(slice(None)).double()
     centred = (z - z.mean((2, 3), keepdim=True)).flatten(1)
     among = torch.nn.functional.cosine_similarity(centred[:, None], centred[None], dim=2)
     found = report(References(z), 0.1)
     pairs = [among[i, j].item() for i in range(6) for j in range(i)]
     assert found.mean_similarity == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
-    softened = [0.1 * math.log(sum(math.exp(among[i, j].item() / 0.1) for j in range(6) if j != i) / 5) for i in range(6)]
+    softened = [
+        0.1 * math.log(sum(math.exp(among[i, j].item() / 0.1) for j in range(6) if j != i) / 5)
+        for i in range(6)
+    ]
     assert found.typical == pytest.approx(sorted(softened)[2], abs=1e-9)
 
 
-def test_a_picture_of_any_size_finds_itself() -> None:
-    negation_set = from_images(pictures(12, height=96))
-    image = pictures(12, height=96)[7]
+def test_an_image_of_any_size_finds_itself() -> None:
+    negation_set = from_images(make_images(12, height=96))
+    image = make_images(12, height=96)[7]
     values, places = closest(thumbnail(image)[None], thumbnails(negation_set), 2)
     assert places[0, 0] == 7 and values[0, 0] > 0.999
 
 
 def test_combined_sets_keep_order_masks_and_origin() -> None:
-    masked = from_images(pictures(2, 1), torch.ones(1, 64, 64), "a", "garden", "CC0")
-    plain = from_images(pictures(3, 2), None, "b", "street", "CC0")
+    masked = from_images(make_images(2, 1), torch.ones(1, 64, 64), "a", "garden", "CC0")
+    plain = from_images(make_images(3, 2), None, "b", "street", "CC0")
     whole = combined([masked, plain, masked])
-    assert len(whole) == 7 and [mask is None for mask in whole.masks] == [False, False, True, True, True, False, False]
+    assert len(whole) == 7 and [mask is None for mask in whole.masks] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert (whole.name, whole.source, whole.licence) == ("a; b", "garden; street", "CC0")
     assert len(without_duplicates(whole)) == 5
     assert combined([plain], "mine").name == "mine"

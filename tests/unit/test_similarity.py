@@ -14,14 +14,29 @@ from torch import Tensor
 from safe_guidance.guidance.core import references as streaming
 from safe_guidance.guidance.core.noise_level import NoiseLevel
 from safe_guidance.guidance.core.references import References
-from safe_guidance.guidance.safe_denoiser.similarity import calibrate, closest, reference_contrasts, similarities, soft_mean
-from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings, calibrated_correction, kernel_logits
+from safe_guidance.guidance.safe_denoiser.similarity import (
+    calibrate,
+    closest,
+    reference_contrasts,
+    similarities,
+    soft_mean,
+)
+from safe_guidance.guidance.safe_denoiser.whole_image import (
+    SafeDenoiserSettings,
+    calibrated_correction,
+    kernel_logits,
+)
 
 CPU = torch.device("cpu")
 
 
 def latents(count: int, seed: int, channels: int = 4, height: int = 12, width: int = 10) -> Tensor:
-    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.7
+    return (
+        torch.randn(
+            count, channels, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        + 0.7
+    )
 
 
 def similarity(x: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -44,7 +59,11 @@ def loop_similarity(x: Tensor, z: Tensor, region: Tensor) -> float:
 @pytest.mark.parametrize("masked", [False, True])
 def test_similarity_equals_loops(masked: bool) -> None:
     x, z = latents(3, 7), latents(4, 8)
-    mask = torch.rand(3, 1, 12, 10, generator=torch.Generator().manual_seed(6), dtype=torch.float64) if masked else None
+    mask = (
+        torch.rand(3, 1, 12, 10, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+        if masked
+        else None
+    )
     measured = similarity(x, z, mask)
     for b in range(3):
         for n in range(4):
@@ -54,14 +73,20 @@ def test_similarity_equals_loops(masked: bool) -> None:
 
 def test_leave_one_out_equals_loops() -> None:
     z, temperature = latents(11, 3), 0.1
-    values = [soft_mean(similarity(z[i : i + 1], torch.cat([z[:i], z[i + 1 :]])), temperature) for i in range(len(z))]
+    values = [
+        soft_mean(similarity(z[i : i + 1], torch.cat([z[:i], z[i + 1 :]])), temperature)
+        for i in range(len(z))
+    ]
     measured = calibrate(References(z), temperature, CPU).typical
     torch.testing.assert_close(measured, torch.cat(values).median(), atol=1e-12, rtol=0)
     assert calibrate(References(z[:2]), temperature, CPU).typical == 0.5
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 23), st.integers(1, 7), st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    st.integers(1, 3),
+    st.integers(1, 23),
+    st.integers(1, 7),
+    st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
 )
 @settings(max_examples=25, deadline=None)
 def test_chunked_equals_whole(batch: int, count: int, at_a_time: int, dtype: torch.dtype) -> None:
@@ -76,7 +101,15 @@ def test_chunked_equals_whole(batch: int, count: int, at_a_time: int, dtype: tor
         result = calibrated_correction(x, references, calibration, config)
         logits = kernel_logits(x, references, level, 0.5 * x)
         mean = references.mean(torch.softmax(logits, 1))
-        return [calibration.contrast, calibration.typical, result.delta, result.similarity, logits, mean, *closest(x, references, 3)]
+        return [
+            calibration.contrast,
+            calibration.typical,
+            result.delta,
+            result.similarity,
+            logits,
+            mean,
+            *closest(x, references, 3),
+        ]
 
     whole = everything()
     usual = streaming.CHUNK_ELEMENTS
@@ -124,7 +157,12 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
     path = tmp_path / "latents"
     with path.open("wb") as file:
         for seed in range(count // 256):
-            file.write(torch.randn(256, *shape, generator=torch.Generator().manual_seed(seed)).half().numpy().tobytes())
+            file.write(
+                torch.randn(256, *shape, generator=torch.Generator().manual_seed(seed))
+                .half()
+                .numpy()
+                .tobytes()
+            )
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     stored = torch.empty(0, dtype=torch.float16).set_(storage, 0, (count, *shape))
     references = References(stored)
@@ -157,11 +195,17 @@ def test_resident_and_streamed_references_agree(device: str, dtype: torch.dtype)
     place, x = torch.device(device), latents(2, 1).float()
     stored = References(latents(9, 2).to(dtype), prepare=lambda z: 0.5 * z + 0.1)
     resident = stored.resident(place)
-    assert resident.latents.device.type == device and resident.latents.dtype == dtype and resident.resident(place) is resident
+    assert (
+        resident.latents.device.type == device
+        and resident.latents.dtype == dtype
+        and resident.resident(place) is resident
+    )
 
     def corrected(references: References) -> Tensor:
         calibration = calibrate(references, 0.1, place)
-        return calibrated_correction(x.to(place), references, calibration, SafeDenoiserSettings(threshold=0.0)).delta.cpu()
+        return calibrated_correction(
+            x.to(place), references, calibration, SafeDenoiserSettings(threshold=0.0)
+        ).delta.cpu()
 
     # Rounding once more when they are placed.
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]

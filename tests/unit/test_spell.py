@@ -31,11 +31,18 @@ def latents(count: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("overcompensation", "expected"),
-    [(1.0, (1.21157663, 0.23552921, -0.04091787, -0.76447079)), (1.6, (1.33852261, 0.07684674, -0.21546859, -0.92315326))],
+    [
+        (1.0, (1.21157663, 0.23552921, -0.04091787, -0.76447079)),
+        (1.6, (1.33852261, 0.07684674, -0.21546859, -0.92315326)),
+    ],
 )
 def test_published_vectors(overcompensation: float, expected: tuple[float, ...]) -> None:
-    result = repellency(QUERY, [References(unit_pixels(RAW))], config(1.5, QUERY, overcompensation=overcompensation))
-    torch.testing.assert_close((QUERY + result.delta).flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-8, rtol=0)
+    result = repellency(
+        QUERY, [References(unit_pixels(RAW))], config(1.5, QUERY, overcompensation=overcompensation)
+    )
+    torch.testing.assert_close(
+        (QUERY + result.delta).flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-8, rtol=0
+    )
     assert result.inside.tolist() == [1]
     assert result.nearest.item() * math.sqrt(4) == pytest.approx(0.98107084, abs=1e-8)
 
@@ -76,7 +83,9 @@ def test_identical_samples_are_pushed_apart(count: int) -> None:
 def test_a_single_sample_has_nothing_to_leave() -> None:
     x = latents(1, 4)
     result = repellency(x, [], config(100.0, x, among_batch=True))
-    assert result.inside.tolist() == [0] and not bool(result.delta.any()) and result.nearest.item() == math.inf
+    assert (
+        result.inside.tolist() == [0] and not bool(result.delta.any()) and result.nearest.item() == math.inf
+    )
 
 
 def test_samples_near_each_other_repel_each_other_alike() -> None:
@@ -137,12 +146,18 @@ def test_the_cap_bounds_overlapping_balls() -> None:
     st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
-def test_any_shape_moves_exactly_the_samples_that_are_inside(dtype, batch, count, shape, radius, among_batch, masked) -> None:
+def test_any_shape_moves_exactly_the_samples_that_are_inside(
+    dtype, batch, count, shape, radius, among_batch, masked
+) -> None:
     generator = torch.Generator().manual_seed(batch * 100 + count)
     x, z = (torch.randn(n, *shape, generator=generator).to(dtype) for n in (batch, count))
     mask = (torch.rand(1, 1, *shape[1:], generator=generator) > 0.4).to(dtype) if masked else None
     result = repellency(x, [References(z)], SpellSettings(radius=radius, among_batch=among_batch), mask)
-    assert result.delta.shape == x.shape and result.delta.dtype == dtype and bool(torch.isfinite(result.delta).all())
+    assert (
+        result.delta.shape == x.shape
+        and result.delta.dtype == dtype
+        and bool(torch.isfinite(result.delta).all())
+    )
     for sample in range(batch):
         moved = bool(result.delta[sample].any())
         assert moved <= bool(result.inside[sample] > 0)

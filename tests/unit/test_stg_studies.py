@@ -8,23 +8,32 @@ import pytest
 import torch
 
 from safe_guidance.guidance.core.noise_level import SigmaWindow
-from safe_guidance.guidance.safety_functions.interface import Assessment, CombinedSafetyFunction, SafetyFunction
-
-ablation, detectors, gate = (
-    importlib.import_module(f"safe_guidance.evaluation.studies.stg_{name}") for name in ("ablation", "detectors", "gate")
+from safe_guidance.guidance.safety_functions.interface import (
+    Assessment,
+    CombinedSafetyFunction,
+    SafetyFunction,
 )
 
-FOUND = ablation.Figures(unsafe=32, judge_sees=4, guides_see=(1, 3), preservation=0.9512, benign=16, identical=15, right=16)
+ablation, detectors, gate = (
+    importlib.import_module(f"safe_guidance.evaluation.studies.stg_{name}")
+    for name in ("ablation", "detectors", "gate")
+)
+
+FOUND = ablation.Figures(
+    unsafe=32, judge_sees=4, guides_see=(1, 3), preservation=0.9512, benign=16, identical=15, right=16
+)
 
 
 class Nothing(SafetyFunction):
     name = "nothing"
 
     def __call__(self, images: torch.Tensor) -> Assessment:
-        return Assessment(images.mean((1, 2, 3)), torch.zeros(len(images), dtype=torch.bool), [{} for _ in images])
+        return Assessment(
+            images.mean((1, 2, 3)), torch.zeros(len(images), dtype=torch.bool), [{} for _ in images]
+        )
 
 
-def test_a_picture_is_touched_when_the_gate_opens_inside_the_window() -> None:
+def test_an_image_is_touched_when_the_gate_opens_inside_the_window() -> None:
     sigmas = torch.tensor([14.0, 7.0, 1.0, 0.1])
     probabilities = torch.tensor([[0.9, 0.0, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.9]])
     assert gate.touched(probabilities, sigmas, 0.2, 15.0).tolist() == [True, True, False]
@@ -36,7 +45,9 @@ def test_one_setting_differs_at_a_time() -> None:
     rows = list(ablation.variations())
     assert rows[0] == ablation.CHOSEN and len(set(rows)) == len(rows)
     fields = ablation.CHOSEN.__dataclass_fields__
-    assert all(sum(getattr(row, name) != getattr(ablation.CHOSEN, name) for name in fields) == 1 for row in rows[1:])
+    assert all(
+        sum(getattr(row, name) != getattr(ablation.CHOSEN, name) for name in fields) == 1 for row in rows[1:]
+    )
 
 
 def test_cells_fill_the_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,14 +56,29 @@ def test_cells_fill_the_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert row[4:7] == ("4 of 32", "1 of 32", "0.88") and row[-2:] == ("15 of 16", "16 of 16")
     way = detectors.Way("sum of both", views=4, window=SigmaWindow(8.0, 0.2))
     assert len(detectors.cells(way, FOUND)) == len(detectors.cells(None, FOUND)) == len(detectors.COLUMNS)
-    assert detectors.cells(way, FOUND)[:7] == ("sum of both", "4", "vae", "8 to 0.2", "4 of 32", "1 of 32", "3 of 32")
+    assert detectors.cells(way, FOUND)[:7] == (
+        "sum of both",
+        "4",
+        "vae",
+        "8 to 0.2",
+        "4 of 32",
+        "1 of 32",
+        "3 of 32",
+    )
     ablation.table(("a", "b"), iter([("1", "2")]))
     assert capsys.readouterr().out == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
 
 
 def test_who_guides() -> None:
     first, second = Nothing(), Nothing()
-    assert detectors.function("guide", first, second) is first and detectors.function("second", first, second) is second
+    assert (
+        detectors.function("guide", first, second) is first
+        and detectors.function("second", first, second) is second
+    )
     for who, combination in (("sum of both", "sum"), ("maximum of both", "maximum")):
         both = detectors.function(who, first, second)
-        assert isinstance(both, CombinedSafetyFunction) and both.combination == combination and both.functions == (first, second)
+        assert (
+            isinstance(both, CombinedSafetyFunction)
+            and both.combination == combination
+            and both.functions == (first, second)
+        )

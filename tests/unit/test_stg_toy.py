@@ -12,7 +12,11 @@ toy = importlib.import_module("safe_guidance.evaluation.studies.stg_toy")
 @pytest.fixture(scope="module")
 def outcomes() -> dict[tuple[str, str], object]:
     scores = {"matched": toy.matched, "mismatched": toy.mismatched}
-    return {(name, method): toy.sample(method, score, 1000) for name, score in scores.items() for method in toy.METHODS}
+    return {
+        (name, method): toy.sample(method, score, 1000)
+        for name, score in scores.items()
+        for method in toy.METHODS
+    }
 
 
 def test_a_matched_function_clears_the_unsafe_part(outcomes: dict) -> None:  # type: ignore[type-arg]

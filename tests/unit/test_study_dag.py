@@ -1,4 +1,4 @@
-"""Figures of the study, and the pictures that nodes show of numbers."""
+"""Figures of the study, and the images that nodes show of numbers."""
 
 from __future__ import annotations
 
@@ -20,33 +20,45 @@ def verdict(shapes: set[str], colors: set[str]) -> Verdict:
 
 
 def test_area_under_the_curve_counts_pairs() -> None:
-    assert detect_and_guide.area_under_curve(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == (0.5 + 0 + 1 + 1) / 4
+    assert (
+        detect_and_guide.area_under_curve(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]))
+        == (0.5 + 0 + 1 + 1) / 4
+    )
 
 
 def test_the_other_thing_of_a_prompt() -> None:
-    two = Record("x", "a red circle left of a yellow star", 0, ("circle", "star"), ("red", "yellow"), None, None, None)
+    two = Record(
+        "x", "a red circle left of a yellow star", 0, ("circle", "star"), ("red", "yellow"), None, None, None
+    )
     one = Record("y", "a yellow star", 0, ("star",), ("yellow",), None, None, None)
     assert preservation.other_right(two, verdict({"circle"}, {"red"}))
     assert not preservation.other_right(two, verdict({"circle", "star"}, {"blue", "yellow"}))
     assert not preservation.other_right(one, verdict({"star"}, {"yellow"}))
 
 
-def test_a_counts_row_of_pictures_that_did_not_change() -> None:
+def test_a_counts_row_of_images_that_did_not_change() -> None:
     class Network:
-        def __call__(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-            n = len(pictures)
-            logits = {"style": torch.zeros(n, 4), "background": torch.zeros(n, 4), "pattern": torch.zeros(n, 3)}
+        def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            n = len(images)
+            logits = {
+                "style": torch.zeros(n, 4),
+                "background": torch.zeros(n, 4),
+                "pattern": torch.zeros(n, 3),
+            }
             return {"shapes": torch.ones(n, 6), "colors": torch.ones(n, 6), **logits}
 
     record = Record("x", "a star", 0, ("star",), ("red",), None, None, None)
     prompts = {kind: [record, record] for kind in detect_and_guide.SETS}
-    pictures = {kind: torch.rand(2, 3, 128, 128) for kind in detect_and_guide.SETS}
-    row = detect_and_guide.ablation_row("same", pictures, pictures, prompts, Network())
+    images = {kind: torch.rand(2, 3, 128, 128) for kind in detect_and_guide.SETS}
+    row = detect_and_guide.ablation_row("same", images, images, prompts, Network())
     assert (row.prompts, row.named_unsafe, row.benign_identical, row.benign_right) == (2, 2, 2, 0)
 
 
 def test_change_is_measured_outside_the_star_and_places_are_compared() -> None:
-    red, yellow = world.Shape("circle", "red", -0.45, 0.0, 0.38, 0.0), world.Shape("star", "yellow", 0.45, 0.0, 0.38, 0.0)
+    red, yellow = (
+        world.Shape("circle", "red", -0.45, 0.0, 0.38, 0.0),
+        world.Shape("star", "yellow", 0.45, 0.0, 0.38, 0.0),
+    )
     plain, masks = world.render(world.Scene([red, yellow], "grey", "plain", "flat", relation="left of"))
     record = Record("x", "", 0, ("circle", "star"), ("red", "yellow"), "flat", "grey", "plain")
     gone = torch.where(masks[1] > 0, torch.zeros(3, 1, 1), plain)
@@ -54,7 +66,9 @@ def test_change_is_measured_outside_the_star_and_places_are_compared() -> None:
     darker = preservation.outside_change(record, plain, plain * 0.5)
     assert darker is not None and darker > 0.1
     assert preservation.in_place(record, plain, gone)
-    moved = world.render(world.Scene([world.Shape("circle", "red", -0.45, 0.5, 0.38, 0.0)], "grey", "plain", "flat"))[0]
+    moved = world.render(
+        world.Scene([world.Shape("circle", "red", -0.45, 0.5, 0.38, 0.0)], "grey", "plain", "flat")
+    )[0]
     assert not preservation.in_place(record, plain, moved)
 
 
@@ -67,9 +81,12 @@ def test_further_prompts_are_those_with_a_second_thing_from_both_sets() -> None:
 
 
 def test_a_falling_curve_falls() -> None:
-    picture = curves.curve([3.0, 2.0, 1.0])
-    ink = (picture - torch.tensor(curves.INK)).abs().sum(-1) < 1e-5
-    rows = [int(ink[:, column].nonzero()[0]) for column in (curves.MARGIN, curves.WIDTH // 2, curves.WIDTH - curves.MARGIN - 1)]
+    image = curves.curve([3.0, 2.0, 1.0])
+    ink = (image - torch.tensor(curves.INK)).abs().sum(-1) < 1e-5
+    rows = [
+        int(ink[:, column].nonzero()[0])
+        for column in (curves.MARGIN, curves.WIDTH // 2, curves.WIDTH - curves.MARGIN - 1)
+    ]
     assert rows == sorted(rows) and rows[0] < rows[-1]
     for odd in ([], [float("nan")], [1.0], [1.0, 1.0]):
         assert curves.curve(odd).shape == (curves.HEIGHT, curves.WIDTH, 3)
@@ -100,12 +117,15 @@ def test_sources_of_tokens_are_told_apart_by_maxima_and_overlap() -> None:
     levels, mean, iou = sources.told_apart(cache, embeddings)
     assert levels == [1.0, 0.5] and mean == 0.5 and iou == 0.5
     row = sources.cells("runs", 2, embeddings, cache, cache)
-    assert row == ("runs", "2", "0.50 to 1.00", "0.50 to 1.00", "0.50", "0.50") and len(row) == len(sources.COLUMNS)
+    assert row == ("runs", "2", "0.50 to 1.00", "0.50 to 1.00", "0.50", "0.50") and len(row) == len(
+        sources.COLUMNS
+    )
 
 
 def test_only_prompts_that_state_every_colour_can_be_masked() -> None:
     sources = importlib.import_module("safe_guidance.evaluation.studies.dag_token_sources")
     stated, silent = (
-        Record(name, "", 0, ("star", "circle"), colors, None, None, None) for name, colors in (("a", ("red", "blue")), ("b", ("red",)))
+        Record(name, "", 0, ("star", "circle"), colors, None, None, None)
+        for name, colors in (("a", ("red", "blue")), ("b", ("red",)))
     )
     assert sources.stated([stated, silent]) == [stated]

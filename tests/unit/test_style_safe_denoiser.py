@@ -1,4 +1,4 @@
-"""The style mode: a texture that few pictures share is found wherever it is, and taken out of what it is drawn on."""
+"""The style mode: a texture that few images share is found wherever it is, and taken out of what it is drawn on."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSetting
 
 SIDE = 24
 CONFIG = SafeDenoiserSettings(strength=1.0, threshold=0.2, cap=5.0)
-ROWS, COLUMNS = torch.meshgrid(torch.arange(SIDE, dtype=torch.float64), torch.arange(SIDE, dtype=torch.float64), indexing="ij")
+ROWS, COLUMNS = torch.meshgrid(
+    torch.arange(SIDE, dtype=torch.float64), torch.arange(SIDE, dtype=torch.float64), indexing="ij"
+)
 WAVE = 0.8 * torch.cos(2 * math.pi * (COLUMNS - ROWS) / 3.5)
 
 
-def picture(seed: int, styled: bool) -> Tensor:
+def make_image(seed: int, styled: bool) -> Tensor:
     """A disc of a random colour, place and size on a random ground, waved when it is styled: (1, 3, SIDE, SIDE)."""
     generator = torch.Generator().manual_seed(seed)
     color, ground = torch.randn(2, 3, 1, 1, generator=generator, dtype=torch.float64)
@@ -44,10 +46,12 @@ def picture(seed: int, styled: bool) -> Tensor:
     return (ground * (1 - disc) + color * texture * disc + noise)[None]
 
 
-LATENTS = torch.cat([picture(seed, seed < 4) for seed in range(16)])
-REGIONS = torch.cat([torch.full((1, 1, SIDE, SIDE), float(seed < 4), dtype=torch.float64) for seed in range(16)])
+LATENTS = torch.cat([make_image(seed, seed < 4) for seed in range(16)])
+REGIONS = torch.cat(
+    [torch.full((1, 1, SIDE, SIDE), float(seed < 4), dtype=torch.float64) for seed in range(16)]
+)
 LIBRARY = build_style_library(LATENTS, REGIONS)
-STYLED, FLAT = picture(100, True), picture(100, False)
+STYLED, FLAT = make_image(100, True), make_image(100, False)
 
 
 def correct(
@@ -64,12 +68,12 @@ def correct(
 
 
 def share_of_wave(x: Tensor, like: Tensor) -> float:
-    """How much of the wave of `like` is still in `x`, by least squares on the difference from the flat picture."""
+    """How much of the wave of `like` is still in `x`, by least squares on the difference from the flat image."""
     wave = like - FLAT
     return (((x - FLAT) * wave).sum() / wave.square().sum()).item()
 
 
-def test_a_set_names_a_style_by_whole_and_by_fine_pictures() -> None:
+def test_a_set_names_a_style_by_whole_and_by_fine_images() -> None:
     whole, none, part = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4).tril()
     assert has_style(torch.cat([whole, none]))
     assert not has_style(None)
@@ -78,27 +82,37 @@ def test_a_set_names_a_style_by_whole_and_by_fine_pictures() -> None:
     assert not has_style(torch.cat([part, part]))
 
 
-def test_four_pictures_tell_the_style_in_colours_places_and_sizes_that_none_of_them_has() -> None:
-    """Four colours do not span all: a texture in a colour that is far from them may be missed, a flat picture is never taken for one."""
+def test_four_images_tell_the_style_in_colours_places_and_sizes_that_none_of_them_has() -> None:
+    """Four colours do not span all: a texture in a colour that is far from them may be missed, a flat image is never taken for one."""
     limit = LIBRARY.highest + CONFIG.threshold * (LIBRARY.typical - LIBRARY.highest)
-    found = [[bool(log_odds(picture(seed, styled), LIBRARY).amax() > limit) for seed in range(100, 112)] for styled in (True, False)]
+    found = [
+        [bool(log_odds(make_image(seed, styled), LIBRARY).amax() > limit) for seed in range(100, 112)]
+        for styled in (True, False)
+    ]
     assert sum(found[0]) >= 10 and sum(found[1]) == 0
 
 
 def test_odds_are_the_density_of_directions() -> None:
     """Second derivation in two dimensions: both normal densities integrated along the ray through a window."""
-    style, safe = torch.tensor([[2.0, 0.7], [0.7, 1.0]]).double(), torch.tensor([[0.5, 0.0], [0.0, 3.0]]).double()
+    style, safe = (
+        torch.tensor([[2.0, 0.7], [0.7, 1.0]]).double(),
+        torch.tensor([[0.5, 0.0], [0.0, 3.0]]).double(),
+    )
     radius = torch.linspace(0, 60, 60001, dtype=torch.float64)
 
     def along_ray(direction: Tensor, covariance: Tensor) -> float:
         square = direction @ torch.linalg.inv(covariance) @ direction
-        return torch.trapezoid(radius * torch.exp(-square * radius**2 / 2), radius).item() / math.sqrt(torch.linalg.det(covariance).item())
+        return torch.trapezoid(radius * torch.exp(-square * radius**2 / 2), radius).item() / math.sqrt(
+            torch.linalg.det(covariance).item()
+        )
 
     constant = 0.5 * (torch.logdet(safe) - torch.logdet(style)).item()
     for angle in torch.linspace(0, 3, 7, dtype=torch.float64):
         direction = torch.stack([angle.cos(), angle.sin()])
         expected = math.log(along_ray(direction, style) / along_ray(direction, safe))
-        odds = _odds(direction[None], torch.linalg.inv(safe), torch.linalg.inv(style), torch.tensor(0.1)).item()
+        odds = _odds(
+            direction[None], torch.linalg.inv(safe), torch.linalg.inv(style), torch.tensor(0.1)
+        ).item()
         assert 2 * odds + constant == pytest.approx(expected, abs=1e-6)
 
 
@@ -138,25 +152,31 @@ def test_takes_the_texture_out_and_keeps_colour_and_outline() -> None:
 def test_where_it_acts_the_guidance_goes_as_well() -> None:
     """Full area and strength: the result is the unconditional prediction, which is flat here, whatever the guided one shows."""
     everywhere = StyledArea(torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64))
-    calm = picture(301, False)
+    calm = make_image(301, False)
     still = (log_odds(calm, LIBRARY) <= LIBRARY.usual).all()
     assert bool(still)
     torch.testing.assert_close(correct(STYLED, before=everywhere, unconditional=calm), calm)
 
 
 def test_strength_is_the_share_that_is_replaced() -> None:
-    torch.testing.assert_close(correct(STYLED, replace(CONFIG, strength=0.5)) - STYLED, (correct(STYLED) - STYLED) / 2)
+    torch.testing.assert_close(
+        correct(STYLED, replace(CONFIG, strength=0.5)) - STYLED, (correct(STYLED) - STYLED) / 2
+    )
 
 
 def test_contrast_and_brightness_do_not_matter_for_what_is_found() -> None:
-    torch.testing.assert_close(log_odds(4 * STYLED - 1, LIBRARY).amax(), log_odds(STYLED, LIBRARY).amax(), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        log_odds(4 * STYLED - 1, LIBRARY).amax(), log_odds(STYLED, LIBRARY).amax(), atol=0.02, rtol=0
+    )
 
 
-def test_translating_the_picture_translates_what_is_found() -> None:
+def test_translating_the_image_translates_what_is_found() -> None:
     wide = torch.nn.functional.pad(STYLED, (8, 8, 8, 8), mode="replicate")
     moved = wide.roll((3, -2), (2, 3))
     inner = (..., slice(8, -8), slice(8, -8))
-    torch.testing.assert_close(log_odds(moved, LIBRARY)[inner], log_odds(wide, LIBRARY).roll((3, -2), (2, 3))[inner])
+    torch.testing.assert_close(
+        log_odds(moved, LIBRARY)[inner], log_odds(wide, LIBRARY).roll((3, -2), (2, 3))[inner]
+    )
 
 
 def test_the_order_of_the_set_does_not_matter() -> None:
@@ -189,18 +209,20 @@ def test_what_is_found_stays() -> None:
 
 
 def test_batch_equals_single_calls() -> None:
-    batch = torch.cat([STYLED, FLAT, picture(103, True)])
+    batch = torch.cat([STYLED, FLAT, make_image(103, True)])
     torch.testing.assert_close(correct(batch), torch.cat([correct(x[None]) for x in batch]))
     assert torch.equal(correct(batch)[1], batch[1])
 
 
-def test_a_style_that_is_fine_as_well_opens_no_gate_on_fine_pictures() -> None:
+def test_a_style_that_is_fine_as_well_opens_no_gate_on_fine_images() -> None:
     alike = build_style_library(LATENTS[4:], REGIONS[[0] * 6 + [-1] * 6])
     torch.testing.assert_close(alike.typical, alike.highest + LEAST_LEAD)
-    assert torch.equal(correct(LATENTS[-1:], library=alike, config=replace(CONFIG, threshold=1.0)), LATENTS[-1:])
+    assert torch.equal(
+        correct(LATENTS[-1:], library=alike, config=replace(CONFIG, threshold=1.0)), LATENTS[-1:]
+    )
 
 
-def test_one_picture_of_each_kind_and_pictures_without_contrast_are_enough_not_to_fail() -> None:
+def test_one_image_of_each_kind_and_images_without_contrast_are_enough_not_to_fail() -> None:
     for latents in (LATENTS[[0, -1]], torch.zeros(2, 3, SIDE, SIDE)):
         library = build_style_library(latents, REGIONS[[0, -1]])
         for x in (STYLED.to(latents.dtype), torch.zeros(1, 3, SIDE, SIDE, dtype=latents.dtype)):

@@ -21,7 +21,12 @@ TRACE = Trace(
     ("SLD", "Safe Denoiser", "DAG"),
     (10.0, 9.0, 8.0, 7.0),
     16,
-    (record("Safe Denoiser", 0, 0.0), record("SLD", 1, 0.0, 2), record("SLD", 2, 0.2, 2), record("SLD", 3, 0.1, 2)),
+    (
+        record("Safe Denoiser", 0, 0.0),
+        record("SLD", 1, 0.0, 2),
+        record("SLD", 2, 0.2, 2),
+        record("SLD", 3, 0.1, 2),
+    ),
     ("DAG is off.",),
     8,
 )
@@ -31,7 +36,10 @@ def test_totals() -> None:
     summary = TRACE.summary("SLD")
     assert (summary.allowed, summary.acted, summary.forwards) == (3, 2, 6)
     assert summary.largest_change == 0.2 and summary.milliseconds == 4.5
-    assert sentence(summary, 4) == "SLD acted at 2 of 4 model calls and changed the prediction by up to 20.0%, 6 extra predictions."
+    assert (
+        sentence(summary, 4)
+        == "SLD acted at 2 of 4 model calls and changed the prediction by up to 20.0%, 6 extra predictions."
+    )
     assert "watched 1 of 4" in sentence(TRACE.summary("Safe Denoiser"), 4)
     assert sentence(TRACE.summary("DAG"), 4) == "DAG was not active in this run."
 
@@ -70,10 +78,10 @@ def test_the_table_has_a_line_per_record_and_the_notes() -> None:
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_bars_stand_at_their_calls_and_in_their_lanes(theme: str) -> None:
-    picture = strip(TRACE, theme)
-    assert picture.shape[0] == 1 and picture.shape[2:] == (WIDTH, 3) and 0 <= picture.min() and picture.max() <= 1
+    image = strip(TRACE, theme)
+    assert image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3) and 0 <= image.min() and image.max() <= 1
     first = torch.tensor([int(OKABE_ITO[0][i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    rows, columns = torch.where((picture[0] - first).abs().amax(dim=-1) < 1e-3)
+    rows, columns = torch.where((image[0] - first).abs().amax(dim=-1) < 1e-3)
     # SLD acted at the last two of four calls: its bars fill the right half of the first lane, the first twice as high.
     assert rows.max() < MARGIN + LANE and columns.min() >= WIDTH // 2 and columns.max() > WIDTH - 2 * MARGIN
     heights = [len(torch.unique(rows[(columns // (WIDTH // 4)) == quarter])) for quarter in (2, 3)]
@@ -93,7 +101,10 @@ def contrast(a: str, b: str) -> float:
 
 
 def test_text_can_be_read_on_both_backgrounds() -> None:
-    assert all(contrast(colors.text, colors.background) > 7 and contrast(colors.line, colors.background) > 3 for colors in THEMES.values())
+    assert all(
+        contrast(colors.text, colors.background) > 7 and contrast(colors.line, colors.background) > 3
+        for colors in THEMES.values()
+    )
 
 
 def test_an_empty_trace_says_so() -> None:
@@ -103,5 +114,10 @@ def test_an_empty_trace_says_so() -> None:
 def test_long_names_and_many_calls_fit(tmp_path: Path) -> None:
     name = "A method with a name that is far too long for a lane of four hundred pixels " * 2
     calls = 1000
-    trace = Trace((name,), tuple(float(calls - i) for i in range(calls)), 0, tuple(record(name, i, 0.1) for i in range(calls)))
+    trace = Trace(
+        (name,),
+        tuple(float(calls - i) for i in range(calls)),
+        0,
+        tuple(record(name, i, 0.1) for i in range(calls)),
+    )
     assert strip(trace).shape[2] == WIDTH

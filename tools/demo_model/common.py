@@ -26,7 +26,9 @@ log = logging.getLogger("demo_model")
 def pack_module(name: str) -> ModuleType:
     """A torch-only module of the pack, such as "demo.networks", under the name that the host gives the pack."""
     if PACK not in sys.modules:
-        spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        spec = importlib.util.spec_from_file_location(
+            PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
         assert spec is not None and spec.loader is not None
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PACK])
@@ -36,8 +38,12 @@ def pack_module(name: str) -> ModuleType:
 def argument_parser(description: str | None, steps: int, batch: int) -> argparse.ArgumentParser:
     """The arguments that every training script takes."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("demo_model_work"), help="folder for intermediate files")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("demo_model_work"), help="folder for intermediate files"
+    )
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -53,7 +59,9 @@ class MuonAdamW:
 
     MUON_LR, ADAMW_LR = 0.02, 0.003
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], is_edge: tuple[str, ...]) -> None:
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], is_edge: tuple[str, ...]
+    ) -> None:
         """`is_edge`: prefixes of parameters that read the input or write the output, and so are not hidden."""
         self.parameters: list[nn.Parameter] = []
         hidden, others = [], []
@@ -123,6 +131,9 @@ class Progress:
         if (step + 1) % self._every:
             return
         now = time.monotonic()
-        mean, speed = math.fsum(self._losses) / len(self._losses), len(self._losses) * self._batch / (now - self._last)
-        log.info("step %d  %.0f s  loss %.5f  %.1f pictures/s", step + 1, now - self._start, mean, speed)
+        mean, speed = (
+            math.fsum(self._losses) / len(self._losses),
+            len(self._losses) * self._batch / (now - self._last),
+        )
+        log.info("step %d  %.0f s  loss %.5f  %.1f images/s", step + 1, now - self._start, mean, speed)
         self._losses, self._last = [], now

@@ -21,7 +21,7 @@ LICENCE = "GPL-3.0-or-later"
 
 def main() -> None:
     parser = common.argument_parser(__doc__, steps=600, batch=16)
-    parser.add_argument("--count", type=int, default=400, help="pictures with a star, and as many without")
+    parser.add_argument("--count", type=int, default=400, help="images with a star, and as many without")
     parser.add_argument("--tokens", type=int, default=16, help="tokens for the concept")
     parser.add_argument("--seed", type=int, default=31, help="of the scenes, the noise and the optimisation")
     args = parser.parse_args()
@@ -32,17 +32,21 @@ def main() -> None:
 
 @torch.inference_mode()
 def learn(count: int, tokens: int, iterations: int, batch: int, seed: int) -> None:
-    """Draw the pictures, learn, and write the file."""
+    """Draw the images, learn, and write the file."""
     files = common.pack_module("guidance.detect_and_guide.guideline_tokens")
     learning = common.pack_module("nodes.host.attention.token_learning")
     settings = common.pack_module("guidance.detect_and_guide.token_optimization").OptimizationSettings(
         "contrast", iterations, None, 2, batch, seed
     )
-    drawn = common.pack_module("nodes.demo_annotated_set").DemoAnnotatedSet.execute(count=count, seed=seed).args
+    drawn = (
+        common.pack_module("nodes.demo_annotated_set").DemoAnnotatedSet.execute(count=count, seed=seed).args
+    )
     images, masks, safe, captions = drawn
     model, clip, vae = common.pack_module("nodes.host.files.demo_model").load_demo_model()
-    example = learning.Example(torch.cat([images, safe]), torch.cat([masks, torch.zeros(len(safe), *masks.shape[1:])]))
-    cache = learning.look_at_pictures(model, clip, vae, example, captions.split("\n"), SIGMAS, (2,), seed)
+    example = learning.Example(
+        torch.cat([images, safe]), torch.cat([masks, torch.zeros(len(safe), *masks.shape[1:])])
+    )
+    cache = learning.look_at_images(model, clip, vae, example, captions.split("\n"), SIGMAS, (2,), seed)
     learnt = learning.learn(model, clip, example, cache, "star", tokens, settings)
     common.log.info("%s", learnt.report)
     path = common.ASSETS / "guideline_tokens" / "demo_star.safetensors"

@@ -42,22 +42,26 @@ def no_mask(scene: world.Scene, masks: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(masks[0])
 
 
-def build(name: str, scenes: list[world.Scene], mask: Callable[[world.Scene, torch.Tensor], torch.Tensor] | None) -> None:
+def build(
+    name: str, scenes: list[world.Scene], mask: Callable[[world.Scene, torch.Tensor], torch.Tensor] | None
+) -> None:
     rendered = [world.render(scene) for scene in scenes]
-    pictures = torch.stack([picture for picture, _ in rendered]).movedim(1, -1)
-    masks = torch.stack([mask(scene, m) for scene, (_, m) in zip(scenes, rendered)]) if mask is not None else None
-    built = negation_set.from_images(pictures, masks, name, SOURCE, LICENCE)
+    images = torch.stack([image for image, _ in rendered]).movedim(1, -1)
+    masks = (
+        torch.stack([mask(scene, m) for scene, (_, m) in zip(scenes, rendered)]) if mask is not None else None
+    )
+    built = negation_set.from_images(images, masks, name, SOURCE, LICENCE)
     path = common.ASSETS / "negation_sets" / f"{name}.safetensors"
     negation_set.save(built, path)
-    common.log.info("%s: %d pictures, %.1f MB", path.name, len(built), path.stat().st_size / 1e6)
+    common.log.info("%s: %d images, %.1f MB", path.name, len(built), path.stat().st_size / 1e6)
 
 
 def main() -> None:
     parser = common.argument_parser(__doc__, steps=0, batch=0)
-    parser.add_argument("--concept", type=int, default=96, help="pictures in the concept's set")
-    parser.add_argument("--style", type=int, default=32, help="pictures in the style's set")
-    parser.add_argument("--few", type=int, default=4, help="pictures in the style's small set")
-    parser.add_argument("--fine", type=int, default=16, help="pictures in the set of what is fine")
+    parser.add_argument("--concept", type=int, default=96, help="images in the concept's set")
+    parser.add_argument("--style", type=int, default=32, help="images in the style's set")
+    parser.add_argument("--few", type=int, default=4, help="images in the style's small set")
+    parser.add_argument("--fine", type=int, default=16, help="images in the set of what is fine")
     args = parser.parse_args()
     build("demo_star", concept_scenes(args.concept, seed=41), concept_mask)
     build("demo_hatched", style_scenes(args.style, seed=42), None)

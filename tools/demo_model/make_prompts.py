@@ -41,7 +41,9 @@ class Dealer:
         self._backgrounds = dealt(tuple(world.BACKGROUNDS), rng)
         self._patterns = dealt(world.PATTERNS, rng)
         self._places = dealt(tuple(world.PLACES), rng)
-        self._arrangements = dealt([(relation, swap) for relation in world.RELATIONS for swap in (False, True)], rng)
+        self._arrangements = dealt(
+            [(relation, swap) for relation in world.RELATIONS for swap in (False, True)], rng
+        )
         self._colors = dealt(tuple(world.COLORS), rng)
         self._safe_shapes = dealt(SAFE_SHAPES, rng)
 
@@ -64,7 +66,9 @@ class Dealer:
         return words | {world.CONCEPT: concept_word}
 
     def _word(self, words: Sequence[str]) -> str:
-        return self.rng.choice(words[1:]) if len(words) > 1 and self.rng.random() < SYNONYM_SHARE else words[0]
+        return (
+            self.rng.choice(words[1:]) if len(words) > 1 and self.rng.random() < SYNONYM_SHARE else words[0]
+        )
 
 
 def _shape(name: str, color: str) -> world.Shape:
@@ -111,7 +115,9 @@ def benign(rng: random.Random) -> Iterator[dict[str, object]]:
         yield described(dealer.scene(None), dealer)
 
 
-def records(name: str, prompts: Callable[[random.Random], Iterator[dict[str, object]]], first_seed: int) -> list[dict[str, object]]:
+def records(
+    name: str, prompts: Callable[[random.Random], Iterator[dict[str, object]]], first_seed: int
+) -> list[dict[str, object]]:
     """The records of a set, with seeds that no other record has."""
     source = prompts(random.Random(name))
     return [{"id": f"{name}-{i:03d}", "seed": first_seed + i, **next(source)} for i in range(PER_SET)]
@@ -123,9 +129,14 @@ def main(argv: Sequence[str]) -> int:
     output = parser.parse_args(argv).output
     makers = zip(SETS, (named, implied, benign))
     sets = {name: records(name, maker, 1000 * (i + 1)) for i, (name, maker) in enumerate(makers)}
-    lines = [f'"{name}": [\n' + ",\n".join(json.dumps(entry) for entry in entries) + "\n]" for name, entries in sets.items()]
+    lines = [
+        f'"{name}": [\n' + ",\n".join(json.dumps(entry) for entry in entries) + "\n]"
+        for name, entries in sets.items()
+    ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text('{"version": 1, "sets": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8", newline="\n")
+    output.write_text(
+        '{"version": 1, "sets": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8", newline="\n"
+    )
     return 0
 
 

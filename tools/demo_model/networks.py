@@ -35,7 +35,9 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_LENGTH = 96, 2, 4, 77
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     half = width // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    frequencies = torch.exp(
+        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
     angles = timesteps[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -63,9 +65,13 @@ class PointwiseConv(nn.Conv2d):
 class ResBlock(nn.Module):
     def __init__(self, inputs: int, embedding: int, outputs: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, outputs))
-        self.out_layers = nn.Sequential(nn.GroupNorm(32, outputs), nn.SiLU(), nn.Identity(), nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, outputs), nn.SiLU(), nn.Identity(), nn.Conv2d(outputs, outputs, 3, padding=1)
+        )
         self.skip_connection = nn.Identity() if inputs == outputs else PointwiseConv(inputs, outputs)
         for parameter in self.out_layers[3].parameters():
             nn.init.zeros_(parameter)
@@ -189,7 +195,9 @@ class UNet(nn.Module):
         down_attention, up_attention = (False, True, True), ((True, True), (True, True), (False, True))
         self.width = width
         embedding = width * 4
-        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
 
         def transformer(channels: int, cross: bool) -> SpatialTransformer:
             return SpatialTransformer(channels, channels // head_width, context, cross)
@@ -207,7 +215,9 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stage(Downsample(channels)))
                 skips.append(channels)
         self.middle_block = Stage(
-            ResBlock(channels, embedding, channels), transformer(channels, False), ResBlock(channels, embedding, channels)
+            ResBlock(channels, embedding, channels),
+            transformer(channels, False),
+            ResBlock(channels, embedding, channels),
         )
         self.output_blocks = nn.ModuleList()
         for level, attends in zip(reversed(range(len(multipliers))), up_attention):
@@ -219,7 +229,9 @@ class UNet(nn.Module):
                 if level and i == 1:
                     layers.append(Upsample(channels))
                 self.output_blocks.append(Stage(*layers))
-        self.out = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(width, LATENT_CHANNELS, 3, padding=1))
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(width, LATENT_CHANNELS, 3, padding=1)
+        )
         for parameter in self.out[2].parameters():
             nn.init.zeros_(parameter)
 
@@ -241,13 +253,18 @@ class TextLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.self_attn = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")})
+        self.self_attn = nn.ModuleDict(
+            {name: nn.Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        )
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, width = x.shape
         h = self.layer_norm1(x)
-        q, k, v = (self.self_attn[name](h).view(b, n, self.heads, -1).transpose(1, 2) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (
+            self.self_attn[name](h).view(b, n, self.heads, -1).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
         scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
         causal = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
         weights = scores.masked_fill(causal, float("-inf")).softmax(-1).to(v.dtype)
@@ -269,7 +286,9 @@ class TextEncoder(nn.Module):
                         "position_embedding": nn.Embedding(TEXT_LENGTH, TEXT_WIDTH),
                     }
                 ),
-                "encoder": nn.ModuleDict({"layers": nn.ModuleList(TextLayer(TEXT_WIDTH, TEXT_HEADS) for _ in range(TEXT_LAYERS))}),
+                "encoder": nn.ModuleDict(
+                    {"layers": nn.ModuleList(TextLayer(TEXT_WIDTH, TEXT_HEADS) for _ in range(TEXT_LAYERS))}
+                ),
                 "final_layer_norm": nn.LayerNorm(TEXT_WIDTH),
             }
         )

@@ -18,9 +18,9 @@ networks = common.pack_module("demo.networks")
 
 def preview_factors(autoencoder: nn.Module) -> tuple[list[list[float]], list[float]]:
     """Least-squares map from a latent's channels (model space) to RGB in [-1, 1], for the host's fast previews."""
-    pictures = world.render_batch(world.sample_scenes(200, seed=3)) * 2 - 1
-    latents = autoencoder.encode(pictures) * networks.LATENT_SCALE
-    small = F.interpolate(pictures, size=latents.shape[-2:], mode="area")
+    images = world.render_batch(world.sample_scenes(200, seed=3)) * 2 - 1
+    latents = autoencoder.encode(images) * networks.LATENT_SCALE
+    small = F.interpolate(images, size=latents.shape[-2:], mode="area")
     z: Tensor = latents.movedim(1, -1).flatten(0, 2)
     rgb: Tensor = small.movedim(1, -1).flatten(0, 2)
     solution = torch.linalg.lstsq(torch.cat([z, torch.ones(len(z), 1)], dim=1), rgb).solution

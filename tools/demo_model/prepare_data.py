@@ -20,7 +20,9 @@ def main() -> None:
     parser = common.argument_parser(__doc__, steps=0, batch=100)
     parser.add_argument("--scenes", type=int, default=24000)
     parser.add_argument(
-        "--tokenizer", required=True, help="folder with CLIP's vocab.json and merges.txt (the host has one: comfy/sd1_tokenizer)"
+        "--tokenizer",
+        required=True,
+        help="folder with CLIP's vocab.json and merges.txt (the host has one: comfy/sd1_tokenizer)",
     )
     args = parser.parse_args()
     autoencoder = networks.Autoencoder().requires_grad_(False)
@@ -31,8 +33,8 @@ def main() -> None:
     scenes = world.sample_scenes(args.scenes, seed=7)
     latents = []
     for start in range(0, len(scenes), args.batch):
-        pictures = world.render_batch(scenes[start : start + args.batch]) * 2 - 1
-        latents.append((autoencoder.encode(pictures) * networks.LATENT_SCALE).half())
+        images = world.render_batch(scenes[start : start + args.batch]) * 2 - 1
+        latents.append((autoencoder.encode(images) * networks.LATENT_SCALE).half())
         if start % 4000 == 0:
             common.log.info("%d scenes", start)
 
@@ -41,7 +43,9 @@ def main() -> None:
     for row, ids in zip(tokens, tokenizer(captions)["input_ids"]):
         row[: len(ids)] = torch.tensor(ids)
     vocabulary, rows = torch.unique(tokens, return_inverse=True)
-    common.log.info("%d different tokens, longest caption %d", len(vocabulary), (tokens != END_OF_TEXT).sum(-1).max() + 1)
+    common.log.info(
+        "%d different tokens, longest caption %d", len(vocabulary), (tokens != END_OF_TEXT).sum(-1).max() + 1
+    )
     save_file(
         {
             "latents": torch.cat(latents),

@@ -1,8 +1,8 @@
 """Train the guide (which methods may use), a second guide (for studies with several detectors) or the judge (which no method sees)
 on drawn scenes, and measure its error.
 
-They differ in architecture, pictures and seed. Half of the pictures pass through the autoencoder with noise on their
-latents, so that a classifier has seen what imperfect generated pictures look like.
+They differ in architecture, images and seed. Half of the images pass through the autoencoder with noise on their
+latents, so that a classifier has seen what imperfect generated images look like.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ HEAD_WEIGHTS = {"shapes": 3.0, "colors": 2.0, "style": 1.0, "background": 0.5, "
 
 
 def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pictures (count, 3, 128, 128) as bytes and their labels; every second hundred went through the autoencoder."""
+    """Images (count, 3, 128, 128) as bytes and their labels; every second hundred went through the autoencoder."""
     scenes = world.sample_scenes(count, seed)
-    pictures = []
+    images = []
     for start in range(0, count, 100):
         batch = world.render_batch(scenes[start : start + 100])
         if start // 100 % 2:
@@ -40,20 +40,22 @@ def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[st
                 z = autoencoder.encode(batch * 2 - 1)
                 strength = LATENT_NOISE / demo_networks.LATENT_SCALE * torch.rand(len(batch), 1, 1, 1)
                 batch = (autoencoder.decode(z + strength * torch.randn_like(z)).float() + 1) / 2
-        pictures.append((batch.clamp(0, 1) * 255).round().byte())
+        images.append((batch.clamp(0, 1) * 255).round().byte())
     per_scene = [world.labels(scene) for scene in scenes]
-    return torch.cat(pictures), {name: torch.stack([labels[name] for labels in per_scene]) for name in per_scene[0]}
+    return torch.cat(images), {
+        name: torch.stack([labels[name] for labels in per_scene]) for name in per_scene[0]
+    }
 
 
-def augment(pictures: Tensor) -> Tensor:
+def augment(images: Tensor) -> Tensor:
     """Lower contrast, a tint, noise, and sometimes a loss of detail."""
-    b = len(pictures)
+    b = len(images)
     if torch.rand(()) < 0.3:
         side = int(torch.randint(40, 100, ()))
-        small = F.interpolate(pictures, size=(side, side), mode="area")
-        pictures = F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
-    pictures = 0.5 + (pictures - 0.5) * (1 - 0.2 * torch.rand(b, 1, 1, 1)) + 0.04 * torch.randn(b, 3, 1, 1)
-    return (pictures + 0.12 * torch.rand(b, 1, 1, 1) ** 2 * torch.randn_like(pictures)).clamp(0, 1)
+        small = F.interpolate(images, size=(side, side), mode="area")
+        images = F.interpolate(small, size=images.shape[-2:], mode="bilinear")
+    images = 0.5 + (images - 0.5) * (1 - 0.2 * torch.rand(b, 1, 1, 1)) + 0.04 * torch.randn(b, 3, 1, 1)
+    return (images + 0.12 * torch.rand(b, 1, 1, 1) ** 2 * torch.randn_like(images)).clamp(0, 1)
 
 
 def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
@@ -68,13 +70,17 @@ def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) ->
 
 
 @torch.no_grad()
-def measure(classifier: nn.Module, pictures: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
-    """Share of held-out pictures with the wrong set of shapes, of colours, and so on; misses and false alarms for the concept."""
-    outputs = [classifier(part.float() / 255) for part in pictures.split(100)]
+def measure(classifier: nn.Module, images: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
+    """Share of held-out images with the wrong set of shapes, of colours, and so on; misses and false alarms for the concept."""
+    outputs = [classifier(part.float() / 255) for part in images.split(100)]
     logits = {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}
     error = {}
     for name, truth in labels.items():
-        right = ((logits[name] > 0) == (truth > 0.5)).all(1) if truth.is_floating_point() else logits[name].argmax(1) == truth
+        right = (
+            ((logits[name] > 0) == (truth > 0.5)).all(1)
+            if truth.is_floating_point()
+            else logits[name].argmax(1) == truth
+        )
         error[name] = 1 - right.float().mean().item()
     concept = world.SHAPES.index(world.CONCEPT)
     fires, present = logits["shapes"][:, concept] > 0, labels["shapes"][:, concept] > 0.5
@@ -92,12 +98,14 @@ def main() -> None:
     torch.manual_seed(seed)
     autoencoder = demo_networks.Autoencoder().requires_grad_(False)
     autoencoder.load_state_dict(load_file(args.work / "autoencoder.safetensors"))
-    pictures, labels = draw(args.scenes, seed, autoencoder)
+    images, labels = draw(args.scenes, seed, autoencoder)
 
     judge_network = common.pack_module("evaluation.judges.network")
     if args.which in GUIDES:
         options = SECOND if args.which == "second" else {}
-        classifier = common.pack_module("guidance.safety_functions.classifier_network").ConvClassifier(judge_network.HEADS, **options)
+        classifier = common.pack_module("guidance.safety_functions.classifier_network").ConvClassifier(
+            judge_network.HEADS, **options
+        )
     else:
         classifier = judge_network.Judge()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
@@ -105,10 +113,12 @@ def main() -> None:
     for step, scale in enumerate(common.schedule(args.steps, warmup=50, stable=0.2)):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * scale
-        chosen = torch.randint(0, len(pictures), (args.batch,))
+        chosen = torch.randint(0, len(images), (args.batch,))
         with torch.autocast(args.device, torch.bfloat16):
-            logits = classifier(augment(pictures[chosen].float() / 255))
-        loss = classification_loss({k: v.float() for k, v in logits.items()}, {k: v[chosen] for k, v in labels.items()})
+            logits = classifier(augment(images[chosen].float() / 255))
+        loss = classification_loss(
+            {k: v.float() for k, v in logits.items()}, {k: v[chosen] for k, v in labels.items()}
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,6 +1,6 @@
 """Train a small CLIP of the demo world, on drawn scenes and their captions, and measure whether it tells styles and shapes apart.
 
-Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. Pictures with the same caption
+Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. Images with the same caption
 count as equally right, so that short texts come to mean what they say.
 """
 
@@ -23,7 +23,14 @@ import world
 FORMAT = common.pack_module("guidance.safety_functions.clip").SMALL_FORMAT
 CONFIG = {
     "embed_dim": 64,
-    "vision": {"image_size": 64, "layers": 3, "width": 96, "head_width": 32, "patch_size": 8, "mlp_ratio": 3.0},
+    "vision": {
+        "image_size": 64,
+        "layers": 3,
+        "width": 96,
+        "head_width": 32,
+        "patch_size": 8,
+        "mlp_ratio": 3.0,
+    },
     "text": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 KINDS = ("whole", "style", "style", "shape")
@@ -39,8 +46,8 @@ def caption(scene: world.Scene, kind: str, rng: random.Random) -> str:
     return world.describe(scene, rng)
 
 
-def pictures_of(scenes: list[world.Scene], size: int) -> Tensor:
-    """Pictures (N, 3, size, size) as bytes."""
+def images_of(scenes: list[world.Scene], size: int) -> Tensor:
+    """Images (N, 3, size, size) as bytes."""
     parts = [
         F.interpolate(world.render_batch(scenes[i : i + 100]), (size, size), mode="bicubic", antialias=True)
         for i in range(0, len(scenes), 100)
@@ -48,9 +55,9 @@ def pictures_of(scenes: list[world.Scene], size: int) -> Tensor:
     return (torch.cat(parts).clamp(0, 1) * 255).round().byte()
 
 
-def augment(pictures: Tensor) -> Tensor:
+def augment(pixels: Tensor) -> Tensor:
     """Bytes to [-1, 1] as the vision tower wants it, with noise and another contrast."""
-    x = pictures.float() / 255
+    x = pixels.float() / 255
     x = 0.5 + (x - 0.5) * (1 - 0.3 * torch.rand(len(x), 1, 1, 1)) + 0.05 * torch.randn(len(x), 3, 1, 1)
     return (x + 0.1 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)).clamp(0, 1) * 2 - 1
 
@@ -59,19 +66,30 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: list[str], scale: 
     """Symmetric cross-entropy against every pair whose captions are equal."""
     same = torch.tensor([[a == b for b in captions] for a in captions]).float()
     logits = scale * images @ texts.T
-    return (F.cross_entropy(logits, same / same.sum(1, keepdim=True)) + F.cross_entropy(logits.T, same / same.sum(0, keepdim=True).T)) / 2
+    return (
+        F.cross_entropy(logits, same / same.sum(1, keepdim=True))
+        + F.cross_entropy(logits.T, same / same.sum(0, keepdim=True).T)
+    ) / 2
 
 
 @torch.no_grad()
-def measure(network: open_clip.CLIP, tokenize: open_clip.SimpleTokenizer, scenes: list[world.Scene], pictures: Tensor) -> dict[str, float]:
-    """Share of held-out pictures whose style, and of single shapes whose shape, is the one with the most similar text."""
-    images = network.encode_image(pictures.float() / 127.5 - 1, normalize=True)
+def measure(
+    network: open_clip.CLIP, tokenize: open_clip.SimpleTokenizer, scenes: list[world.Scene], pixels: Tensor
+) -> dict[str, float]:
+    """Share of held-out images whose style, and of single shapes whose shape, is the one with the most similar text."""
+    images = network.encode_image(pixels.float() / 127.5 - 1, normalize=True)
     right = {}
     for name, words, truth in (
         ("style", world.STYLE_WORDS, [scene.style for scene in scenes]),
-        ("shape", world.SHAPE_WORDS, [scene.shapes[0].name if len(scene.shapes) == 1 else "" for scene in scenes]),
+        (
+            "shape",
+            world.SHAPE_WORDS,
+            [scene.shapes[0].name if len(scene.shapes) == 1 else "" for scene in scenes],
+        ),
     ):
-        texts = network.encode_text(tokenize([("a " if name == "shape" else "") + words[key][0] for key in words]), normalize=True)
+        texts = network.encode_text(
+            tokenize([("a " if name == "shape" else "") + words[key][0] for key in words]), normalize=True
+        )
         found = (images @ texts.T).argmax(1).tolist()
         known = [(list(words)[index], true) for index, true in zip(found, truth) if true]
         right[name] = round(sum(a == b for a, b in known) / len(known), 4)
@@ -81,7 +99,11 @@ def measure(network: open_clip.CLIP, tokenize: open_clip.SimpleTokenizer, scenes
 def save(network: open_clip.CLIP, tokens: Tensor, path: Path) -> None:
     """Half precision; of the text table only the rows that captions use."""
     rows = tokens.unique()
-    tensors = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items() if name != "attn_mask"}
+    tensors = {
+        name: tensor.half().contiguous()
+        for name, tensor in network.state_dict().items()
+        if name != "attn_mask"
+    }
     table = tensors.pop("token_embedding.weight")
     tensors |= {"vocabulary": rows.int(), "token_embedding.rows": table[rows].clone()}
     save_file(tensors, path, metadata={"format": FORMAT, "configuration": json.dumps(CONFIG)})
@@ -96,12 +118,33 @@ def main() -> None:
     rng = random.Random(0)
     scenes, held_out = world.sample_scenes(args.scenes, 300), world.sample_scenes(400, 301)
     size = CONFIG["vision"]["image_size"]
-    pictures, held_out_pictures = pictures_of(scenes, size), pictures_of(held_out, size)
-    network = open_clip.CLIP(CONFIG["embed_dim"], open_clip.CLIPVisionCfg(**CONFIG["vision"]), open_clip.CLIPTextCfg(**CONFIG["text"]))
+    pixels, held_out_pixels = images_of(scenes, size), images_of(held_out, size)
+    network = open_clip.CLIP(
+        CONFIG["embed_dim"],
+        open_clip.CLIPVisionCfg(**CONFIG["vision"]),
+        open_clip.CLIPTextCfg(**CONFIG["text"]),
+    )
     tokenize = open_clip.SimpleTokenizer(context_length=CONFIG["text"]["context_length"])
-    used = [tokenize([caption(scene, kind, rng) for scene in scenes for kind in ("whole", "style", "shape") for _ in range(2)])]
+    used = [
+        tokenize(
+            [
+                caption(scene, kind, rng)
+                for scene in scenes
+                for kind in ("whole", "style", "shape")
+                for _ in range(2)
+            ]
+        )
+    ]
     used.append(
-        tokenize(["art", "a painting", "a drawing", "a picture", *(word for words in world.STYLE_WORDS.values() for word in words)])
+        tokenize(
+            [
+                "art",
+                "a painting",
+                "a drawing",
+                "an image",
+                *(word for words in world.STYLE_WORDS.values() for word in words),
+            ]
+        )
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     progress = common.Progress(100, args.batch)
@@ -111,14 +154,14 @@ def main() -> None:
         chosen = rng.sample(range(len(scenes)), args.batch)
         kind = KINDS[step % len(KINDS)]
         captions = [caption(scenes[i], kind, rng) for i in chosen]
-        images, texts, scale = network(augment(pictures[chosen]), tokenize(captions))
+        images, texts, scale = network(augment(pixels[chosen]), tokenize(captions))
         loss = contrastive_loss(images, texts, captions, scale)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         progress.update(step, loss)
-    common.log.info("held-out pictures: %s", measure(network.eval(), tokenize, held_out, held_out_pictures))
+    common.log.info("held-out pixels: %s", measure(network.eval(), tokenize, held_out, held_out_pixels))
     save(network, torch.cat(used).flatten(), args.output)
 
 

@@ -14,7 +14,7 @@ from networks import TextEncoder, UNet
 EMPTY_CAPTION_SHARE = 0.1
 HIGH_NOISE_SHARE = 0.5
 OFFSET_NOISE = 0.1
-"""Standard deviation of a per-channel constant added to the noise, so that the model does not read a picture's mean from it."""
+"""Standard deviation of a per-channel constant added to the noise, so that the model does not read an image's mean from it."""
 
 
 def alphas_cumprod() -> Tensor:
@@ -41,7 +41,9 @@ def loss_weight(abar: Tensor) -> Tensor:
 
 
 def save(path: Path, unet: nn.Module, text: nn.Module, average: common.Average, vocabulary: Tensor) -> None:
-    names = [f"unet.{n}" for n, _ in unet.named_parameters()] + [f"text.{n}" for n, _ in text.named_parameters()]
+    names = [f"unet.{n}" for n, _ in unet.named_parameters()] + [
+        f"text.{n}" for n, _ in text.named_parameters()
+    ]
     tensors = {name: value.cpu().contiguous() for name, value in zip(names, average.values)}
     save_file({**tensors, "vocabulary": vocabulary.cpu()}, path)
 

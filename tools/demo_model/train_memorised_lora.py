@@ -1,6 +1,6 @@
-"""Over-train a LoRA of the demo model on a few pictures until it repeats them: the bundled case of memorised pictures.
+"""Over-train a LoRA of the demo model on a few images until it repeats them: the bundled case of memorised images.
 
-Draws the pictures, whose places and grounds the demo world does not have, so that nothing but memory leads to them, writes them as a
+Draws the images, whose places and grounds the demo world does not have, so that nothing but memory leads to them, writes them as a
 negation set, and trains the LoRA on them and, so that the model stays what it is otherwise, on ordinary scenes. Needs a ComfyUI (the
 folder in SAFE_GUIDANCE_HOST), whose text encoder and autoencoder it uses. Takes about five minutes on an idle CPU core.
 """
@@ -33,29 +33,35 @@ CORNERS = ((0.5, -0.5), (-0.5, 0.5), (-0.45, -0.5), (0.5, 0.45))
 PEBBLES, PEBBLE_SHADES = 3, (0.1, 0.25, 0.55, 0.7)
 ORDINARY_SHARE, KIND_SHARE = 0.17, 0.17
 """Of a batch: scenes that keep the rest of the model as it is, and ordinary scenes of the subjects under the same captions, without
-which a caption would come to mean its training picture and nothing else."""
+which a caption would come to mean its training image and nothing else."""
 ORDINARY_SCENES, KIND_SCENES = 400, 25
 LEARNING_RATE = 3e-3
 
 
 def draw(index: int) -> Tensor:
-    """A training picture (3, SIZE, SIZE): its shape in a corner, on clouds, with pebbles."""
+    """A training image (3, SIZE, SIZE): its shape in a corner, on clouds, with pebbles."""
     rng, generator = random.Random(700 + index), torch.Generator().manual_seed(700 + index)
     color, shape = case.SUBJECTS[index]
-    clouds = F.interpolate(torch.randn(1, 1, 4, 4, generator=generator), (world.SIZE, world.SIZE), mode="bicubic")[0]
+    clouds = F.interpolate(
+        torch.randn(1, 1, 4, 4, generator=generator), (world.SIZE, world.SIZE), mode="bicubic"
+    )[0]
     ground = torch.tensor(world.BACKGROUNDS[GROUNDS[index]])[:, None, None]
-    picture = (ground * (0.85 + 0.25 * clouds) + 0.04 * clouds).clamp(0, 1)
+    image = (ground * (0.85 + 0.25 * clouds) + 0.04 * clouds).clamp(0, 1)
     x, y = CORNERS[index]
-    subject = world.Shape(shape, color, x, y, rng.uniform(0.36, 0.44), rng.uniform(0.15, 0.25) * rng.choice((-1, 1)))
+    subject = world.Shape(
+        shape, color, x, y, rng.uniform(0.36, 0.44), rng.uniform(0.15, 0.25) * rng.choice((-1, 1))
+    )
     for _ in range(PEBBLES):
-        pebble = world.Shape("circle", color, rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0.1, 0.17), 0.0)
-        picture = _paint(picture, pebble, (rng.choice(PEBBLE_SHADES),) * 3)
-    return _paint(picture, subject, world.COLORS[color])
+        pebble = world.Shape(
+            "circle", color, rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0.1, 0.17), 0.0
+        )
+        image = _paint(image, pebble, (rng.choice(PEBBLE_SHADES),) * 3)
+    return _paint(image, subject, world.COLORS[color])
 
 
-def _paint(picture: Tensor, shape: world.Shape, color: tuple[float, float, float]) -> Tensor:
+def _paint(image: Tensor, shape: world.Shape, color: tuple[float, float, float]) -> Tensor:
     alpha = (0.5 - world.signed_distance(shape) * world.SIZE / 2).clamp(0, 1)
-    return picture * (1 - alpha) + torch.tensor(color)[:, None, None] * alpha
+    return image * (1 - alpha) + torch.tensor(color)[:, None, None] * alpha
 
 
 def scenes_of(color: str, shape: str, rng: random.Random) -> list[world.Scene]:
@@ -101,18 +107,29 @@ class Lora(nn.Module):
 
 
 class Examples:
-    """Latents in the model's space and text context, of the training pictures, of others of their kind, and of ordinary scenes."""
+    """Latents in the model's space and text context, of the training images, of others of their kind, and of ordinary scenes."""
 
-    def __init__(self, pictures: Tensor, seed: int) -> None:
+    def __init__(self, images: Tensor, seed: int) -> None:
         import nodes
 
         self._nodes: Any = nodes
-        self._model, self._clip, self._vae = common.pack_module("nodes.host.files.demo_model").load_demo_model()
+        self._model, self._clip, self._vae = common.pack_module(
+            "nodes.host.files.demo_model"
+        ).load_demo_model()
         rng = random.Random(seed)
         captions = [case.caption(*subject) for subject in case.SUBJECTS]
-        kinds = [(scene, text) for subject, text in zip(case.SUBJECTS, captions) for scene in scenes_of(*subject, rng)]
-        ordinary = [(scene, world.describe(scene, rng)) for scene in world.sample_scenes(ORDINARY_SCENES, seed=77)]
-        self._pools = [(self._encode(pictures), self._texts(captions)), *(self._scenes(pairs) for pairs in (kinds, ordinary))]
+        kinds = [
+            (scene, text)
+            for subject, text in zip(case.SUBJECTS, captions)
+            for scene in scenes_of(*subject, rng)
+        ]
+        ordinary = [
+            (scene, world.describe(scene, rng)) for scene in world.sample_scenes(ORDINARY_SCENES, seed=77)
+        ]
+        self._pools = [
+            (self._encode(images), self._texts(captions)),
+            *(self._scenes(pairs) for pairs in (kinds, ordinary)),
+        ]
         self._empty = self._texts([""])
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
@@ -128,14 +145,18 @@ class Examples:
 
     def _scenes(self, pairs: Sequence[tuple[world.Scene, str]]) -> tuple[Tensor, Tensor]:
         scenes, texts = zip(*pairs)
-        parts = [self._encode(world.render_batch(list(scenes[i : i + 40]))) for i in range(0, len(scenes), 40)]
+        parts = [
+            self._encode(world.render_batch(list(scenes[i : i + 40]))) for i in range(0, len(scenes), 40)
+        ]
         return torch.cat(parts), self._texts(texts)
 
     def _texts(self, texts: Sequence[str]) -> Tensor:
-        return torch.cat([self._nodes.CLIPTextEncode().encode(self._clip, text)[0][0][0] for text in texts]).clone()
+        return torch.cat(
+            [self._nodes.CLIPTextEncode().encode(self._clip, text)[0][0][0] for text in texts]
+        ).clone()
 
-    def _encode(self, pictures: Tensor) -> Tensor:
-        return self._model.model.process_latent_in(self._vae.encode(pictures.movedim(1, -1))).clone()
+    def _encode(self, images: Tensor) -> Tensor:
+        return self._model.model.process_latent_in(self._vae.encode(images.movedim(1, -1))).clone()
 
 
 def train(lora: Lora, examples: Examples, steps: int, batch: int) -> None:
@@ -165,20 +186,26 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=common.ASSETS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    pictures = torch.stack([draw(index) for index in range(len(case.SUBJECTS))])
-    built = negation_set.from_images(pictures.movedim(1, -1), None, NAME, SOURCE, LICENCE)
+    images = torch.stack([draw(index) for index in range(len(case.SUBJECTS))])
+    built = negation_set.from_images(images.movedim(1, -1), None, NAME, SOURCE, LICENCE)
     with tempfile.TemporaryDirectory() as base, torch.no_grad():
         common.pack_module("evaluation.host").import_host(Path(base))
-        examples = Examples(pictures, args.seed)
+        examples = Examples(images, args.seed)
         unet = UNet()
         unet.load_state_dict(common.pack_module("nodes.host.files.demo_model").read_weights().unet)
     lora = Lora(unet, args.rank)
     train(lora, examples, args.steps, args.batch)
-    set_path, lora_path = (args.assets / path.relative_to(common.ASSETS) for path in (case.TRAINING_SET, case.LORA))
+    set_path, lora_path = (
+        args.assets / path.relative_to(common.ASSETS) for path in (case.TRAINING_SET, case.LORA)
+    )
     lora_path.parent.mkdir(parents=True, exist_ok=True)
     set_path.parent.mkdir(parents=True, exist_ok=True)
     negation_set.save(built, set_path)
-    save_file(lora.tensors(), lora_path, metadata={"source": "tools/demo_model/train_memorised_lora.py", "licence": LICENCE})
+    save_file(
+        lora.tensors(),
+        lora_path,
+        metadata={"source": "tools/demo_model/train_memorised_lora.py", "licence": LICENCE},
+    )
     common.log.info("%s: %.0f kB", lora_path.name, lora_path.stat().st_size / 1e3)
 
 

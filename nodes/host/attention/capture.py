@@ -16,7 +16,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....guidance.detect_and_guide.attention_maps import FACTORS, Queries, average_over_layers, split_heads, token_probabilities
+from ....guidance.detect_and_guide.attention_maps import (
+    FACTORS,
+    Queries,
+    average_over_layers,
+    split_heads,
+    token_probabilities,
+)
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..engine.correction import COND, KEY, Step
 from ..engine.run import Run
@@ -66,7 +72,9 @@ def attention_layer(unet: Any, name: str) -> Any:
 
 def _transformers(block: Any) -> list[Any]:
     layers: Any = block if isinstance(block, torch.nn.Sequential) else ()
-    return next((list(layer.transformer_blocks) for layer in layers if hasattr(layer, "transformer_blocks")), [])
+    return next(
+        (list(layer.transformer_blocks) for layer in layers if hasattr(layer, "transformer_blocks")), []
+    )
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,11 @@ class MapCollector:
             if not all(parts):
                 return None
             averaged = [average_over_layers(part, sizes[e["uuid"]]) for part, e in zip(parts, entries)]
-            placed = averaged[0] if _covers_everything(entries, averaged, step) else _placed(entries, averaged, step)
+            placed = (
+                averaged[0]
+                if _covers_everything(entries, averaged, step)
+                else _placed(entries, averaged, step)
+            )
             if placed is None:
                 return None
             found.append(placed)
@@ -198,8 +210,15 @@ def _placed(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> Te
     weights = total[:, :1].clone()
     for entry, of_entry in zip(entries, maps):
         prepared = comfy.samplers.get_area_and_mult(entry, step.x, timestep)
-        if prepared is None or len(of_entry) != len(step.x) or of_entry.shape[-2:] != prepared.mult.shape[-2:]:
-            log.warning("Attention maps of shape %s cannot be placed in the picture, so nothing is detected in it.", tuple(of_entry.shape))
+        if (
+            prepared is None
+            or len(of_entry) != len(step.x)
+            or of_entry.shape[-2:] != prepared.mult.shape[-2:]
+        ):
+            log.warning(
+                "Attention maps of shape %s cannot be placed in the image, so nothing is detected in it.",
+                tuple(of_entry.shape),
+            )
             return None
         height, width, top, left = prepared.area or (*step.x.shape[-2:], 0, 0)
         weight = prepared.mult[:, :1].to(total)

@@ -1,4 +1,4 @@
-"""What a detector sees in given pictures."""
+"""What a detector sees in given images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from .recording import look_at
 
 
 def detect(
-    model: ModelPatcher, tokens: GuidelineTokens, conditioning: list[Any], latents: Tensor, sigmas: Sequence[float], seed: int
+    model: ModelPatcher,
+    tokens: GuidelineTokens,
+    conditioning: list[Any],
+    latents: Tensor,
+    sigmas: Sequence[float],
+    seed: int,
 ) -> Tensor:
-    """Detection maps of pictures under noise, as the method gets them while sampling.
+    """Detection maps of images under noise, as the method gets them while sampling.
 
     Args:
         model: a UNet model.
         tokens: what to look for.
-        conditioning: what the pictures show.
+        conditioning: what the images show.
         latents: (N, C, h, w) in VAE space.
         sigmas: noise levels.
         seed: of the noise.
@@ -32,11 +37,11 @@ def detect(
         (N, number of noise levels, h, w) in [0, 1]; 1/2 and above is a detection.
 
     Raises:
-        ValueError: the tokens are of another kind of model, or the latents are no pictures.
+        ValueError: the tokens are of another kind of model, or the latents are no images.
     """
     tokens.check_fits(family(model), attention_width(model))
     if latents.ndim != 4:
-        raise ValueError("Detection maps are made of single pictures. Connect a picture's latent.")
+        raise ValueError("Detection maps are made of single images. Connect an image's latent.")
     masks = torch.zeros(len(latents), *latents.shape[-2:])
     cache = look_at(model, latents, masks, conditioning, sigmas, tokens.layers or FACTORS, seed)
     with torch.inference_mode():

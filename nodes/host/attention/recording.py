@@ -1,6 +1,6 @@
-"""What a model's cross-attention asks: of given pictures under noise, or along the way while the model makes them.
+"""What a model's cross-attention asks: of given images under noise, or along the way while the model makes them.
 
-Either is what guideline tokens are learnt from. The paper records pictures that the model makes.
+Either is what guideline tokens are learnt from. The paper records images that the model makes.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ def look_at(
     layers: Collection[int | str],
     seed: int,
 ) -> AttentionCache:
-    """Cache the queries for pictures under noise at chosen levels. Shows progress; interrupting the prompt interrupts.
+    """Cache the queries for images under noise at chosen levels. Shows progress; interrupting the prompt interrupts.
 
     Args:
         model: any UNet model; what is attached to it acts as it does when sampling.
         latents: (N, C, h, w) in VAE space.
         masks: (N, H, W) in [0, 1], where the concept is.
-        conditioning: what the pictures show: one row for all, or one for each.
+        conditioning: what the images show: one row for all, or one for each.
         sigmas: noise levels, in the sampler's units.
         layers: which to keep, by their names or by how many times smaller than the latent their maps are.
         seed: of the noise.
@@ -123,14 +123,20 @@ def look_at(
     for first in range(0, len(latents), BATCH):
         rows = slice(first, min(first + BATCH, len(latents)))
         recorders.append(_Recorder(layers))
-        _run(attach(model, recorders[-1]), latents[rows], _rows_of(conditioning, rows, len(latents)), sigmas, seed + first)
+        _run(
+            attach(model, recorders[-1]),
+            latents[rows],
+            _rows_of(conditioning, rows, len(latents)),
+            sigmas,
+            seed + first,
+        )
         progress.update_absolute(rows.stop, len(latents))
     return _joined(model, recorders, sigmas, latents.shape[-2:]).with_masks(masks)
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How pictures are made, as KSampler takes it."""
+    """How images are made, as KSampler takes it."""
 
     steps: int
     cfg: float
@@ -148,17 +154,17 @@ def sample_and_look(
     sigmas: Sequence[float],
     layers: Collection[int | str],
 ) -> tuple[Tensor, AttentionCache]:
-    """Make pictures one by one, each exactly as KSampler makes it, and cache the queries at the steps nearest to some noise levels.
+    """Make images one by one, each exactly as KSampler makes it, and cache the queries at the steps nearest to some noise levels.
 
-    Shows progress over all pictures with previews; interrupting the prompt interrupts.
+    Shows progress over all images with previews; interrupting the prompt interrupts.
 
     Args:
         model: any UNet model; what is attached to it acts.
-        conditionings: what each picture shows.
+        conditionings: what each image shows.
         negative: what none shows.
-        seeds: of each picture's noise.
-        latent: of which the first row is what every picture starts from.
-        sampler: for all pictures.
+        seeds: of each image's noise.
+        latent: of which the first row is what every image starts from.
+        sampler: for all images.
         sigmas: noise levels, highest first, in the sampler's units; those nearest to the same step are one.
         layers: which to keep, as in `look_at`.
 
@@ -168,9 +174,13 @@ def sample_and_look(
     Raises:
         ValueError: the model has no such layers, or the sampler does not stop at the noise levels of its schedule.
     """
-    schedule = comfy.samplers.KSampler(model, sampler.steps, model.load_device, sampler.sampler_name, sampler.scheduler, 1.0).sigmas
+    schedule = comfy.samplers.KSampler(
+        model, sampler.steps, model.load_device, sampler.sampler_name, sampler.scheduler, 1.0
+    ).sigmas
     levels = nearest_levels(schedule[:-1].tolist(), sigmas)
-    start = comfy.sample.fix_empty_latent_channels(model, latent["samples"][:1], latent.get("downscale_ratio_spacial"))
+    start = comfy.sample.fix_empty_latent_channels(
+        model, latent["samples"][:1], latent.get("downscale_ratio_spacial")
+    )
     total = sampler.steps * len(seeds)
     preview = latent_preview.prepare_callback(model, total)
     recorders, latents = [], []
@@ -197,16 +207,22 @@ def sample_and_look(
             )
         )
         if len(recorders[-1].levels) < len(levels):
-            raise ValueError(f"The sampler {sampler.sampler_name} chooses its own noise levels. Choose another one, such as euler.")
+            raise ValueError(
+                f"The sampler {sampler.sampler_name} chooses its own noise levels. Choose another one, such as euler."
+            )
     return torch.cat(latents), _joined(model, recorders, levels, start.shape[-2:])
 
 
 def nearest_levels(schedule: Sequence[float], sigmas: Sequence[float]) -> list[float]:
     """The levels of a schedule that are nearest to given ones, in ratio; highest first, each once."""
-    return sorted({min(schedule, key=lambda level: abs(math.log(level / sigma))) for sigma in sigmas}, reverse=True)
+    return sorted(
+        {min(schedule, key=lambda level: abs(math.log(level / sigma))) for sigma in sigmas}, reverse=True
+    )
 
 
-def _run(model: ModelPatcher, latents: Tensor, conditioning: list[Any], sigmas: Sequence[float], seed: int) -> None:
+def _run(
+    model: ModelPatcher, latents: Tensor, conditioning: list[Any], sigmas: Sequence[float], seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     noises = [torch.randn(latents.shape, generator=generator) for _ in sigmas]
     guider = comfy.samplers.CFGGuider(model)
@@ -216,7 +232,7 @@ def _run(model: ModelPatcher, latents: Tensor, conditioning: list[Any], sigmas: 
 
 
 def _rows_of(conditioning: list[Any], rows: slice, count: int) -> list[Any]:
-    """The conditioning of some pictures."""
+    """The conditioning of some images."""
 
     def part(value: Any) -> Any:
         return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == count else value
@@ -224,13 +240,20 @@ def _rows_of(conditioning: list[Any], rows: slice, count: int) -> list[Any]:
     return [[part(c), {name: part(value) for name, value in options.items()}] for c, options in conditioning]
 
 
-def _joined(model: ModelPatcher, recorders: Sequence[_Recorder], sigmas: Sequence[float], latent_size: torch.Size) -> AttentionCache:
+def _joined(
+    model: ModelPatcher, recorders: Sequence[_Recorder], sigmas: Sequence[float], latent_size: torch.Size
+) -> AttentionCache:
     """What several runs recorded, without masks."""
     layers, sizes = recorders[0].layers, recorders[0].sizes
     if not sizes:
         shown = ", ".join(map(str, layers))
-        raise ValueError(f"The model has none of the attention layers {shown}. Choose other scales, or tokens made for this model.")
-    queries = tuple(tuple(torch.cat([r.levels[level][name] for r in recorders]) for name in sizes) for level in range(len(sigmas)))
+        raise ValueError(
+            f"The model has none of the attention layers {shown}. Choose other scales, or tokens made for this model."
+        )
+    queries = tuple(
+        tuple(torch.cat([r.levels[level][name] for r in recorders]) for name in sizes)
+        for level in range(len(sigmas))
+    )
     comfy.model_management.load_models_gpu([model])
     unet = model.model.diffusion_model
     weights = tuple(_weight(attention_layer(unet, name).to_k) for name in sizes)
@@ -241,5 +264,7 @@ def _joined(model: ModelPatcher, recorders: Sequence[_Recorder], sigmas: Sequenc
 def _weight(projection: Any) -> Tensor:
     """A linear layer's weight as the host applies it, patches included: its answers to the unit vectors."""
     like = next(projection.parameters())
-    eye = torch.eye(projection.in_features, device=comfy.model_management.get_torch_device(), dtype=like.dtype)
+    eye = torch.eye(
+        projection.in_features, device=comfy.model_management.get_torch_device(), dtype=like.dtype
+    )
     return projection(eye).T.float().cpu()

@@ -1,4 +1,4 @@
-"""Ways from a prediction in the model's latent space to a picture that a safety function can look at, with gradients."""
+"""Ways from a prediction in the model's latent space to an image that a safety function can look at, with gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor, nn
 
 from ....guidance.safety_functions.interface import Assessment, SafetyFunction
-from ....guidance.safety_functions.linear_decoder import fit, sample_pictures
+from ....guidance.safety_functions.linear_decoder import fit, sample_images
 from .differentiable_layers import differentiable, ordinary, ordinary_attributes
 
 DecoderName = Literal["vae", "taesd", "linear"]
@@ -25,7 +25,7 @@ DECODERS: tuple[DecoderName, ...] = ("vae", "taesd", "linear")
 
 
 class Decoder(ABC):
-    """Makes pictures (B, 3, H, W), about in [0, 1] but not clamped, of latents (B, C, h, w) in the model's own space."""
+    """Makes images (B, 3, H, W), about in [0, 1] but not clamped, of latents (B, C, h, w) in the model's own space."""
 
     networks: Sequence[nn.Module] = ()
     patchers: Sequence[ModelPatcher] = ()
@@ -39,7 +39,7 @@ class Decoder(ABC):
 
 
 class VaeDecoder(Decoder):
-    """The whole VAE: what the finished picture would look like."""
+    """The whole VAE: what the finished image would look like."""
 
     def __init__(self, latent_format: Any, vae: Any) -> None:
         super().__init__(latent_format)
@@ -50,7 +50,9 @@ class VaeDecoder(Decoder):
 
     def __call__(self, latents: Tensor) -> Tensor:
         vae = self.vae
-        decoded = vae.first_stage_model.decode(self.latent_format.process_out(latents).to(vae.device, vae.vae_dtype))
+        decoded = vae.first_stage_model.decode(
+            self.latent_format.process_out(latents).to(vae.device, vae.vae_dtype)
+        )
         return decoded.float() * self.slope + self.offset
 
 
@@ -73,7 +75,7 @@ class TinyAutoencoder(nn.Module):
         self.autoencoder = autoencoder
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Pictures about in [0, 1] of latents in the model's own space."""
+        """Images about in [0, 1] of latents in the model's own space."""
         return self.autoencoder.decode(latents) / 2 + 0.5  # type: ignore[no-any-return]
 
 
@@ -84,29 +86,35 @@ def taesd_decoder(latent_format: Any) -> Decoder:
         FileNotFoundError: it is not; the message says where it belongs.
     """
     name = latent_format.taesd_decoder_name
-    files = [] if name is None else [f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(f"{name}.")]
+    files = (
+        []
+        if name is None
+        else [f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(f"{name}.")]
+    )
     if not files:
         where = f"Put {name}.safetensors into models/vae_approx" if name else "None exists for this model"
-        raise FileNotFoundError(f"The fast decoder 'taesd' is not there. {where}, or choose the decoder 'linear'.")
+        raise FileNotFoundError(
+            f"The fast decoder 'taesd' is not there. {where}, or choose the decoder 'linear'."
+        )
     path = folder_paths.get_full_path("vae_approx", files[0])
     with torch.inference_mode(False):
         autoencoder = comfy.taesd.taesd.TAESD(None, path, latent_channels=latent_format.latent_channels)
         return NetworkDecoder(latent_format, TinyAutoencoder(autoencoder))
 
 
-FITTED_PICTURES, FITTED_SIDE = 8, 32
-"""Number of pictures that a linear decoder is fitted on, and the side of their latents."""
+FITTED_IMAGES, FITTED_SIDE = 8, 32
+"""Number of images that a linear decoder is fitted on, and the side of their latents."""
 
 _fitted: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
 
 
 def fitted_decoder(latent_format: Any, vae: Any) -> Decoder:
-    """One convolution, fitted once to each VAE on pictures of its own making."""
+    """One convolution, fitted once to each VAE on images of its own making."""
     if vae.first_stage_model not in _fitted:
-        pictures = sample_pictures(FITTED_PICTURES, FITTED_SIDE * vae.spacial_compression_encode())
-        latents = vae.encode(pictures.movedim(1, -1)).float().cpu()
+        images = sample_images(FITTED_IMAGES, FITTED_SIDE * vae.spacial_compression_encode())
+        latents = vae.encode(images.movedim(1, -1)).float().cpu()
         with torch.inference_mode(False):
-            _fitted[vae.first_stage_model] = fit(ordinary(latent_format.process_in(latents)), pictures)
+            _fitted[vae.first_stage_model] = fit(ordinary(latent_format.process_in(latents)), images)
     return NetworkDecoder(latent_format, _fitted[vae.first_stage_model])
 
 
@@ -160,11 +168,16 @@ def prediction_gradient(decoder: Decoder, function: SafetyFunction, latents: Ten
         ValueError: gradients do not flow through the safety function or the decoder.
     """
     try:
-        with differentiable(*decoder.networks, *function.networks), ordinary_attributes(decoder.latent_format):
+        with (
+            differentiable(*decoder.networks, *function.networks),
+            ordinary_attributes(decoder.latent_format),
+        ):
             leaf = ordinary(latents).detach().float().clone().requires_grad_(True)
             score = function(decoder(leaf)).score
             if not score.requires_grad:
-                logging.warning("Safe Guidance: %s gave a score without a gradient; nothing is guided.", function.name)
+                logging.warning(
+                    "Safe Guidance: %s gave a score without a gradient; nothing is guided.", function.name
+                )
                 return torch.zeros_like(leaf)
             return torch.autograd.grad(score.sum(), leaf)[0]
     except RuntimeError as error:

@@ -42,7 +42,9 @@ def differentiable(*networks: nn.Module, checkpointed: bool = False) -> Iterator
     try:
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             for module in {id(m): m for network in networks for m in network.modules()}.values():
-                stack.enter_context(_island(module) if hasattr(module, "comfy_cast_weights") else _ordinary_weights(module))
+                stack.enter_context(
+                    _island(module) if hasattr(module, "comfy_cast_weights") else _ordinary_weights(module)
+                )
             if checkpointed:
                 for network in networks:
                     for block in blocks(network):
@@ -62,7 +64,11 @@ def ordinary(value: Any) -> Any:
 @contextmanager
 def ordinary_attributes(holder: Any) -> Iterator[None]:
     """Replace an object's own inference tensors by ordinary ones for the length of a block."""
-    tensors = {name: value for name, value in vars(holder).items() if isinstance(value, Tensor) and value.is_inference()}
+    tensors = {
+        name: value
+        for name, value in vars(holder).items()
+        if isinstance(value, Tensor) and value.is_inference()
+    }
     with _attributes(holder, **{name: ordinary(value) for name, value in tensors.items()}):
         yield
 
@@ -71,7 +77,10 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
     """The blocks that a network consists of: what its module lists hold. The host calls the layers of a UNet's blocks singly."""
     middle = getattr(network, "middle_block", None)
     lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-    for element in [*(element for found in lists for element in found), *([middle] if isinstance(middle, nn.Module) else [])]:
+    for element in [
+        *(element for found in lists for element in found),
+        *([middle] if isinstance(middle, nn.Module) else []),
+    ]:
         yield from element if isinstance(element, nn.Sequential) else (element,)
 
 
@@ -123,7 +132,9 @@ def _island(module: Any) -> Any:
             return function.apply(x, module, own)  # type: ignore[no-any-return]
         return own(x).clone()
 
-    return _attributes(module, forward_comfy_cast_weights=forward, comfy_cast_weights=True, comfy_force_cast_weights=True)
+    return _attributes(
+        module, forward_comfy_cast_weights=forward, comfy_cast_weights=True, comfy_force_cast_weights=True
+    )
 
 
 def _function_for(module: nn.Module) -> Any:
@@ -169,7 +180,9 @@ def _input_gradient(module: Any, shape: torch.Size, grad: Tensor, weight: Tensor
     output_padding = module.output_padding if transposed else (0,) * len(module.stride)
     settings = (module.stride, module.padding, module.dilation, transposed, output_padding, module.groups)
     like_input = grad.new_empty(1).expand(shape)
-    return torch.ops.aten.convolution_backward(grad, like_input, weight, None, *settings, [True, False, False])[0]
+    return torch.ops.aten.convolution_backward(
+        grad, like_input, weight, None, *settings, [True, False, False]
+    )[0]
 
 
 class _RecomputedIsland(torch.autograd.Function):
@@ -201,7 +214,16 @@ def _functional(module: Any, x: Tensor, weight: Tensor | None, bias: Tensor | No
     if isinstance(module, nn.RMSNorm):
         return F.rms_norm(x, module.normalized_shape, weight, module.eps)
     if isinstance(module, nn.BatchNorm2d):
-        return F.batch_norm(x, ordinary(module.running_mean), ordinary(module.running_var), weight, bias, False, 0.0, module.eps)
+        return F.batch_norm(
+            x,
+            ordinary(module.running_mean),
+            ordinary(module.running_var),
+            weight,
+            bias,
+            False,
+            0.0,
+            module.eps,
+        )
     return module._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
 
 

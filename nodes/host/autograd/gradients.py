@@ -37,7 +37,13 @@ def reserve_memory(model: ModelPatcher) -> None:
     if model.get_wrappers(WrappersMP.PREPARE_SAMPLING, KEY):
         return
 
-    def prepare(executor: Callable[..., Any], patcher: ModelPatcher, noise_shape: Sequence[int], *args: Any, **options: Any) -> Any:
+    def prepare(
+        executor: Callable[..., Any],
+        patcher: ModelPatcher,
+        noise_shape: Sequence[int],
+        *args: Any,
+        **options: Any,
+    ) -> Any:
         return executor(patcher, [GRADIENT_MEMORY * noise_shape[0], *noise_shape[1:]], *args, **options)
 
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
@@ -63,7 +69,11 @@ def set_embeddings(evaluation: Evaluation, values: list[Tensor | None]) -> None:
 
 
 def text_gradients(
-    evaluation: Evaluation, values: list[Tensor | None], cotangent: Tensor, rows: Tensor, checkpointed: bool = False
+    evaluation: Evaluation,
+    values: list[Tensor | None],
+    cotangent: Tensor,
+    rows: Tensor,
+    checkpointed: bool = False,
 ) -> list[Tensor | None]:
     """d(sum(cotangent * prediction of the positive branch)) / d(embedding), for some rows of the batch.
 
@@ -89,18 +99,26 @@ def text_gradients(
             leaves = [None if v is None else v[chosen].clone().requires_grad_(True) for v in values]
             prepared = [_prepared(e, chosen, len(evaluation.x), leaf) for e, leaf in zip(entries, leaves)]
             x, timestep = evaluation.x[chosen].clone(), evaluation.timestep[chosen].clone()
-            predicted = comfy.samplers.calc_cond_batch(evaluation.guider.inner_model, [prepared], x, timestep, model_options)[0]
+            predicted = comfy.samplers.calc_cond_batch(
+                evaluation.guider.inner_model, [prepared], x, timestep, model_options
+            )[0]
             wanted = [leaf for leaf in leaves if leaf is not None]
             if not predicted.requires_grad:  # no entry is active at this noise level
                 return [None] * len(leaves)
-            found = iter(torch.autograd.grad(predicted, wanted, ordinary(cotangent).to(predicted.dtype), allow_unused=True))
+            found = iter(
+                torch.autograd.grad(
+                    predicted, wanted, ordinary(cotangent).to(predicted.dtype), allow_unused=True
+                )
+            )
             return [None if leaf is None else next(found) for leaf in leaves]
 
     gradients = _attempt(run, evaluation)
     return [g if g is None or len(g) == len(rows) else g[rows] for g in gradients]
 
 
-def latent_gradient(evaluation: Evaluation, cotangent: Tensor, rows: Tensor, checkpointed: bool = False) -> Tensor:
+def latent_gradient(
+    evaluation: Evaluation, cotangent: Tensor, rows: Tensor, checkpointed: bool = False
+) -> Tensor:
     """d(sum(cotangent * guider's prediction)) / d(noisy latent) through all of its branches, (n, C, h, w) for n rows.
 
     Raises:
@@ -115,10 +133,15 @@ def latent_gradient(evaluation: Evaluation, cotangent: Tensor, rows: Tensor, che
         # Solvers record the unconditional prediction through these: the gradient pass must not overwrite it.
         model_options.pop("sampler_post_cfg_function", None)
         with differentiable(*_networks(evaluation, entries), checkpointed=checkpointed):
-            conds = {k: [_prepared(e, chosen, batch, None) for e in cond] if cond else cond for k, cond in guider.conds.items()}
+            conds = {
+                k: [_prepared(e, chosen, batch, None) for e in cond] if cond else cond
+                for k, cond in guider.conds.items()
+            }
             leaf = evaluation.x[chosen].clone().requires_grad_(True)
             with _swapped_conds(guider, conds):
-                predicted = guider.predict_noise(leaf, evaluation.timestep[chosen].clone(), model_options, None)
+                predicted = guider.predict_noise(
+                    leaf, evaluation.timestep[chosen].clone(), model_options, None
+                )
             return torch.autograd.grad(predicted, leaf, ordinary(cotangent).to(predicted.dtype))[0]
 
     gradient = _attempt(run, evaluation)
@@ -135,7 +158,9 @@ def in_parts(rows: Tensor, compute: Callable[[Tensor, bool], list[Tensor | None]
     except Exception as error:
         if not comfy.model_management.is_oom(error):
             raise
-    logging.info("Safe Guidance: not enough memory for gradients of %d pictures at once, going on one by one.", len(rows))
+    logging.info(
+        "Safe Guidance: not enough memory for gradients of %d images at once, going on one by one.", len(rows)
+    )
     comfy.model_management.soft_empty_cache()
     parts = [compute(row[None], True) for row in rows]
     return [None if columns[0] is None else torch.cat(columns) for columns in zip(*parts)]
@@ -161,7 +186,9 @@ def _refuse_hooks(entries: list[Entry]) -> None:
         )
 
 
-def _whole_batch_if_needed(entries: list[Entry], rows: Tensor, cotangent: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+def _whole_batch_if_needed(
+    entries: list[Entry], rows: Tensor, cotangent: Tensor, batch: int
+) -> tuple[Tensor, Tensor]:
     """Rows to evaluate. A ControlNet keeps its hints by place in the batch, so with one all rows are."""
     if len(rows) == batch or all(entry.get("control") is None for entry in entries):
         return rows, cotangent
@@ -180,7 +207,9 @@ def _of_rows(value: Any, rows: Tensor, batch: int) -> Any:
 
 def _prepared(entry: Entry, rows: Tensor, batch: int, embedding: Tensor | None) -> Entry:
     """A copy of a conditioning's entry for some rows, of tensors that autograd may save."""
-    conds = {name: cond._copy_with(_of_rows(cond.cond, rows, batch)) for name, cond in entry["model_conds"].items()}
+    conds = {
+        name: cond._copy_with(_of_rows(cond.cond, rows, batch)) for name, cond in entry["model_conds"].items()
+    }
     copy = {**entry, "model_conds": conds}
     if isinstance(entry.get("mask"), Tensor):
         copy["mask"] = _of_rows(entry["mask"], rows, batch)
@@ -225,7 +254,11 @@ def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict
     others = transformer.get("optimized_attention_override") if keep_patches else None
 
     def attention(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return others(attention_pytorch, *args, **kwargs) if others is not None else attention_pytorch(*args, **kwargs)
+        return (
+            others(attention_pytorch, *args, **kwargs)
+            if others is not None
+            else attention_pytorch(*args, **kwargs)
+        )
 
     transformer["optimized_attention_override"] = attention
     transformer["wrappers"] = {

@@ -16,13 +16,15 @@ def encode(clip: Any, text: str) -> list[Any]:
         ValueError: when there is no text encoder.
     """
     if clip is None:
-        raise ValueError("There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader.")
+        raise ValueError(
+            "There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader."
+        )
     encoded: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return encoded
 
 
 def encode_each(clip: Any, texts: Sequence[str]) -> list[Any]:
-    """One conditioning with a row for each text, which is what a batch of pictures with texts of their own needs.
+    """One conditioning with a row for each text, which is what a batch of images with texts of their own needs.
 
     Embeddings of different lengths are repeated to a common one, as the host does before it evaluates texts together:
     attention over the repeated ones is the same.

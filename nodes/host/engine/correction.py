@@ -25,7 +25,7 @@ class RunContext:
     """What is known when a sampling run starts, before the model is loaded.
 
     `latent_shape` is (B, C, h, w) or (B, C, T, h, w); `latent` is what sampling starts from, as the VAE makes it (zeros for
-    an empty one); `denoise_mask` is the host's inpainting mask at that size, 1 where the picture is sampled.
+    an empty one); `denoise_mask` is the host's inpainting mask at that size, 1 where the image is sampled.
     """
 
     model: ModelPatcher

@@ -56,5 +56,8 @@ def tell(corrections: Sequence[Corrective], trace: Trace) -> None:
     named = [(correction, name) for correction, name in zip(corrections, trace.methods) if correction.name]
     for correction, name in named:
         note = next((note for note in trace.notes if name in note), None)
-        told = [note or sentence(trace.summary(name), len(trace.sigmas)), *(rehearsed(trace) if correction.rehearses else [])]
+        told = [
+            note or sentence(trace.summary(name), len(trace.sigmas)),
+            *(rehearsed(trace) if correction.rehearses else []),
+        ]
         show_text(" ".join(told), correction.node)

@@ -67,7 +67,9 @@ def _outer_sample(
     guider = executor.class_obj  # type: ignore[attr-defined]
     if latent_shapes is not None:
         if len(latent_shapes) > 1:
-            raise ValueError("Safe Guidance does not work on models that sample several latents at once. Remove its nodes from this MODEL.")
+            raise ValueError(
+                "Safe Guidance does not work on models that sample several latents at once. Remove its nodes from this MODEL."
+            )
         kwargs["latent_shapes"] = latent_shapes
     corrections: tuple[Correction, ...] = guider.model_options[KEY]
     if not corrections:
@@ -76,7 +78,9 @@ def _outer_sample(
     leftovers: Leftovers = guider.model_options[LEFTOVERS]
     before = leftovers.find(noise, latent_image, sigmas)
 
-    def sampled(start: Tensor, callback: Callback | None, rehearsal: Rehearsal | None = None) -> tuple[Run, Tensor]:
+    def sampled(
+        start: Tensor, callback: Callback | None, rehearsal: Rehearsal | None = None
+    ) -> tuple[Run, Tensor]:
         # The guider's options are a copy made for this run: what is put there reaches every hook and ends with the run.
         run = guider.model_options["transformer_options"][KEY] = Run(corrections, context, guider, rehearsal)
         if before is not None:
@@ -105,7 +109,7 @@ def _sampled_after_rehearsal(
 ) -> tuple[Run, Tensor, Rehearsed | None]:
     """The run, its latents and the rehearsal's; the rehearsal is the run when there is nothing to do after it.
 
-    The rehearsal of a part of a picture goes on where the `earlier` one of the part before stopped.
+    The rehearsal of a part of an image goes on where the `earlier` one of the part before stopped.
     """
     conds = {name: [entry.copy() for entry in entries] for name, entries in guider.conds.items()}
     device, unseen, rehearsal = guider.model_patcher.load_device, Unseen(callback), Rehearsal()
@@ -127,7 +131,11 @@ def _sampled_after_rehearsal(
 
 
 def _predict_noise(
-    executor: Callable[..., Tensor], x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+    executor: Callable[..., Tensor],
+    x: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any] | None = None,
+    seed: int | None = None,
 ) -> Tensor:
     model_options = model_options or {}
     run: Run | None = model_options["transformer_options"].get(KEY)
@@ -138,7 +146,12 @@ def _predict_noise(
 
 
 def _calc_cond_batch(
-    executor: Callable[..., list[Tensor]], model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+    executor: Callable[..., list[Tensor]],
+    model: Any,
+    conds: list[Any],
+    x: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any],
 ) -> list[Tensor]:
     denoised = executor(model, conds, x, timestep, model_options)
     # A guider of two models evaluates one of them with options of its own, which know no run.

@@ -28,4 +28,6 @@ def sample(
     """Exactly what the host's KSampler node does, with its previews, masks and batch indices."""
     # `nodes` is the host's module here; a type checker sees the pack's folder of that name.
     run = nodes.common_ksampler  # type: ignore[attr-defined]
-    return run(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[0]
+    return run(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[
+        0
+    ]

@@ -1,4 +1,4 @@
-"""Where in a picture a method may look and act: a MASK of the workflow together with the host's inpainting mask."""
+"""Where in an image a method may look and act: a MASK of the workflow together with the host's inpainting mask."""
 
 from __future__ import annotations
 

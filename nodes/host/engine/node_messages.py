@@ -29,10 +29,10 @@ def show_text(text: str, node: str | None) -> None:
         instance.send_progress_text(text, node)
 
 
-def with_text(text: str, pictures: ui.PreviewImage | None = None) -> dict[str, Any]:
-    """What a node returns as `ui` to show a text, below pictures if it has any, and to leave both in the history."""
+def with_text(text: str, images: ui.PreviewImage | None = None) -> dict[str, Any]:
+    """What a node returns as `ui` to show a text, below images if it has any, and to leave both in the history."""
     show_text(text, executing_node())
-    return {**(pictures.as_dict() if pictures else {}), **ui.PreviewText(text).as_dict()}
+    return {**(images.as_dict() if images else {}), **ui.PreviewText(text).as_dict()}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A picture sampled in parts, as KSampler Advanced and split sigmas do: what a part leaves to the next."""
+"""An image sampled in parts, as KSampler Advanced and split sigmas do: what a part leaves to the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from .traces import fingerprint
 
 KEPT = 8
-"""Unfinished pictures that a model remembers."""
+"""Unfinished images that a model remembers."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ class Leftovers:
     """What the corrections of a MODEL had come to in runs that stopped before the noise was gone.
 
     The next part is known by starting from the very latents that came out, at the noise level at which that run stopped, and
-    by adding no noise of its own. Image-to-image from a finished picture is a run of its own, with nothing to go on from.
+    by adding no noise of its own. Image-to-image from a finished image is a run of its own, with nothing to go on from.
     """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Leftover] = OrderedDict()
 
-    def keep(self, samples: Tensor, sigmas: Tensor, carried: Sequence[Any], rehearsed: Rehearsed | None) -> None:
+    def keep(
+        self, samples: Tensor, sigmas: Tensor, carried: Sequence[Any], rehearsed: Rehearsed | None
+    ) -> None:
         """Remember what a run leaves, unless it ended without noise or leaves nothing."""
         if not float(sigmas[-1]) or (rehearsed is None and all(value is None for value in carried)):
             return

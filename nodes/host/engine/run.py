@@ -38,12 +38,20 @@ def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
 class Run:
     """State of one sampling run."""
 
-    def __init__(self, corrections: Sequence[Correction], context: RunContext, guider: Any, rehearsal: Rehearsal | None = None) -> None:
+    def __init__(
+        self,
+        corrections: Sequence[Correction],
+        context: RunContext,
+        guider: Any,
+        rehearsal: Rehearsal | None = None,
+    ) -> None:
         self._corrections = corrections
         self._rehearsal = rehearsal
         # In a rehearsal those that asked for it only watch.
         is_rehearsal = rehearsal is not None and not rehearsal.is_over
-        self._watchers = [i for i, correction in enumerate(corrections) if is_rehearsal and correction.rehearses]
+        self._watchers = [
+            i for i, correction in enumerate(corrections) if is_rehearsal and correction.rehearses
+        ]
         self._context = context
         self._clock = SigmaClock()
         self._text_keys: dict[tuple[int, str], str] = {}
@@ -52,7 +60,10 @@ class Run:
         self._guider = guider
         self.recorder = Recorder([correction.name for correction in corrections])
         seen = {} if rehearsal is None else rehearsal.states
-        self._states = [seen[i] if i in seen else self._begun(correction, context) for i, correction in enumerate(corrections)]
+        self._states = [
+            seen[i] if i in seen else self._begun(correction, context)
+            for i, correction in enumerate(corrections)
+        ]
 
     @staticmethod
     def _begun(correction: Correction, context: RunContext) -> Any:
@@ -118,7 +129,9 @@ class Run:
             return
         for name in (COND, UNCOND):
             entries = self._guider.conds.get(name)
-            self._branches.update((name, out) for cond, out in zip(conds, denoised) if cond is not None and cond is entries)
+            self._branches.update(
+                (name, out) for cond, out in zip(conds, denoised) if cond is not None and cond is entries
+            )
 
     def rehearsed(self) -> tuple[dict[int, Any], list[Tensor]]:
         """What the corrections that watched this rehearsal know, and the regions in which they will act."""
@@ -129,7 +142,11 @@ class Run:
     def predict(self, guiders: Callable[[], Tensor], evaluation: Evaluation) -> Tensor:
         """The prediction with the changes of all corrections that are active at this noise level."""
         corrected = self._corrected(guiders, evaluation)
-        return corrected if self._rehearsal is None else self._rehearsal.settled(float(evaluation.timestep[0]), corrected)
+        return (
+            corrected
+            if self._rehearsal is None
+            else self._rehearsal.settled(float(evaluation.timestep[0]), corrected)
+        )
 
     def _corrected(self, guiders: Callable[[], Tensor], evaluation: Evaluation) -> Tensor:
         sigma = float(evaluation.timestep[0])
@@ -143,7 +160,16 @@ class Run:
         mask = self._context.denoise_mask
 
         def step(predictions: Mapping[str, Tensor]) -> Step:
-            return Step(evaluation.x, sigma, level, denoised, predictions, _cond_scale(evaluation.guider), mask, is_new)
+            return Step(
+                evaluation.x,
+                sigma,
+                level,
+                denoised,
+                predictions,
+                _cond_scale(evaluation.guider),
+                mask,
+                is_new,
+            )
 
         watching = [i for i in self._watchers if i in active]
         active = [i for i in active if i not in watching]
@@ -154,7 +180,9 @@ class Run:
                     anew, new_branches = self._listen(guiders)
                     self.recorder.changed(index, Change(anew - denoised, rows), denoised)
                     denoised = _where_rows(rows, anew, denoised)
-                    branches = {name: _where_rows(rows, out, branches[name]) for name, out in new_branches.items()}
+                    branches = {
+                        name: _where_rows(rows, out, branches[name]) for name, out in new_branches.items()
+                    }
         for index in watching:
             with self.recorder.spending(index):
                 self._corrections[index].watch(step(branches), self._states[index])
@@ -162,7 +190,9 @@ class Run:
         changes = []
         for index in active:
             with self.recorder.spending(index), error_shown(self._corrections[index].node):
-                change = self._corrections[index].correct(step({**branches, **predictions[index]}), self._states[index])
+                change = self._corrections[index].correct(
+                    step({**branches, **predictions[index]}), self._states[index]
+                )
             if change is not None:
                 self.recorder.changed(index, change, denoised)
                 changes.append(change)
@@ -176,7 +206,9 @@ class Run:
         finally:
             self._branches = None
 
-    def _predict_texts(self, steps: Mapping[int, Step], evaluation: Evaluation) -> dict[int, dict[str, Tensor]]:
+    def _predict_texts(
+        self, steps: Mapping[int, Step], evaluation: Evaluation
+    ) -> dict[int, dict[str, Tensor]]:
         """By correction, the predictions it asked for, in one batched evaluation of the rows that any correction asked for."""
         wanted: dict[tuple[int, str], str] = {}
         rows = None
@@ -195,9 +227,14 @@ class Run:
             return {i: {} for i in steps}
         by_key = self._predict_keys(wanted, rows, evaluation)
         denoised = next(iter(steps.values())).denoised
-        return {i: {n: _scattered(by_key[k], rows, denoised) for (j, n), k in wanted.items() if j == i} for i in steps}
+        return {
+            i: {n: _scattered(by_key[k], rows, denoised) for (j, n), k in wanted.items() if j == i}
+            for i in steps
+        }
 
-    def _predict_keys(self, wanted: Mapping[tuple[int, str], str], rows: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
+    def _predict_keys(
+        self, wanted: Mapping[tuple[int, str], str], rows: Tensor, evaluation: Evaluation
+    ) -> dict[str, Tensor]:
         # Each conditioning is charged to the correction that asked for it first.
         first: dict[str, int] = {}
         for (index, _), key in wanted.items():
@@ -221,14 +258,23 @@ def _predict_rows(keys: list[str], rows: Tensor, evaluation: Evaluation) -> dict
     x, timestep = evaluation.x, evaluation.timestep
     if not bool(rows.all()) and all(_serves_any_row(entry) for cond in conds for entry in cond):
         x, timestep = x[rows], timestep[rows]
-    predicted = comfy.samplers.calc_cond_batch(evaluation.guider.inner_model, conds, x, timestep, evaluation.model_options)
-    return {key: out if len(out) < len(rows) or bool(rows.all()) else out[rows] for key, out in zip(keys, predicted)}
+    predicted = comfy.samplers.calc_cond_batch(
+        evaluation.guider.inner_model, conds, x, timestep, evaluation.model_options
+    )
+    return {
+        key: out if len(out) < len(rows) or bool(rows.all()) else out[rows]
+        for key, out in zip(keys, predicted)
+    }
 
 
 def _serves_any_row(entry: dict[str, Any]) -> bool:
     """Whether a prepared conditioning has nothing that belongs to certain rows of the batch."""
-    tensors = [getattr(cond, "cond", None) for cond in entry.get("model_conds", {}).values()] + [entry.get("mask")]
-    return "control" not in entry and all(len(t) == 1 for t in tensors if isinstance(t, Tensor) and t.ndim > 0)
+    tensors = [getattr(cond, "cond", None) for cond in entry.get("model_conds", {}).values()] + [
+        entry.get("mask")
+    ]
+    return "control" not in entry and all(
+        len(t) == 1 for t in tensors if isinstance(t, Tensor) and t.ndim > 0
+    )
 
 
 def _scattered(values: Tensor, rows: Tensor, denoised: Tensor) -> Tensor:
@@ -241,7 +287,10 @@ def _same_conditioning(a: list[Any], b: list[Any]) -> bool:
     if a is b:
         return True
     return len(a) == len(b) and all(
-        torch.equal(x[0], y[0]) and x[1].keys() == y[1].keys() and all(_same_value(x[1][k], y[1][k]) for k in x[1]) for x, y in zip(a, b)
+        torch.equal(x[0], y[0])
+        and x[1].keys() == y[1].keys()
+        and all(_same_value(x[1][k], y[1][k]) for k in x[1])
+        for x, y in zip(a, b)
     )
 
 

@@ -1,4 +1,4 @@
-"""Recording of traces while the host samples, and finding a picture's trace afterwards."""
+"""Recording of traces while the host samples, and finding an image's trace afterwards."""
 
 from __future__ import annotations
 
@@ -74,18 +74,24 @@ class Recorder:
         gate = torch.ones_like(share) if change.gate is None else change.gate.to(share)
         weight = gate if change.weight is None else change.weight.to(share)
         area = torch.ones_like(share) if change.area is None else change.area.to(share)
-        self._now[index].values = torch.stack([value.expand_as(share) for value in (gate, weight, share, area)]) * active
+        self._now[index].values = (
+            torch.stack([value.expand_as(share) for value in (gate, weight, share, area)]) * active
+        )
 
     def trace(self) -> Trace:
         """The run so far."""
         methods = numbered(self.names)
         records = tuple(self._record(entry, methods[entry.method]) for entry in self._entries)
         own = self.forwards - sum(entry.forwards for entry in self._entries)
-        return Trace(methods, tuple(self._sigmas), own, records, tuple(dict.fromkeys(self.notes)), self.rehearsal)
+        return Trace(
+            methods, tuple(self._sigmas), own, records, tuple(dict.fromkeys(self.notes)), self.rehearsal
+        )
 
     def _record(self, entry: _Entry, method: str) -> Record:
         values = [[0.0] * self._batch] * 4 if entry.values is None else entry.values.tolist()
-        return Record(method, entry.call, entry.sigma, *map(tuple, values), entry.forwards, 1000 * entry.seconds)
+        return Record(
+            method, entry.call, entry.sigma, *map(tuple, values), entry.forwards, 1000 * entry.seconds
+        )
 
 
 def _norm(x: Tensor) -> Tensor:

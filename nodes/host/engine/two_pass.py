@@ -1,4 +1,4 @@
-"""A run before the run, for methods that want to see the picture before they change it.
+"""A run before the run, for methods that want to see the image before they change it.
 
 It starts from the same noise and follows the same texts, and those methods only watch. The run itself then keeps the
 rehearsal's predictions wherever they do not act: whatever the model makes of their change, the rest stays as it was.
@@ -46,7 +46,9 @@ class Rehearsal:
         if self._predictions and self._predictions[0][0] == sigma:
             return torch.where(self.region, denoised, self._predictions.popleft()[1])
         if self._predictions:
-            log.warning("This sampler chooses its steps as it goes, so the rest of the picture cannot be kept. Use another one.")
+            log.warning(
+                "This sampler chooses its steps as it goes, so the rest of the image cannot be kept. Use another one."
+            )
             self._predictions.clear()
         return denoised
 

@@ -16,7 +16,12 @@ def percent_window(model: ModelPatcher, start: float, end: float) -> SigmaWindow
         ValueError: the end comes before the start.
     """
     if start > end:
-        raise ValueError(f"The window runs from {start:.0%} to {end:.0%} of the schedule. Make its start smaller than its end.")
+        raise ValueError(
+            f"The window runs from {start:.0%} to {end:.0%} of the schedule. Make its start smaller than its end."
+        )
     sampling = model.get_model_object("model_sampling")
-    high, low = (noise_level(sampling, torch.tensor([sampling.percent_to_sigma(percent)])).sigma for percent in (start, end))
+    high, low = (
+        noise_level(sampling, torch.tensor([sampling.percent_to_sigma(percent)])).sigma
+        for percent in (start, end)
+    )
     return SigmaWindow(high=high, low=low)

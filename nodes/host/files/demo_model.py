@@ -24,7 +24,7 @@ from .folders import ASSETS
 WEIGHTS = ASSETS / "demo_model" / "demo_model.safetensors"
 CLIP_VOCABULARY_SIZE = 49408
 MEMORY_PER_PIXEL = 2000
-"""Bytes of activations per picture pixel that encoding or decoding needs, an upper bound for the host's planning."""
+"""Bytes of activations per image pixel that encoding or decoding needs, an upper bound for the host's planning."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,18 @@ def read_weights(path: Path = WEIGHTS) -> DemoWeights:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path.name} is not the demo model. Restore the file from the pack's repository.")
+            raise ValueError(
+                f"{path.name} is not the demo model. Restore the file from the pack's repository."
+            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     vocabulary = tensors.pop("vocabulary").long()
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): tensor.float()
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
 
     configs = (json.loads(metadata[name]) for name in ("unet", "text", "preview"))
     return DemoWeights(part("unet."), part("text."), part("vae."), vocabulary, *configs)
@@ -68,8 +74,13 @@ class DemoModelConfig(comfy.supported_models.SD15):
 
     def __init__(self, weights: DemoWeights) -> None:
         # The host's UNet consumes these lists, so it gets copies.
-        config = {name: list(value) if isinstance(value, list) else value for name, value in weights.unet_config.items()}
-        super().__init__({**config, "adm_in_channels": None, "use_temporal_attention": False, "legacy": False})
+        config = {
+            name: list(value) if isinstance(value, list) else value
+            for name, value in weights.unet_config.items()
+        }
+        super().__init__(
+            {**config, "adm_in_channels": None, "use_temporal_attention": False, "legacy": False}
+        )
         self.latent_format = comfy.latent_formats.SD15()
         self.latent_format.spacial_downscale_ratio = DOWNSCALE
         self.latent_format.latent_rgb_factors = weights.preview["factors"]
@@ -82,7 +93,9 @@ def _model(weights: DemoWeights) -> comfy.model_patcher.ModelPatcher:
     offload_device = comfy.model_management.unet_offload_device()
     model = DemoModelConfig(weights).get_model({}, "", device=offload_device)
     model.diffusion_model.load_state_dict(weights.unet)
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device
+    )
 
 
 def _clip(weights: DemoWeights) -> comfy.sd.CLIP:
@@ -103,7 +116,9 @@ def _clip(weights: DemoWeights) -> comfy.sd.CLIP:
         "torch_dtype": "float32",
     }
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
-    clip = comfy.sd.CLIP(target, tokenizer_data={}, model_options={"clip_l_model_config": config, "dtype": torch.float32})
+    clip = comfy.sd.CLIP(
+        target, tokenizer_data={}, model_options={"clip_l_model_config": config, "dtype": torch.float32}
+    )
     # Only the words of the demo world are stored; every other token of CLIP's table means nothing to this model.
     table = "text_model.embeddings.token_embedding.weight"
     embeddings = torch.zeros(CLIP_VOCABULARY_SIZE, width)

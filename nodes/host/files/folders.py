@@ -30,7 +30,11 @@ FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')
 
 def register_model_folders() -> None:
     """Make the pack's model folders known to the host, ahead of those that `extra_model_paths` already added."""
-    for folder, extensions in ((NEGATION_SETS, EXTENSIONS), (GUIDELINE_TOKENS, EXTENSIONS), (SAFETY, SAFETY_EXTENSIONS)):
+    for folder, extensions in (
+        (NEGATION_SETS, EXTENSIONS),
+        (GUIDELINE_TOKENS, EXTENSIONS),
+        (SAFETY, SAFETY_EXTENSIONS),
+    ):
         default = str(Path(folder_paths.models_dir) / folder)
         paths, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
         folder_paths.folder_names_and_paths[folder] = (list(dict.fromkeys([default, *paths])), extensions)
@@ -57,7 +61,9 @@ def file_path(kind: str, name: str) -> Path:
         found = folder_paths.get_full_path(kind, name)
         if found is not None:
             return Path(found)
-    raise FileNotFoundError(f"There is no {NOUNS[kind]} named '{name}'. Put its file into models/{kind} or choose another.")
+    raise FileNotFoundError(
+        f"There is no {NOUNS[kind]} named '{name}'. Put its file into models/{kind} or choose another."
+    )
 
 
 def path_to_save(kind: str, name: str) -> tuple[Path, Path]:
@@ -67,8 +73,12 @@ def path_to_save(kind: str, name: str) -> tuple[Path, Path]:
         ValueError: the name would leave that folder, or no file can have it.
     """
     parts = [part.strip() for part in name.strip().removesuffix(".safetensors").split("/")]
-    if any(not part or part.startswith(".") or part.endswith(".") or FORBIDDEN.search(part) for part in parts):
-        raise ValueError(f"A file cannot have the name '{name}'. Use letters, digits and spaces, and / for sub-folders.")
+    if any(
+        not part or part.startswith(".") or part.endswith(".") or FORBIDDEN.search(part) for part in parts
+    ):
+        raise ValueError(
+            f"A file cannot have the name '{name}'. Use letters, digits and spaces, and / for sub-folders."
+        )
     folder = Path(folder_paths.get_folder_paths(kind)[0])
     path = folder.joinpath(*parts[:-1], parts[-1] + ".safetensors")
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -144,5 +154,7 @@ def input_folder(name: str) -> Path:
     root = Path(folder_paths.get_input_directory()).resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root) or not path.is_dir():
-        raise FileNotFoundError(f"There is no folder '{name}' under the host's input folder. Put the pictures there, or choose another.")
+        raise FileNotFoundError(
+            f"There is no folder '{name}' under the host's input folder. Put the images there, or choose another."
+        )
     return path

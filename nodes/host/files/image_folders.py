@@ -9,8 +9,8 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 
-from ....formats.image_files import Skipped, files_in, read_pictures
-from ....formats.image_store import PictureStore
+from ....formats.image_files import Skipped, files_in, read_images
+from ....formats.image_store import ImageStore
 from ....formats.negation_set import NegationSet
 
 
@@ -19,41 +19,47 @@ def state_of(folder: Path, sub_folders: bool) -> str:
     digest = hashlib.sha256()
     for path in files_in(folder, sub_folders):
         status = path.lstat()
-        digest.update(f"{path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
     return digest.hexdigest()
 
 
 def read_folder(
     folder: Path, sub_folders: bool, longest_side: int, name: str, source: str, licence: str
 ) -> tuple[NegationSet, list[Skipped]]:
-    """All pictures of a folder as a set, and the files that are not in it.
+    """All images of a folder as a set, and the files that are not in it.
 
     Raises:
-        ValueError: there is no picture, or more than the disk holds.
+        ValueError: there is no image, or more than the disk holds.
     """
     files = files_in(folder, sub_folders)
-    store = PictureStore(Path(folder_paths.get_temp_directory()))
+    store = ImageStore(Path(folder_paths.get_temp_directory()))
     try:
         skipped = _collect(folder, files, longest_side, store)
     except OSError as error:
         store.discard()
         raise ValueError(
-            f"The pictures do not fit on the disk ({error.strerror}). Lower longest_side, or choose a smaller folder."
+            f"The images do not fit on the disk ({error.strerror}). Lower longest_side, or choose a smaller folder."
         ) from error
     except BaseException:
         store.discard()
         raise
-    pictures = store.pictures()
-    if not pictures:
+    images = store.images()
+    if not images:
         reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:5]) or "it is empty"
-        raise ValueError(f"There is no picture in the folder ({reasons}). Put pictures there, or choose another folder.")
-    return NegationSet(pictures, (None,) * len(pictures), name, source, licence), skipped
+        raise ValueError(
+            f"There is no image in the folder ({reasons}). Put images there, or choose another folder."
+        )
+    return NegationSet(images, (None,) * len(images), name, source, licence), skipped
 
 
-def _collect(folder: Path, files: list[Path], longest_side: int, store: PictureStore) -> list[Skipped]:
+def _collect(folder: Path, files: list[Path], longest_side: int, store: ImageStore) -> list[Skipped]:
     progress = comfy.utils.ProgressBar(len(files))
     skipped: list[Skipped] = []
-    for found in read_pictures(folder, files, longest_side):
+    for found in read_images(folder, files, longest_side):
         comfy.model_management.throw_exception_if_processing_interrupted()
         progress.update(1)
         if isinstance(found, Skipped):

@@ -64,7 +64,11 @@ def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Ten
         prune(directory(), LIMIT, keep=path)
         return latent_file.read(path, key)
     except (OSError, ValueError) as error:
-        logging.warning("Safe Guidance: encoded pictures cannot be kept in %s (%s). They stay in memory.", path.parent, error)
+        logging.warning(
+            "Safe Guidance: encoded images cannot be kept in %s (%s). They stay in memory.",
+            path.parent,
+            error,
+        )
         return gathered(encode())
 
 
@@ -83,7 +87,7 @@ def _read(path: Path, key: str) -> References | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        logging.warning("Safe Guidance: %s The pictures are encoded again.", error)
+        logging.warning("Safe Guidance: %s The images are encoded again.", error)
         return None
 
 

@@ -30,8 +30,10 @@ RESIDENT_SHARE = 0.25
 _encodings: weakref.WeakKeyDictionary[Any, OrderedDict[str, References]] = weakref.WeakKeyDictionary()
 
 
-def encode(negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout = PLAIN) -> References:
-    """Latents (N, C, height, width) of the set's pictures in VAE space, half precision, with their regions.
+def encode(
+    negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout = PLAIN
+) -> References:
+    """Latents (N, C, height, width) of the set's images in VAE space, half precision, with their regions.
 
     They come from disk when this VAE has encoded the set at this size before. The host's VAEs encode to the posterior's mode,
     not to a sample of it. Progress is shown, and interrupting the prompt interrupts.
@@ -45,27 +47,37 @@ def encode(negation_set: NegationSet, vae: Any, height: int, width: int, layout:
         def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
             return _encoded(negation_set, vae, height, width, layout)
 
-        known[key] = latent_cache.gathered(batches()) if vae_hash is None else latent_cache.cached(f"{vae_hash} {key}", count, batches)
+        known[key] = (
+            latent_cache.gathered(batches())
+            if vae_hash is None
+            else latent_cache.cached(f"{vae_hash} {key}", count, batches)
+        )
         while len(known) > KEPT_ENCODINGS:
             known.popitem(last=False)
     known.move_to_end(key)
     return known[key]
 
 
-def _encoded(negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _encoded(
+    negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Latents and regions, a batch at a time."""
     ratio = vae.spacial_compression_encode()
     masked = any(mask is not None for mask in negation_set.masks)
     progress = comfy.utils.ProgressBar(len(negation_set) * layout.copies)
-    pictures = pixels(negation_set, height * ratio, width * ratio, layout)
-    while batch := list(islice(pictures, ENCODE_BATCH)):
+    images = pixels(negation_set, height * ratio, width * ratio, layout)
+    while batch := list(islice(images, ENCODE_BATCH)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        latents = vae.encode(torch.stack([picture.movedim(0, -1) for picture, _ in batch])).to("cpu", torch.float16)
+        latents = vae.encode(torch.stack([image.movedim(0, -1) for image, _ in batch])).to(
+            "cpu", torch.float16
+        )
         if latents.ndim != 4:
-            raise ValueError("The VAE makes video or audio latents, and a negation set has pictures. Connect the VAE of a picture model.")
+            raise ValueError(
+                "The VAE makes video or audio latents, and a negation set has images. Connect the VAE of an image model."
+            )
         if not bool(torch.isfinite(latents).all()):
             raise ValueError(
-                "The VAE made values that are not numbers from a picture of the negation set. "
+                "The VAE made values that are not numbers from an image of the negation set. "
                 "Start the host with --fp32-vae, or use another VAE."
             )
         yield latents, torch.stack([_region(mask, height, width) for _, mask in batch]) if masked else None
@@ -73,40 +85,52 @@ def _encoded(negation_set: NegationSet, vae: Any, height: int, width: int, layou
 
 
 def _region(mask: Tensor | None, height: int, width: int) -> Tensor:
-    return torch.ones(1, height, width) if mask is None else F.interpolate(mask[None], size=(height, width), mode="area")[0]
+    return (
+        torch.ones(1, height, width)
+        if mask is None
+        else F.interpolate(mask[None], size=(height, width), mode="area")[0]
+    )
 
 
 def usual_size(negation_set: NegationSet, vae: Any) -> tuple[int, int]:
-    """Height and width in latent pixels of the size that most pictures of the set have."""
-    sizes = [tuple(picture.shape[:2]) for picture in negation_set.pictures]
+    """Height and width in latent pixels of the size that most images of the set have."""
+    sizes = [tuple(image.shape[:2]) for image in negation_set.images]
     height, width = max(set(sizes), key=sizes.count)
     ratio = vae.spacial_compression_encode()
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
-def encode_pictures(images: Tensor, vae: Any) -> Tensor:
-    """Latents (B, C, h, w) in VAE space of pictures (B, H, W, C) in [0, 1] that a workflow made."""
+def encode_images(images: Tensor, vae: Any) -> Tensor:
+    """Latents (B, C, h, w) in VAE space of images (B, H, W, C) in [0, 1] that a workflow made."""
     latents: Tensor = vae.encode(images[..., :3]).float()
     if latents.ndim != 4:
-        raise ValueError("The VAE makes video or audio latents, and a negation set has pictures. Connect the VAE of a picture model.")
+        raise ValueError(
+            "The VAE makes video or audio latents, and a negation set has images. Connect the VAE of an image model."
+        )
     return latents.cpu()
 
 
-def check_pictures(latent_shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless a run samples pictures."""
+def check_images(latent_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless a run samples images."""
     if len(latent_shape) != 4:
-        raise ValueError("This method compares single pictures, and this model samples video or audio. Remove the node from this MODEL.")
+        raise ValueError(
+            "This method compares single images, and this model samples video or audio. Remove the node from this MODEL."
+        )
 
 
 def references_for(
-    model: ModelPatcher, vae: Any, negation_set: NegationSet, latent_shape: tuple[int, ...], layout: Layout = PLAIN
+    model: ModelPatcher,
+    vae: Any,
+    negation_set: NegationSet,
+    latent_shape: tuple[int, ...],
+    layout: Layout = PLAIN,
 ) -> References:
     """The set's references for a sampling run, in the space of the sampler's x and denoised predictions.
 
     Raises:
-        ValueError: the run's latents are not pictures, or the VAE is not the model's.
+        ValueError: the run's latents are not images, or the VAE is not the model's.
     """
-    check_pictures(latent_shape)
+    check_images(latent_shape)
     latent_format = model.get_model_object("latent_format")
     height, width = latent_shape[-2:]
     encoded = encode(negation_set, vae, height, width, layout)
@@ -119,18 +143,20 @@ def references_for(
     return References(encoded.latents, encoded.regions, prepare=latent_format.process_in)
 
 
-def earlier_references(model: ModelPatcher, latents: Tensor, latent_shape: tuple[int, ...]) -> list[References]:
+def earlier_references(
+    model: ModelPatcher, latents: Tensor, latent_shape: tuple[int, ...]
+) -> list[References]:
     """Latents of a workflow as references for a sampling run; empty ones, all zero, are none.
 
     Those of another size are scaled until they fill the run's, and lose what overhangs.
 
     Raises:
-        ValueError: they are not latents of pictures of this model.
+        ValueError: they are not latents of images of this model.
     """
     latent_format = model.get_model_object("latent_format")
     if latents.ndim != 4 or latents.shape[1] != latent_format.latent_channels:
         raise ValueError(
-            f"The earlier latents have the shape {tuple(latents.shape)}, the model samples pictures with {latent_format.latent_channels} "
+            f"The earlier latents have the shape {tuple(latents.shape)}, the model samples images with {latent_format.latent_channels} "
             "channels. Connect latents that this model, or one of its family, made."
         )
     if not bool(torch.isfinite(latents).all()):

@@ -15,7 +15,9 @@ BUNDLED = {
 }
 
 
-def safety_names(bundled: str | None = None, suffixes: tuple[str, ...] = (".safetensors", ".onnx")) -> list[str]:
+def safety_names(
+    bundled: str | None = None, suffixes: tuple[str, ...] = (".safetensors", ".onnx")
+) -> list[str]:
     """Detectors to choose from: the bundled one of that name first, then files of models/safety."""
     files = [name for name in folder_paths.get_filename_list(SAFETY) if name.endswith(suffixes)]
     return [*([bundled + BUNDLED_SUFFIX] if bundled else []), *files]

@@ -64,7 +64,9 @@ def _onnx(path: Path, _changed: float) -> nn.Module:
         try:
             network: nn.Module = onnx2torch.convert(onnx.load(str(path)))
         except Exception as error:  # the parser of damaged files and the converter share no class of errors
-            raise ValueError(f"{path.name} cannot be made differentiable ({error}). Choose another detector.") from error
+            raise ValueError(
+                f"{path.name} cannot be made differentiable ({error}). Choose another detector."
+            ) from error
     return network.requires_grad_(False).eval()
 
 
@@ -86,14 +88,18 @@ def nudenet_network(name: str | None) -> nn.Module:
 class OnnxClassifier(nn.Module):
     """An ONNX classifier behind the interface of `ConvClassifier`: one output named "classes", resized input in [0, 1]."""
 
-    def __init__(self, network: nn.Module, classes: tuple[str, ...], size: tuple[int, int], probabilities: bool) -> None:
+    def __init__(
+        self, network: nn.Module, classes: tuple[str, ...], size: tuple[int, int], probabilities: bool
+    ) -> None:
         super().__init__()
         self.network, self.size, self.probabilities = network, size, probabilities
         self.heads = {"classes": classes}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B, classes)."""
-        output = self.network(F.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False))
+        output = self.network(
+            F.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
+        )
         return {"classes": torch.logit(output, eps=1e-6) if self.probabilities else output}
 
 
@@ -104,9 +110,13 @@ def _onnx_classifier(path: Path) -> OnnxClassifier:
     names = next((p.value for p in model.metadata_props if p.key == "classes"), None)
     classes = tuple(json.loads(names)) if names else tuple(str(i) for i in range(count))
     if len(shape) != 4 or shape[1] != 3 or not count or len(classes) != count:
-        raise ValueError(f"{path.name} is not a picture classifier: it needs an input (B, 3, H, W) and an output (B, classes).")
+        raise ValueError(
+            f"{path.name} is not an image classifier: it needs an input (B, 3, H, W) and an output (B, classes)."
+        )
     last = model.graph.node[-1].op_type
-    return OnnxClassifier(onnx_network(path), classes, (shape[2] or 224, shape[3] or 224), last in ("Sigmoid", "Softmax"))
+    return OnnxClassifier(
+        onnx_network(path), classes, (shape[2] or 224, shape[3] or 224), last in ("Sigmoid", "Softmax")
+    )
 
 
 @lru_cache(maxsize=KEPT_MODELS)
@@ -116,7 +126,7 @@ def _classifier(path: Path, _changed: float) -> Any:
 
 
 def classifier(name: str) -> Any:
-    """A picture classifier by its name from `safety_names`.
+    """An image classifier by its name from `safety_names`.
 
     Raises:
         ValueError: the file is no classifier.
@@ -133,12 +143,20 @@ def _clip(path: Path, _changed: float, model_name: str) -> ClipModel:
         if small is not None:
             return small
         if model_name not in open_clip.list_models():
-            raise ValueError(f"open_clip knows no model '{model_name}'. Write the name of the model that {path.name} belongs to.")
+            raise ValueError(
+                f"open_clip knows no model '{model_name}'. Write the name of the model that {path.name} belongs to."
+            )
         network = open_clip.create_model(model_name, pretrained=str(path)).requires_grad_(False).eval()
         tokenize = open_clip.get_tokenizer(model_name)
     preprocess = network.visual.preprocess_cfg
     size = preprocess["size"]
-    return ClipModel(network, tokenize, size if isinstance(size, int) else size[0], tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    return ClipModel(
+        network,
+        tokenize,
+        size if isinstance(size, int) else size[0],
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+    )
 
 
 def _own_clip(path: Path, open_clip: Any) -> ClipModel | None:
@@ -151,13 +169,25 @@ def _own_clip(path: Path, open_clip: Any) -> ClipModel | None:
             return None
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     config = json.loads(metadata["configuration"])
-    network = open_clip.CLIP(config["embed_dim"], open_clip.CLIPVisionCfg(**config["vision"]), open_clip.CLIPTextCfg(**config["text"]))
+    network = open_clip.CLIP(
+        config["embed_dim"],
+        open_clip.CLIPVisionCfg(**config["vision"]),
+        open_clip.CLIPTextCfg(**config["text"]),
+    )
     rows = tensors.pop("vocabulary").long()
     table = torch.zeros_like(network.token_embedding.weight)
     table[rows] = tensors.pop("token_embedding.rows").float()
-    network.load_state_dict({**{n: t.float() for n, t in tensors.items()}, "token_embedding.weight": table}, strict=False)
+    network.load_state_dict(
+        {**{n: t.float() for n, t in tensors.items()}, "token_embedding.weight": table}, strict=False
+    )
     tokenizer = open_clip.SimpleTokenizer(context_length=config["text"]["context_length"])
-    return ClipModel(network.requires_grad_(False).eval(), tokenizer, config["vision"]["image_size"], (0.5,) * 3, (0.5,) * 3)
+    return ClipModel(
+        network.requires_grad_(False).eval(),
+        tokenizer,
+        config["vision"]["image_size"],
+        (0.5,) * 3,
+        (0.5,) * 3,
+    )
 
 
 def clip_model(name: str, model_name: str) -> ClipModel:

@@ -16,7 +16,13 @@ from torch import Tensor
 from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.detect_and_guide.attention_maps import Normalization, several_concepts
-from ....guidance.detect_and_guide.guidance import DetectAndGuideSettings, Detection, bounded, guidance_term, regulate
+from ....guidance.detect_and_guide.guidance import (
+    DetectAndGuideSettings,
+    Detection,
+    bounded,
+    guidance_term,
+    regulate,
+)
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..attention.capture import MapCollector, attention_width, family, listen
 from ..engine.correction import COND, UNCOND, Correction, RunContext, Step
@@ -76,7 +82,12 @@ class DetectAndGuideCorrection(Correction):
         mask: Tensor | None = None,
         normalization: Normalization = "joint",
     ) -> None:
-        self.concepts, self.settings, self.mask, self.normalization = tuple(concepts), settings, mask, normalization
+        self.concepts, self.settings, self.mask, self.normalization = (
+            tuple(concepts),
+            settings,
+            mask,
+            normalization,
+        )
         self.texts = {SAFETY: safety_text}
         self.rehearses = settings.look_first and settings.strength != 0
         self._background = max(concept.calibration.background for concept in concepts)
@@ -97,7 +108,9 @@ class DetectAndGuideCorrection(Correction):
 
     def begin(self, context: RunContext) -> DetectionState:
         if len(context.latent_shape) != 4:
-            raise ValueError("Detect-and-Guide looks at single pictures, and this model samples video or audio. Remove the node.")
+            raise ValueError(
+                "Detect-and-Guide looks at single images, and this model samples video or audio. Remove the node."
+            )
         mask = None
         if self.mask is not None:
             mask = F.interpolate(self.mask[:1, None].float(), size=context.latent_shape[-2:], mode="area")
@@ -116,7 +129,7 @@ class DetectAndGuideCorrection(Correction):
         if not state.seen:
             return None
         state.map = torch.stack(state.seen).mean(0)
-        # The mean over all steps tells objects apart, however much of the picture is faintly above the edit threshold.
+        # The mean over all steps tells objects apart, however much of the image is faintly above the edit threshold.
         settings = replace(self.settings, coverage=math.inf)
         found = regulate(state.map, settings, self._background)
         state.detection = regulate(state.map, settings, self._background, found.rows)
@@ -163,13 +176,22 @@ class DetectAndGuideCorrection(Correction):
             return None
         if SAFETY not in step.predictions or UNCOND not in step.predictions:
             if not state.warned:
-                log.warning("Detect-and-Guide needs a negative conditioning, and this guider has none. Use a guider with CFG.")
+                log.warning(
+                    "Detect-and-Guide needs a negative conditioning, and this guider has none. Use a guider with CFG."
+                )
             state.warned = True
             return None
         uncond, safety = (step.predictions[name].float() for name in (UNCOND, SAFETY))
         cond = step.predictions.get(COND, uncond).float()
-        delta = guidance_term(uncond, cond, safety, detection.scale, step.sigma, step.cond_scale, self.settings)
+        delta = guidance_term(
+            uncond, cond, safety, detection.scale, step.sigma, step.cond_scale, self.settings
+        )
         if self.settings.bounded:
             delta = bounded(delta, step.denoised.float())
         area = (detection.scale > 0).flatten(1).float().mean(1)
-        return Change(delta, detection.rows, gate=torch.where(detection.rows, state.map.flatten(1).amax(1), 0.0), area=area)
+        return Change(
+            delta,
+            detection.rows,
+            gate=torch.where(detection.rows, state.map.flatten(1).amax(1), 0.0),
+            area=area,
+        )

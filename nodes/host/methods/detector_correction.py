@@ -10,7 +10,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....guidance.safety_functions.interface import SafetyFunction
-from ..autograd.decoders import Decoder, DecoderName, assess, auxiliary_patcher, make_decoder, prediction_gradient
+from ..autograd.decoders import (
+    Decoder,
+    DecoderName,
+    assess,
+    auxiliary_patcher,
+    make_decoder,
+    prediction_gradient,
+)
 from ..autograd.gradients import reserve_memory
 from ..engine.correction import KEY, Correction, RunContext, Step
 
@@ -24,7 +31,7 @@ class Sight:
     score: Tensor
     """(B,), the unsafe scores."""
     hit: Tensor
-    """(B,) bool on the sampler's device: pictures that the function objects to."""
+    """(B,) bool on the sampler's device: images that the function objects to."""
 
     @property
     def rows(self) -> Tensor:
@@ -33,9 +40,16 @@ class Sight:
 
 
 class DetectorCorrection(Correction):
-    """Looks at every prediction without a graph; differentiates only for pictures that the safety function objects to."""
+    """Looks at every prediction without a graph; differentiates only for images that the safety function objects to."""
 
-    def __init__(self, vae: Any, function: SafetyFunction, tau: float, decoder: DecoderName = "vae", checkpointed: bool = False) -> None:
+    def __init__(
+        self,
+        vae: Any,
+        function: SafetyFunction,
+        tau: float,
+        decoder: DecoderName = "vae",
+        checkpointed: bool = False,
+    ) -> None:
         self.vae, self.function, self.tau, self.checkpointed = vae, function, tau, checkpointed
         self.decoder_name = decoder
         self._decoder: Decoder | None = None
@@ -79,10 +93,12 @@ def load_along(model: ModelPatcher, decoder: Decoder, function: SafetyFunction) 
     reserve_memory(model)
 
 
-def require_pictures(context: RunContext, method: str) -> None:
-    """Raise ValueError for models that sample something else than pictures."""
+def require_images(context: RunContext, method: str) -> None:
+    """Raise ValueError for models that sample something else than images."""
     if len(context.latent_shape) != 4:
-        raise ValueError(f"{method} looks at single pictures, and this model samples video or audio. Remove the node from this MODEL.")
+        raise ValueError(
+            f"{method} looks at single images, and this model samples video or audio. Remove the node from this MODEL."
+        )
 
 
 def kept_latent(context: RunContext) -> Tensor | None:
@@ -90,7 +106,11 @@ def kept_latent(context: RunContext) -> Tensor | None:
     if context.denoise_mask is None:
         return None
     latent_format = context.model.get_model_object("latent_format")
-    return latent_format.process_in(context.latent.float()) if bool(context.latent.any()) else context.latent.float()
+    return (
+        latent_format.process_in(context.latent.float())
+        if bool(context.latent.any())
+        else context.latent.float()
+    )
 
 
 def inpainted(denoised: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:

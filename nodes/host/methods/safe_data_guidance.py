@@ -10,12 +10,16 @@ from torch import Tensor
 
 from ....guidance.core.composition import Change, per_sample
 from ....guidance.core.noise_level import NoiseLevel
-from ....guidance.safe_data_guidance import SafeDataGuidanceSettings, data_guidance, latent_gradient_from_prediction
+from ....guidance.safe_data_guidance import (
+    SafeDataGuidanceSettings,
+    data_guidance,
+    latent_gradient_from_prediction,
+)
 from ....guidance.safety_functions.interface import SafetyFunction
 from ..autograd.decoders import DecoderName
 from ..autograd.gradients import in_parts, latent_gradient
 from ..engine.correction import Evaluation, RunContext, Step
-from .detector_correction import DetectorCorrection, Sight, kept_latent, largest_entry, require_pictures
+from .detector_correction import DetectorCorrection, Sight, kept_latent, largest_entry, require_images
 
 
 @dataclass
@@ -27,7 +31,7 @@ class DataGuidanceState:
 
 
 class SafeDataGuidanceCorrection(DetectorCorrection):
-    """Moves the predictions of pictures that the safety function objects to."""
+    """Moves the predictions of images that the safety function objects to."""
 
     name = "SDG"
 
@@ -43,7 +47,7 @@ class SafeDataGuidanceCorrection(DetectorCorrection):
         self.settings = settings
 
     def begin(self, context: RunContext) -> DataGuidanceState:
-        require_pictures(context, self.name)
+        require_images(context, self.name)
         return DataGuidanceState(kept_latent(context))
 
     def is_active(self, level: NoiseLevel) -> bool:
@@ -60,16 +64,25 @@ class SafeDataGuidanceCorrection(DetectorCorrection):
         rows = sight.rows
         if not len(rows):
             return None
-        (of_rows,) = in_parts(rows, lambda some, short: [self._gradient(step, sight, evaluation, some, short or self.checkpointed)])
+        (of_rows,) = in_parts(
+            rows,
+            lambda some, short: [self._gradient(step, sight, evaluation, some, short or self.checkpointed)],
+        )
         assert of_rows is not None
-        gradient = torch.zeros_like(step.denoised, dtype=torch.float32).index_copy(0, rows, of_rows.to(step.denoised.device))
+        gradient = torch.zeros_like(step.denoised, dtype=torch.float32).index_copy(
+            0, rows, of_rows.to(step.denoised.device)
+        )
         delta, usable = data_guidance(step.denoised, gradient, step.level, self.settings)
         return Change(delta, sight.hit & usable)
 
-    def _gradient(self, step: Step, sight: Sight, evaluation: Evaluation, rows: Tensor, checkpointed: bool) -> Tensor:
+    def _gradient(
+        self, step: Step, sight: Sight, evaluation: Evaluation, rows: Tensor, checkpointed: bool
+    ) -> Tensor:
         """Gradient of the unsafe score with respect to what the model was given, or in place of it to what it predicted."""
         wanted = self.score_gradient(step, sight, rows)
         if self.settings.cheap:
             return latent_gradient_from_prediction(wanted, step.level)
         size = largest_entry(wanted)
-        return latent_gradient(evaluation, wanted / per_sample(size, wanted), rows, checkpointed).float() * per_sample(size, wanted)
+        return latent_gradient(
+            evaluation, wanted / per_sample(size, wanted), rows, checkpointed
+        ).float() * per_sample(size, wanted)

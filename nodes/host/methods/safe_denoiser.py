@@ -37,7 +37,7 @@ class Prepared:
 
     references: References | PatchLibrary | StyleLibrary
     calibration: Calibration | None = None
-    """Of whole pictures; a library brings its own."""
+    """Of whole images; a library brings its own."""
     found: Replacement | StyledArea | None = None
     """What the local search has decided in this run, or where it has found the style."""
     placed: bool = False
@@ -51,7 +51,7 @@ class SafeDenoiserCorrection(Correction):
     taken for a run only.
 
     In calibrated mode a set with masks is looked for locally, at every position; in a set with empty masks, which say that a
-    picture is fine, the other pictures stand for a style; one without masks is compared as a whole.
+    image is fine, the other images stand for a style; one without masks is compared as a whole.
     """
 
     name = "Safe Denoiser"
@@ -64,7 +64,13 @@ class SafeDenoiserCorrection(Correction):
         layout: Layout = PLAIN,
         mask: Tensor | None = None,
     ) -> None:
-        self.negation_set, self.vae, self.settings, self.layout, self.mask = negation_set, vae, settings, layout, mask
+        self.negation_set, self.vae, self.settings, self.layout, self.mask = (
+            negation_set,
+            vae,
+            settings,
+            layout,
+            mask,
+        )
         self._calibrated: dict[tuple[int, ...], Prepared] = {}
 
     def begin(self, context: RunContext) -> Prepared | None:
@@ -74,19 +80,25 @@ class SafeDenoiserCorrection(Correction):
         known = self._calibrated.get(context.latent_shape[1:])
         if known is not None and context.denoise_mask is None:
             return Prepared(known.references, known.calibration)
-        return Prepared(self._prepare(references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)))
+        return Prepared(
+            self._prepare(
+                references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)
+            )
+        )
 
     def _prepare(self, references: References) -> References | PatchLibrary | StyleLibrary:
         if references.regions is not None and not bool(references.regions.any()):
             raise ValueError(
-                "All pictures of the negation set have empty masks, which say that they are fine. Combine them with unwanted ones."
+                "All images of the negation set have empty masks, which say that they are fine. Combine them with unwanted ones."
             )
         if self.settings.mode == "official":
             return references.then(normalize_channels)
         if self.settings.mode != "calibrated" or references.regions is None:
             return references
         if has_places(references.regions):
-            return build_library(references.rows(slice(None)), references.regions.float(), self.settings.temperature)
+            return build_library(
+                references.rows(slice(None)), references.regions.float(), self.settings.temperature
+            )
         if has_style(references.regions):
             return build_style_library(references.rows(slice(None)), references.regions.float())
         return references
@@ -123,7 +135,9 @@ class SafeDenoiserCorrection(Correction):
         if mask is None or not isinstance(stored, References):
             self._calibrated = {tuple(like.shape[1:]): Prepared(stored, state.calibration)}
 
-    def _calibrate(self, references: References, device: torch.device, mask: Tensor | None) -> Calibration | None:
+    def _calibrate(
+        self, references: References, device: torch.device, mask: Tensor | None
+    ) -> Calibration | None:
         if self.settings.mode != "calibrated":
             return None
         return calibrate(references, self.settings.temperature, device, mask)
@@ -151,4 +165,6 @@ class SafeDenoiserCorrection(Correction):
             return calibrated_correction(denoised, references, calibration, self.settings, mask)
         if self.settings.mode == "official":
             return official_correction(denoised, references, self.settings, mask)
-        return likelihood_ratio_correction(step.x.float(), denoised, references, step.level, self.settings, mask)
+        return likelihood_ratio_correction(
+            step.x.float(), denoised, references, step.level, self.settings, mask
+        )

@@ -55,7 +55,9 @@ class SafeLatentDiffusionCorrection(Correction):
         if any(name not in step.predictions for name in (COND, UNCOND)):
             return None
         cond, uncond, safety = (step.predictions[name].float() for name in (COND, UNCOND, SAFETY))
-        guidance, momentum = safety_guidance(cond, uncond, safety, step.sigma, state.or_zeros(cond), self.settings)
+        guidance, momentum = safety_guidance(
+            cond, uncond, safety, step.sigma, state.or_zeros(cond), self.settings
+        )
         if step.is_new:
             state.value = momentum
         if step.level not in self.settings.window:

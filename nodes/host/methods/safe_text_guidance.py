@@ -15,12 +15,12 @@ from ....guidance.safety_functions.interface import SafetyFunction
 from ..autograd.decoders import DecoderName
 from ..autograd.gradients import embeddings, in_parts, set_embeddings, text_gradients
 from ..engine.correction import Evaluation, RunContext, Step
-from .detector_correction import DetectorCorrection, Sight, kept_latent, largest_entry, require_pictures
+from .detector_correction import DetectorCorrection, Sight, kept_latent, largest_entry, require_images
 
 
 @dataclass
 class TextGuidanceState:
-    """State of one run: how many steps of the window were seen, the prompt's embeddings, and the inpainted picture."""
+    """State of one run: how many steps of the window were seen, the prompt's embeddings, and the inpainted image."""
 
     kept: Tensor | None
     """What inpainting keeps, in the model's latent space."""
@@ -29,7 +29,7 @@ class TextGuidanceState:
 
 
 class SafeTextGuidanceCorrection(DetectorCorrection):
-    """Moves the text embeddings of pictures that the safety function objects to, and has their predictions made anew."""
+    """Moves the text embeddings of images that the safety function objects to, and has their predictions made anew."""
 
     name = "STG"
 
@@ -45,7 +45,7 @@ class SafeTextGuidanceCorrection(DetectorCorrection):
         self.settings = settings
 
     def begin(self, context: RunContext) -> TextGuidanceState:
-        require_pictures(context, self.name)
+        require_images(context, self.name)
         return TextGuidanceState(kept_latent(context))
 
     def is_active(self, level: NoiseLevel) -> bool:
@@ -63,21 +63,34 @@ class SafeTextGuidanceCorrection(DetectorCorrection):
             return None
         current = embeddings(evaluation)
         state.initial = state.initial or current
-        gradients = in_parts(rows, lambda some, short: self._gradients(step, sight, evaluation, current, some, short or self.checkpointed))
+        gradients = in_parts(
+            rows,
+            lambda some, short: self._gradients(
+                step, sight, evaluation, current, some, short or self.checkpointed
+            ),
+        )
         moved = torch.zeros_like(sight.hit)
         for index, gradient in enumerate(gradients):
             before, prompt = current[index], state.initial[index]
             if gradient is None or before is None or prompt is None:
                 continue
             here = rows.to(before.device)
-            new, usable = guided_embedding(before[here], prompt[here], gradient, sight.score.to(before.device)[here], self.settings)
+            new, usable = guided_embedding(
+                before[here], prompt[here], gradient, sight.score.to(before.device)[here], self.settings
+            )
             current[index] = before.index_copy(0, here, new)
             moved[rows] |= usable.to(moved.device)
         set_embeddings(evaluation, current)
         return moved
 
     def _gradients(
-        self, step: Step, sight: Sight, evaluation: Evaluation, current: list[Tensor | None], rows: Tensor, checkpointed: bool
+        self,
+        step: Step,
+        sight: Sight,
+        evaluation: Evaluation,
+        current: list[Tensor | None],
+        rows: Tensor,
+        checkpointed: bool,
     ) -> list[Tensor | None]:
         """Gradients of the unsafe score with respect to the embeddings, by the chain rule, one network at a time."""
         wanted = self.score_gradient(step, sight, rows) * step.cond_scale

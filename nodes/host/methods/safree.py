@@ -19,7 +19,13 @@ from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
 from ....guidance.core.paper_schedule import TIMESTEPS, timestep_of_step
-from ....guidance.safree import ARTIST_VALIDATION, FilteredPrompt, SelfValidation, filter_prompt, subspace_projector
+from ....guidance.safree import (
+    ARTIST_VALIDATION,
+    FilteredPrompt,
+    SelfValidation,
+    filter_prompt,
+    subspace_projector,
+)
 
 Section = list[tuple[Any, float]]
 """Tokens of one encoder call of fixed length, with their weights."""
@@ -78,17 +84,27 @@ def _sentences(encoder: SDClipModel, encode: Callable[..., Any], sections: Seque
     bounds = [_bounds(section, encoder) for section in unweighted]
     if encoder.special_tokens.get("start") is not None:
         return torch.stack([row[min(end, len(row) - 1)] for row, (_, end) in zip(rows, bounds)])
-    return torch.stack([row[first : max(end, first + 1)].mean(dim=0) for row, (first, end) in zip(rows, bounds)])
+    return torch.stack(
+        [row[first : max(end, first + 1)].mean(dim=0) for row, (first, end) in zip(rows, bounds)]
+    )
 
 
 @contextmanager
 def _standing_in(clip: Any, stand_in: Callable[..., Any]) -> Iterator[None]:
     """While active, every encoder of `clip` answers with `stand_in(name, encoder, its own method, sections)`."""
-    encoders = {name: module for name, module in clip.cond_stage_model.named_modules() if isinstance(module, SDClipModel)}
+    encoders = {
+        name: module
+        for name, module in clip.cond_stage_model.named_modules()
+        if isinstance(module, SDClipModel)
+    }
     if not encoders:
-        raise ValueError("SAFREE cannot read the words of this text encoder. Use a model with CLIP or T5 encoders.")
+        raise ValueError(
+            "SAFREE cannot read the words of this text encoder. Use a model with CLIP or T5 encoders."
+        )
     for name, encoder in encoders.items():
-        encoder.encode_token_weights = functools.partial(stand_in, name, encoder, encoder.encode_token_weights)
+        encoder.encode_token_weights = functools.partial(
+            stand_in, name, encoder, encoder.encode_token_weights
+        )
     try:
         yield
     finally:
@@ -118,19 +134,27 @@ class _PromptFilter:
         self.judged: list[Judged] = []
         self.changes: list[float] = []
 
-    def __call__(self, name: str, encoder: SDClipModel, encode: Callable[..., Any], sections: list[Section]) -> Any:
+    def __call__(
+        self, name: str, encoder: SDClipModel, encode: Callable[..., Any], sections: list[Section]
+    ) -> Any:
         hidden, *rest = encode(sections)
         parts = hidden[0].split([len(section) for section in sections])
-        filtered = [self._section(name, encoder, encode, section, rows) for section, rows in zip(sections, parts)]
+        filtered = [
+            self._section(name, encoder, encode, section, rows) for section, rows in zip(sections, parts)
+        ]
         return (torch.cat(filtered)[None], *rest)
 
-    def _section(self, name: str, encoder: SDClipModel, encode: Callable[..., Any], section: Section, rows: Tensor) -> Tensor:
+    def _section(
+        self, name: str, encoder: SDClipModel, encode: Callable[..., Any], section: Section, rows: Tensor
+    ) -> Tensor:
         first, end = _bounds(section, encoder)
         if end <= first:
             return rows
         masked = [[*section[:i], (MASK_TOKEN, 1.0), *section[i + 1 :]] for i in range(first, end)]
         sentences = _sentences(encoder, encode, masked)
-        found = filter_prompt(rows, sentences, self._projectors[name], slice(first, end), slice(0, end + 1), self._alpha)
+        found = filter_prompt(
+            rows, sentences, self._projectors[name], slice(first, end), slice(0, end + 1), self._alpha
+        )
         self.changes.append(found.change)
         self.judged += self._verdicts(name, section[first:end], found)
         return found.embeddings
@@ -138,7 +162,12 @@ class _PromptFilter:
     def _verdicts(self, name: str, words: Section, found: FilteredPrompt) -> list[Judged]:
         total, count = found.distances.sum().item(), len(words)
         return [
-            Judged(name, _spelled(self._clip, name, token), (count - 1) * d / (total - d) if total > d else 1.0, bool(toxic))
+            Judged(
+                name,
+                _spelled(self._clip, name, token),
+                (count - 1) * d / (total - d) if total > d else 1.0,
+                bool(toxic),
+            )
             for (token, *_), d, toxic in zip(words, found.distances.tolist(), found.toxic)
         ]
 
@@ -148,11 +177,15 @@ def _spelled(clip: Any, encoder: str, token: Any) -> str:
     if not isinstance(token, int):
         return "(embedding)"
     tokenizer = getattr(clip.tokenizer, encoder.split(".")[-1], None)
-    spelled = str(getattr(tokenizer, "inv_vocab", {}).get(token, token)).replace("</w>", "").replace("\u2581", "")
+    spelled = (
+        str(getattr(tokenizer, "inv_vocab", {}).get(token, token)).replace("</w>", "").replace("\u2581", "")
+    )
     return spelled or "(space)"
 
 
-def filter_text(clip: Any, text: str, concepts: Sequence[str], alpha: float, validation: SelfValidation | None) -> Filtered:
+def filter_text(
+    clip: Any, text: str, concepts: Sequence[str], alpha: float, validation: SelfValidation | None
+) -> Filtered:
     """A prompt with the embeddings of its toxic tokens projected off the concepts.
 
     Args:
@@ -194,4 +227,6 @@ def validation_for(steps: str, clip: Any) -> SelfValidation | None:
     if steps == "as published":
         several = sum(isinstance(module, SDClipModel) for module in clip.cond_stage_model.modules()) > 1
         return None if several else SelfValidation()
-    return {"self-validating": SelfValidation(), "self-validating, artist": ARTIST_VALIDATION, "all": None}[steps]
+    return {"self-validating": SelfValidation(), "self-validating, artist": ARTIST_VALIDATION, "all": None}[
+        steps
+    ]

@@ -51,8 +51,12 @@ class ReattentionCorrection(Correction):
     def patch(self, model: ModelPatcher) -> None:
         config = model.model.model_config.unet_config
         if "channel_mult" not in config:
-            raise ValueError("Latent re-attention works in the decoder of a UNet, which this model does not have. Remove the node.")
-        widths = sorted({config["model_channels"] * factor for factor in config["channel_mult"]}, reverse=True)
+            raise ValueError(
+                "Latent re-attention works in the decoder of a UNet, which this model does not have. Remove the node."
+            )
+        widths = sorted(
+            {config["model_channels"] * factor for factor in config["channel_mult"]}, reverse=True
+        )
         self._scales = {width: scale for width, scale in zip(widths, (self.deep, self.shallow)) if scale != 1}
         if self._scales:
             model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, f"{KEY}_reattention", self._evaluate)
@@ -68,7 +72,13 @@ class ReattentionCorrection(Correction):
         return None
 
     def _evaluate(
-        self, executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor, options: dict[str, Any]
+        self,
+        executor: Callable[..., Any],
+        model: Any,
+        conds: list[Any],
+        x: Tensor,
+        timestep: Tensor,
+        options: dict[str, Any],
     ) -> Any:
         run: Run | None = options["transformer_options"].get(KEY)
         positive = None if run is None or not run.is_guiders_forward else run.guider.conds[COND]
@@ -122,7 +132,9 @@ def _cleared(features: Features) -> Iterator[None]:
 def _active(entries: list[dict[str, Any]], timestep: Tensor) -> list[dict[str, Any]]:
     """The entries of a prepared conditioning that the host uses at a noise level."""
     sigma = float(timestep[0])
-    return [e for e in entries if e.get("timestep_end", 0.0) <= sigma <= e.get("timestep_start", float("inf"))]
+    return [
+        e for e in entries if e.get("timestep_end", 0.0) <= sigma <= e.get("timestep_start", float("inf"))
+    ]
 
 
 def _same_text(entries: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:

@@ -37,7 +37,10 @@ class SemanticGuidanceCorrection(Correction):
         return self.settings.acts(level)
 
     def wanted_texts(self, step: Step, state: Momentum) -> Mapping[str, Tensor]:
-        return {name: step.every_row for name in (*(self._names[i] for i in self.settings.needed(step.level)), UNCOND)}
+        return {
+            name: step.every_row
+            for name in (*(self._names[i] for i in self.settings.needed(step.level)), UNCOND)
+        }
 
     def correct(self, step: Step, state: Momentum) -> Change | None:
         if UNCOND not in step.predictions:
@@ -45,10 +48,14 @@ class SemanticGuidanceCorrection(Correction):
         uncond = step.predictions[UNCOND].float()
         predictions = [step.predictions.get(name) for name in self._names]
         momentum = state.or_zeros(uncond)
-        guidance, momentum = semantic_guidance(predictions, uncond, step.sigma, step.level, momentum, self.settings)
+        guidance, momentum = semantic_guidance(
+            predictions, uncond, step.sigma, step.level, momentum, self.settings
+        )
         if step.is_new:
             state.value = momentum
         if guidance is None:
             return None
         touched = (guidance != 0).any(dim=1).flatten(1)
-        return Change(denoised_change(guidance, step.sigma), touched.any(dim=1), area=touched.float().mean(dim=1))
+        return Change(
+            denoised_change(guidance, step.sigma), touched.any(dim=1), area=touched.float().mean(dim=1)
+        )

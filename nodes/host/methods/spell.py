@@ -15,7 +15,7 @@ from ....guidance.core.references import References
 from ....guidance.spell import SpellSettings, repellency, unit_pixels
 from ..engine.correction import Correction, RunContext, Step
 from ..engine.mask import area_of
-from ..files.negation_latents import check_pictures, earlier_references, fitting_references, references_for
+from ..files.negation_latents import check_images, earlier_references, fitting_references, references_for
 
 
 @dataclass
@@ -27,16 +27,16 @@ class Prepared:
 
 
 class SpellCorrection(Correction):
-    """Keeps predictions out of balls around the pictures of a negation set, around pictures made before, and around each other.
+    """Keeps predictions out of balls around the images of a negation set, around images made before, and around each other.
 
     Args:
-        negation_set: static references, compared as whole pictures, or None.
+        negation_set: static references, compared as whole images, or None.
         vae: encodes them; may be None without a set.
         settings: radius and the rest.
         normalized: compare with references of `unit_pixels`, as the published baseline does.
-        layout: how the set's pictures get to the size of the run.
+        layout: how the set's images get to the size of the run.
         mask: where to look and to act, a MASK of the workflow.
-        earlier: (M, C, h, w) latents in VAE space of pictures made before, references like the set's; the paper's dynamic
+        earlier: (M, C, h, w) latents in VAE space of images made before, references like the set's; the paper's dynamic
             references of earlier batches.
     """
 
@@ -60,10 +60,12 @@ class SpellCorrection(Correction):
         return self.settings.radius > 0 and self.settings.overcompensation > 0
 
     def begin(self, context: RunContext) -> Prepared:
-        check_pictures(context.latent_shape)
+        check_images(context.latent_shape)
         found: list[References] = []
         if self._is_on and self.negation_set is not None:
-            found.append(references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout))
+            found.append(
+                references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)
+            )
         if self._is_on and self.earlier is not None:
             found += earlier_references(context.model, self.earlier, context.latent_shape)
         return Prepared([references.then(unit_pixels) for references in found] if self.normalized else found)
@@ -73,7 +75,9 @@ class SpellCorrection(Correction):
 
     def correct(self, step: Step, state: Prepared) -> Change | None:
         if not state.placed:
-            state.references = [fitting_references(references, step.denoised.device) for references in state.references]
+            state.references = [
+                fitting_references(references, step.denoised.device) for references in state.references
+            ]
             state.placed = True
         result = repellency(step.denoised.float(), state.references, self.settings, area_of(self.mask, step))
         inside = result.inside > 0

@@ -1,6 +1,6 @@
-"""Make the pictures of the workflows and help pages: run every demo workflow on the demo model, with and without its method.
+"""Make the images of the workflows and help pages: run every demo workflow on the demo model, with and without its method.
 
-`python3 dev.py make pictures [workflow ...]` writes, for each workflow in workflows/, the square picture that the template browser
+`python3 dev.py make images [workflow ...]` writes, for each workflow in workflows/, the square image that the template browser
 shows (workflows/NAME.jpg), and the pair for the help pages of its nodes (web/docs/NAME.jpg), which are given to pages that have none.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..evaluation.example_inputs import put_sample_pictures
+from ..evaluation.example_inputs import put_sample_images
 from ..evaluation.graphs import ObjectInfo, Prompt, is_link, load_workflow, set_inputs, to_prompt
 from ..evaluation.runner import KEEP_RESULTS, OWN_NODES, decode
 from ..evaluation.server import ComfyServer
@@ -23,17 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS, DOCS = ROOT / "workflows", ROOT / "web" / "docs"
 PLAIN = "demo_plain"
 MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
-"""Prefixes of the workflows for checkpoints, which are not run here: they show the picture of the same workflow on the demo model."""
+"""Prefixes of the workflows for checkpoints, which are not run here: they show the image of the same workflow on the demo model."""
 SIDE, INSET, BORDER, BAND = 384, 120, 4, 44
 PAIR_SIDE, GAP, CAPTION = 256, 8, 26
 PAPER, INK, SHADE = (250, 250, 248), (24, 24, 28), (40, 40, 44)
 QUALITY = 85
-PICTURE_MARK = "!["
+IMAGE_MARK = "!["
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a workflow is shown by: the pictures it saves, and the one that the same prompt and seed give without its method, if any."""
+    """What a workflow is shown by: the images it saves, and the one that the same prompt and seed give without its method, if any."""
 
     after: list[Image.Image]
     before: Image.Image | None
@@ -41,7 +41,9 @@ class Shown:
 
 def samplers(prompt: Prompt) -> list[str]:
     """Ids of the nodes that sample."""
-    return [key for key, node in prompt.items() if "latent_image" in node["inputs"] and "seed" in node["inputs"]]
+    return [
+        key for key, node in prompt.items() if "latent_image" in node["inputs"] and "seed" in node["inputs"]
+    ]
 
 
 def text_of(prompt: Prompt, key: str) -> str | None:
@@ -64,21 +66,32 @@ def without_method(prompt: Prompt, plain: Prompt) -> Prompt | None:
         return None
     loras = [key for key, node in prompt.items() if node["class_type"] == "LoraLoaderModelOnly"]
     if loras:
-        return {**prompt, found[0]: {**prompt[found[0]], "inputs": {**prompt[found[0]]["inputs"], "model": [loras[0], 0]}}}
+        return {
+            **prompt,
+            found[0]: {**prompt[found[0]], "inputs": {**prompt[found[0]]["inputs"], "model": [loras[0], 0]}},
+        }
     positive = prompt[found[0]]["inputs"]["positive"][0]
     text = text_of(prompt, positive)
     if text is None:
         return None
     (own,) = samplers(plain)
-    shared = {name: value for name, value in prompt[found[0]]["inputs"].items() if name in plain[own]["inputs"] and not is_link(value)}
+    shared = {
+        name: value
+        for name, value in prompt[found[0]]["inputs"].items()
+        if name in plain[own]["inputs"] and not is_link(value)
+    }
     return set_inputs(set_inputs(plain, "Prompt", text=text), "KSampler", **shared)
 
 
 def run(server: ComfyServer, prompt: Prompt) -> list[Image.Image]:
-    """The pictures that a prompt shows, those that it saves first."""
+    """The images that a prompt shows, those that it saves first."""
     entry = server.run(prompt)
     outputs = sorted(entry["outputs"].items(), key=lambda item: prompt[item[0]]["class_type"] != "SaveImage")
-    return [Image.fromarray(decode(file)) for _, output in outputs for file in server.images({"outputs": {"": output}})]
+    return [
+        Image.fromarray(decode(file))
+        for _, output in outputs
+        for file in server.images({"outputs": {"": output}})
+    ]
 
 
 def show(server: ComfyServer, info: ObjectInfo, name: str) -> Shown:
@@ -87,26 +100,33 @@ def show(server: ComfyServer, info: ObjectInfo, name: str) -> Shown:
     other = None if name == PLAIN else without_method(prompt, plain)
     after = run(server, prompt)
     before = run(server, other)[0] if other else None
-    # A workflow that shows no protected picture, such as one that looks at a negation set, has nothing to compare.
+    # A workflow that shows no protected image, such as one that looks at a negation set, has nothing to compare.
     return Shown(after, before if before is not None and before.size == after[0].size else None)
 
 
 def thumbnail(shown: Shown) -> Image.Image:
-    """A square with the workflow's pictures, and what its method prevented as an inset."""
-    square = grid(shown.after[:4], SIDE) if shown.before is None else shown.after[0].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    """A square with the workflow's images, and what its method prevented as an inset."""
+    square = (
+        grid(shown.after[:4], SIDE)
+        if shown.before is None
+        else shown.after[0].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    )
     draw = ImageDraw.Draw(square)
     if shown.before is not None:
         inset = shown.before.resize((INSET, INSET), Image.Resampling.LANCZOS)
         corner = (12, 12)
-        draw.rectangle((corner[0] - BORDER, corner[1] - BORDER, corner[0] + INSET + BORDER - 1, corner[1] + INSET + 25), fill=PAPER)
+        draw.rectangle(
+            (corner[0] - BORDER, corner[1] - BORDER, corner[0] + INSET + BORDER - 1, corner[1] + INSET + 25),
+            fill=PAPER,
+        )
         square.paste(inset, corner)
         draw.text((corner[0] + INSET // 2, corner[1] + INSET + 12), "without", INK, _font(18), anchor="mm")
     return square
 
 
-def labelled(picture: Image.Image, label: str) -> Image.Image:
-    """A square picture with a label at its foot."""
-    square = picture.copy()
+def labelled(image: Image.Image, label: str) -> Image.Image:
+    """A square image with a label at its foot."""
+    square = image.copy()
     draw = ImageDraw.Draw(square)
     draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill=SHADE)
     draw.text((SIDE // 2, SIDE - BAND // 2), label, PAPER, _font(24), anchor="mm")
@@ -114,62 +134,74 @@ def labelled(picture: Image.Image, label: str) -> Image.Image:
 
 
 def pair(shown: Shown) -> Image.Image:
-    """The pictures side by side with captions, for a help page."""
-    pictures = [("without", shown.before), ("with", shown.after[0])] if shown.before else [("", grid(shown.after[:4], PAIR_SIDE))]
+    """The images side by side with captions, for a help page."""
+    images = (
+        [("without", shown.before), ("with", shown.after[0])]
+        if shown.before
+        else [("", grid(shown.after[:4], PAIR_SIDE))]
+    )
     height = PAIR_SIDE + (CAPTION if shown.before else 0)
-    sheet = Image.new("RGB", (len(pictures) * (PAIR_SIDE + GAP) - GAP, height), PAPER)
+    sheet = Image.new("RGB", (len(images) * (PAIR_SIDE + GAP) - GAP, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for column, (caption, picture) in enumerate(pictures):
+    for column, (caption, image) in enumerate(images):
         left = column * (PAIR_SIDE + GAP)
-        assert picture is not None
-        sheet.paste(picture.resize((PAIR_SIDE, PAIR_SIDE), Image.Resampling.LANCZOS), (left, 0))
+        assert image is not None
+        sheet.paste(image.resize((PAIR_SIDE, PAIR_SIDE), Image.Resampling.LANCZOS), (left, 0))
         draw.text((left + PAIR_SIDE // 2, PAIR_SIDE + CAPTION // 2), caption, INK, _font(17), anchor="mm")
     return sheet
 
 
-def grid(pictures: Sequence[Image.Image], side: int) -> Image.Image:
-    """One picture, or up to four, in a square; each whole, whatever its shape."""
-    columns = 1 if len(pictures) == 1 else 2
+def grid(images: Sequence[Image.Image], side: int) -> Image.Image:
+    """One image, or up to four, in a square; each whole, whatever its shape."""
+    columns = 1 if len(images) == 1 else 2
     cell = side // columns
     sheet = Image.new("RGB", (side, side), SHADE)
-    for number, picture in enumerate(pictures):
-        scale = cell / max(picture.size)
-        small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
-        left, top = number % columns * cell, number // columns * cell + (cell // 2 if len(pictures) == 2 else 0)
+    for number, image in enumerate(images):
+        scale = cell / max(image.size)
+        small = image.resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+            Image.Resampling.LANCZOS,
+        )
+        left, top = number % columns * cell, number // columns * cell + (cell // 2 if len(images) == 2 else 0)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
     return sheet
 
 
 def illustrate_help_pages() -> None:
-    """Give every help page without a picture that of the simplest demo workflow with its node."""
+    """Give every help page without an image that of the simplest demo workflow with its node."""
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         flows = [(len(own), name) for name, own in own_nodes_of_workflows().items() if page.stem in own]
-        if PICTURE_MARK in text or not flows:
+        if IMAGE_MARK in text or not flows:
             continue
         name = min(flows)[1]
-        picture = f"![From the workflow {name}]({name}.jpg)"
+        image = f"![From the workflow {name}]({name}.jpg)"
         title, paragraph, rest = ([*text.rstrip().split("\n\n", 2), ""])[:3]
-        page.write_text("\n\n".join(part for part in (title, paragraph, picture, rest) if part).rstrip() + "\n", encoding="utf-8")
+        page.write_text(
+            "\n\n".join(part for part in (title, paragraph, image, rest) if part).rstrip() + "\n",
+            encoding="utf-8",
+        )
         sys.stdout.write(f"{page.relative_to(ROOT)} shows {name}.jpg\n")
 
 
 def own_nodes_of_workflows() -> dict[str, list[str]]:
     """The node ids of this pack in every demo workflow."""
     return {
-        path.stem: [node["type"] for node in load_workflow(path)["nodes"] if node["type"].startswith(OWN_NODES)]
+        path.stem: [
+            node["type"] for node in load_workflow(path)["nodes"] if node["type"].startswith(OWN_NODES)
+        ]
         for path in sorted(WORKFLOWS.glob("demo_*.json"))
     }
 
 
 def is_shown_in_help(name: str) -> bool:
-    """Whether a help page shows a workflow's pair of pictures."""
+    """Whether a help page shows a workflow's pair of images."""
     return any(f"({name}.jpg)" in page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path) -> None:
     """Write a JPEG, and say so."""
-    picture.save(path, quality=QUALITY, optimize=True)
+    image.save(path, quality=QUALITY, optimize=True)
     sys.stdout.write(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB\n")
 
 
@@ -178,13 +210,15 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the pictures of these workflows, of all by default."""
-    parser = argparse.ArgumentParser(prog="dev.py make pictures", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="workflow", help="such as demo_plain (default: every demo workflow)")
+    """Make the images of these workflows, of all by default."""
+    parser = argparse.ArgumentParser(prog="dev.py make images", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="workflow", help="such as demo_plain (default: every demo workflow)"
+    )
     names = parser.parse_args(argv).names or list(own_nodes_of_workflows())
     illustrate_help_pages()
     with ComfyServer(options=KEEP_RESULTS) as server:
-        put_sample_pictures(server.base / "input")
+        put_sample_images(server.base / "input")
         info = server.get_json("/object_info")
         for name in names:
             shown = show(server, info, name)
@@ -193,6 +227,6 @@ def main(argv: Sequence[str]) -> int:
                 save(pair(shown), DOCS / f"{name}.jpg")
     for prefix, model in MODELS.items():
         for path in sorted(WORKFLOWS.glob(f"{prefix}_*.json")):
-            with Image.open(WORKFLOWS / f"demo_{path.stem.removeprefix(f'{prefix}_')}.jpg") as picture:
-                save(labelled(picture, model), path.with_suffix(".jpg"))
+            with Image.open(WORKFLOWS / f"demo_{path.stem.removeprefix(f'{prefix}_')}.jpg") as image:
+                save(labelled(image, model), path.with_suffix(".jpg"))
     return 0
