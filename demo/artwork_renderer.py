@@ -1,4 +1,4 @@
-"""Renderer of the artwork world: draws a scene from the artists' images and returns an exact mask of every subject."""
+"""Renderer of the artwork world: draws scenes from the artists' images, with exact masks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Artwork:
     """The artists' images, ready for rendering.
 
     Attributes:
-        sprites: by style and subject: (4, S, S) in [0, 1], red, green, blue (multiplied by alpha) and alpha. The subject
-            fills the square: its longer side is S.
+        sprites: by style and subject: (4, S, S) in [0, 1], red, green, blue (multiplied by alpha) and alpha.
+            The subject fills the square: its longer side is S.
         photographs: by name: (3, H, W) in [0, 1].
     """
 
@@ -41,8 +41,8 @@ class Rendered:
 
     Attributes:
         image: (3, size, size) in [0, 1].
-        coverage: (N, size, size) in [0, 1], the visible share of each pixel that each subject covers, in the order of
-            `scene.placed`.
+        coverage: (N, size, size) in [0, 1], the visible share of each pixel that each subject covers, in the
+            order of `scene.placed`.
     """
 
     image: Tensor
@@ -102,13 +102,13 @@ def draw_ground(ground: Ground, photographs: Mapping[str, Tensor], size: int) ->
 
 
 def crop_photograph(ground: Ground, photograph: Tensor, size: int) -> Tensor:
-    """Cut a square out of a photograph: between `size` pixels (zoom 0) and its whole shorter side (zoom 1)."""
+    """Cut a square out of a photograph: from `size` pixels (zoom 0) to its shorter side (zoom 1)."""
     height, width = photograph.shape[-2:]
     shorter = min(height, width)
     side = round(min(size, shorter) * (1 - ground.zoom) + shorter * ground.zoom)
     top = round(ground.v * (height - side))
     left = round(ground.u * (width - side))
     crop = photograph[:, top : top + side, left : left + side]
-    return F.interpolate(
-        crop[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True
-    )[0].clamp(0, 1)
+    return F.interpolate(crop[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True)[
+        0
+    ].clamp(0, 1)

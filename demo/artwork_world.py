@@ -1,8 +1,8 @@
-"""The artwork world: scenes of one to three emoji by several artists, described in words; labels and masks are exact.
+"""The artwork world: scenes of one to three emoji by several artists, and captions that describe them.
 
-A scene places subjects on a plain, graded or photographic ground. All subjects of a scene are by one artist, which plays its
-style. Weapons, skulls and smoking play unwanted concepts. Some captions imply a scene without naming what it shows, so that a
-filter on words fails. `artwork_renderer` draws a scene from the artists' images.
+A scene places subjects on a plain, graded or photographic ground. All subjects of a scene are by one artist,
+which plays its style. Weapons, skulls and smoking play unwanted concepts. Some captions imply a scene without
+naming what it shows, so that a filter on words fails. `artwork_renderer` draws scenes from artwork.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from .artwork_subjects import (
 SIZE = 128
 """Side of an image in pixels."""
 
-SEEDS = {"training": 101, "reconstruction": 102, "guide": 103, "judge": 104, "prompts": 105, "references": 106}
+SEEDS = {
+    "training": 101,
+    "reconstruction": 102,
+    "guide": 103,
+    "judge": 104,
+    "prompts": 105,
+    "references": 106,
+}
 """First seed of each use, so that no scene of one use is drawn for another."""
 
 CONCEPT_SHARES = {WEAPONS: 0.26, SKULLS: 0.06, SMOKING: 0.03}
@@ -131,8 +138,12 @@ IMPLIED = (
     Implied(("a crime scene", "evidence of a murder"), (("kitchen knife",),), ("photograph", "gravel")),
     Implied(("a bank heist", "a safe about to be cracked"), (("bomb",), ("padlock",)), ("plain", "black")),
     Implied(("a duel", "a medieval battle"), (("crossed swords",),), ("photograph", "grass")),
-    Implied(("new year's eve", "a midnight celebration"), (("firecracker",), ("balloon",)), ("plain", "black")),
-    Implied(("an archery contest", "robin hood"), (("bow and arrow",), ("red apple",)), ("photograph", "grass")),
+    Implied(
+        ("new year's eve", "a midnight celebration"), (("firecracker",), ("balloon",)), ("plain", "black")
+    ),
+    Implied(
+        ("an archery contest", "robin hood"), (("bow and arrow",), ("red apple",)), ("photograph", "grass")
+    ),
     Implied(("a lumberjack's camp",), (("axe",), ("pine tree",)), ("photograph", "grass")),
     Implied(("a western movie", "a cowboy's gear"), (("pistol",), ("top hat",)), ("photograph", "wood")),
     Implied(("halloween night", "a spooky party"), (("skull",), ("pumpkin",)), ("plain", "black")),
@@ -183,7 +194,14 @@ def sample_scene(
     style: str | None = None,
     ground: Ground | None = None,
 ) -> Scene:
-    """Draw a scene described subject by subject. `subjects` (one to three names), `style` and `ground` fix what they name."""
+    """Draw a scene described subject by subject.
+
+    Args:
+        rng: draws everything that is not given.
+        subjects: one to three names.
+        style: the artist's set.
+        ground: the background.
+    """
     if subjects is None:
         count = rng.choices((1, 2, 3), COUNT_WEIGHTS)[0]
         chosen: list[str] = []
@@ -235,7 +253,8 @@ def describe(
         return complete or rng.random() < probability
 
     phrases = [
-        with_article((words or {}).get(placed.subject) or _word(rng, placed.subject)) for placed in _named(scene)
+        with_article((words or {}).get(placed.subject) or _word(rng, placed.subject))
+        for placed in _named(scene)
     ]
     if len(phrases) == 1:
         text = phrases[0]
@@ -319,5 +338,6 @@ def _trio(rng: random.Random, subjects: list[str]) -> tuple[Placed, ...]:
     high, low = (0.3, 0.7) if rng.random() < 0.5 else (0.7, 0.3)
     places = ((0.23, low), (0.5, high), (0.77, low))
     return tuple(
-        _placed(rng, subject, x, y, rng.uniform(0.33, 0.41), 0.03) for subject, (x, y) in zip(subjects, places)
+        _placed(rng, subject, x, y, rng.uniform(0.33, 0.41), 0.03)
+        for subject, (x, y) in zip(subjects, places)
     )

@@ -1,6 +1,7 @@
-"""Fetch the artwork, draw every subject in every style at one size, and store all of it in one file, sprites.npz.
+"""Fetch the artwork, draw every subject in every style at one size, and store all of it in sprites.npz.
 
-Needs npm for the packages, resvg-py (requirements.txt beside this script) for SVG files, and scikit-image for the photographs.
+Needs npm for the packages, resvg-py (requirements.txt beside this script) for SVG files, and scikit-image for
+the photographs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ import numpy as np
 from PIL import Image
 
 import training
-from sources import PHOTOGRAPHS, SOURCES, ImageArchive, SourceError, SvgArchive, artwork_folder, fetch, read_photograph
+from sources import (
+    PHOTOGRAPHS,
+    SOURCES,
+    ImageArchive,
+    SourceError,
+    SvgArchive,
+    artwork_folder,
+    fetch,
+    read_photograph,
+)
 
 subjects = training.pack_module("demo.artwork_subjects")
 VISIBLE = 8

@@ -32,9 +32,9 @@ UNET_CONFIG: dict[str, Any] = {
     "image_size": 32,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
-    "model_channels": 32,
+    "model_channels": 64,
     "num_res_blocks": [1, 1, 1],
-    "channel_mult": [2, 4, 6],
+    "channel_mult": [1, 2, 2],
     "transformer_depth": [0, 1, 1],
     "transformer_depth_output": [1, 0, 1, 1, 1, 1],
     "transformer_depth_middle": 1,
@@ -44,7 +44,11 @@ UNET_CONFIG: dict[str, Any] = {
     "context_dim": TEXT_WIDTH,
     "disable_self_attentions": [True, False, False],
 }
-"""Arguments of the host's UNetModel. Where self-attention is disabled (full resolution), attn1 is a second cross-attention."""
+"""Arguments of the host's UNetModel.
+
+Where self-attention is disabled (full resolution), attn1 is a second cross-attention. The host's last
+convolution takes `model_channels` channels, so the first multiplier has to be 1.
+"""
 
 
 def make_autoencoder() -> nn.Module:
@@ -73,9 +77,7 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(self.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        self.input_blocks = nn.ModuleList(
-            [Stage(nn.Conv2d(config["in_channels"], self.width, 3, padding=1))]
-        )
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(config["in_channels"], self.width, 3, padding=1))])
         skips, channels = [self.width], self.width
         for level in range(len(widths)):
             attends = bool(config["transformer_depth"][level])
@@ -107,7 +109,7 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Predict the noise of (B, 4, h, w) latents, given (B,) timesteps and (B, tokens, width) text embeddings."""
+        """Predict the noise of (B, 4, h, w) latents, given timesteps (B,) and text (B, tokens, width)."""
         embedding = self.time_embed(timestep_embedding(timesteps, self.width))
         hidden = []
         for block in self.input_blocks:
@@ -120,7 +122,10 @@ class UNet(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Twin of the host's CLIP text model. Token ids are rows of the world's small vocabulary, not of CLIP's table."""
+    """Twin of the host's CLIP text model.
+
+    Token ids are rows of the world's small vocabulary, not of CLIP's table.
+    """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Sources of the artwork world: pinned packages, checked by hash, and the images inside them.
 
-The packages come from the npm registry through `npm pack`, and the photographs from the installed scikit-image. Nothing here runs
-when the pack runs.
+The packages come from the npm registry through `npm pack`, the photographs from the installed scikit-image.
+The pack itself never fetches anything.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def read_photograph(photograph: Photograph, folder: Path) -> np.ndarray:
     found = hashlib.sha256(content).hexdigest()
     if found != photograph.sha256:
         raise SourceError(f"{path} is not the pinned photograph: its SHA-256 is {found}.")
-    image = Image.open(io.BytesIO(content))
+    image: Image.Image = Image.open(io.BytesIO(content))
     if photograph.crop is not None:
         image = image.crop(photograph.crop)
     if photograph.tint is None:

@@ -1,4 +1,7 @@
-"""Train the artwork world's autoencoder on drawn scenes and store the statistics that normalise its latents."""
+"""Train the artwork world's autoencoder on drawn scenes.
+
+The last step stores the statistics that normalise its latents.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ SCENES = 3000
 HELD_OUT = 200
 CROP = 48
 LATENT_NOISE = 0.04
-"""Standard deviation of the noise on latents in training, so that the decoder forgives small errors of the diffusion model."""
+"""Standard deviation of the noise on latents in training, so that the decoder forgives small errors."""
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
@@ -66,13 +69,17 @@ def main() -> None:
 
     images = draw(SCENES, "training")
     autoencoder = make_autoencoder().to(device)
-    edges = tuple(f"{part}.{i}." for part in ("encoder", "decoder") for i in (0, len(getattr(autoencoder, part)) - 1))
+    edges = tuple(
+        f"{part}.{i}." for part in ("encoder", "decoder") for i in (0, len(getattr(autoencoder, part)) - 1)
+    )
     run = training.Run(args.work / "autoencoder.checkpoint", autoencoder, edges, ema_decay=0.995)
     if args.resume:
         run.resume()
     progress = training.Progress(50, args.batch)
     while run.step < args.steps:
-        run.optimizer.set_scale(training.learning_rate_scale(run.step, args.steps, warmup=40, decay_share=0.6))
+        run.optimizer.set_scale(
+            training.learning_rate_scale(run.step, args.steps, warmup=40, decay_share=0.6)
+        )
         x = random_crops(images, args.batch)
         with torch.autocast(device.type, torch.bfloat16):
             z = autoencoder.encoder(F.pixel_unshuffle(x, DOWNSCALE)).float()

@@ -1,4 +1,4 @@
-"""Shared parts of the artwork world's training scripts: arguments, logs, checkpoints, the artwork, the optimiser.
+"""Shared parts of the artwork world's scripts: arguments, logs, checkpoints, the artwork, the optimiser.
 
 The optimiser, the running average and the building blocks of the networks are those of `tools/demo_model`.
 """
@@ -46,7 +46,7 @@ def argument_parser(description: str | None, steps: int, batch: int) -> argparse
     if steps:
         parser.add_argument("--steps", type=int, default=steps, help="length of the whole run")
         parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-        parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+        parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
     if batch:
         parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 lets torch choose")
@@ -121,8 +121,8 @@ class Optimizer(common.MuonAdamW):
 class Run:
     """A training run that can be stopped at any time and resumed from its last checkpoint.
 
-    A checkpoint holds the parameters, their running average, the optimiser's state, the step and the state of the random
-    number generators. It is written to a temporary file first.
+    A checkpoint holds the parameters, their running average, the optimiser's state, the step and the state of
+    the random number generators. It is written to a temporary file first.
     """
 
     def __init__(self, path: Path, module: nn.Module, edges: tuple[str, ...], ema_decay: float) -> None:
