@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..guidance.safree import NUDITY_CONCEPTS
 from .host.engine.hooks import attach
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.methods.safree import Filtered, Judged, filter_text, validation_for
 from .host.methods.safree_reattention import ReattentionCorrection
 
@@ -123,7 +123,7 @@ class SafreeTextFilter(io.ComfyNode):
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
         found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))
         told = report(found)
-        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=with_text(told))
+        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=message_ui(told))
 
 
 class SafreeReattention(io.ComfyNode):
