@@ -147,19 +147,17 @@ def sentence(summary: Summary, calls: int) -> str:
     return f"{summary.method} was not active in this run."
 
 
-def rehearsed(trace: Trace) -> list[str]:
-    """A sentence on the run before the run; none when there was none."""
-    return (
-        [f"The run was rehearsed with {trace.rehearsal} predictions, to see what there is to keep."]
-        if trace.rehearsal
-        else []
-    )
+def first_pass_sentences(trace: Trace) -> list[str]:
+    """Return a sentence on the cost of the first of two passes; none for a run of one pass."""
+    if not trace.rehearsal:
+        return []
+    return [f"The first of two passes took {trace.rehearsal} predictions."]
 
 
 def in_words(trace: Trace) -> str:
     """A line for each method, then the notes."""
     methods = [sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods]
-    return "\n".join([*methods, *rehearsed(trace), *trace.notes])
+    return "\n".join([*methods, *first_pass_sentences(trace), *trace.notes])
 
 
 def table(trace: Trace) -> str:

@@ -1,4 +1,4 @@
-"""The trace in the real host: its sums, whose run it shows, and that recording changes nothing."""
+"""The trace in the real host: its sums, the run that it belongs to, and that recording changes nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def test_every_prediction_is_counted_for_someone(host: Any, traces: Any) -> None
     assert trace.forwards + sum(record.forwards for record in trace.records) == sum(rows)
     assert trace.forwards == 2 * 2 * 5
     assert trace.methods == ("SLD", "Push", "SLD 2", "SLD 3")
-    # The weak one asks for "star" late only, and first among those that ask: then the last one's costs nothing.
+    # The weak one asks for "star" late only, and first among those that ask: then the last one's costs
+    # nothing.
     weak, last = (trace.of(method) for method in ("SLD", "SLD 3"))
     assert 0 < len(weak) < 5 and [r.forwards for r in weak] == [2] * len(weak)
     assert [r.forwards for r in last] == [2] * (5 - len(weak)) + [0] * len(weak)

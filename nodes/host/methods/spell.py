@@ -32,7 +32,7 @@ class SpellState:
 
 
 class SpellCorrection(Correction):
-    """Repellency out of balls around the images of a negation set, around earlier images, and around each other.
+    """Repellency out of balls around a negation set's images, earlier images, and images of the same batch.
 
     Args:
         negation_set: static references, compared as whole images, or None.
@@ -41,8 +41,8 @@ class SpellCorrection(Correction):
         normalized: compare with references of `unit_pixels`, as the published baseline does.
         layout: how the set's images are brought to the size of the run.
         mask: MASK of the workflow, where to compare and to act; None for everywhere.
-        earlier: (M, C, h, w) latents in VAE space of earlier images, used like the set's references; they are the paper's
-            dynamic references of earlier batches.
+        earlier: (M, C, h, w) latents in VAE space of earlier images, used like the set's references; they are
+            the paper's dynamic references of earlier batches.
     """
 
     name = "SPELL"
