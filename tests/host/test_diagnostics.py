@@ -72,7 +72,7 @@ def test_a_sampler_without_a_negative_is_told(host: Any, shown: dict[str, str]) 
 
 def test_img2img_below_the_window_is_told(host: Any, shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
     images = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
@@ -91,7 +91,7 @@ def test_img2img_below_the_window_is_told(host: Any, shown: dict[str, str]) -> N
 
 def test_a_set_without_a_similar_image_is_told(host: Any, shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
     images = from_images(torch.rand(8, 128, 128, 3, generator=torch.Generator().manual_seed(0)))

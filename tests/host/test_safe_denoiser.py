@@ -225,7 +225,7 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
         references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
         # Half precision is what references are kept in.
         torch.testing.assert_close(
-            references.rows(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name
+            references.read(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name
         )
 
 

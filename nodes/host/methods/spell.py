@@ -12,7 +12,7 @@ from ....formats.negation_set import NegationSet
 from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.core.references import References
-from ....guidance.spell import SpellSettings, repellency, unit_pixels
+from ....guidance.spell import SpellSettings, repellency, with_unit_pixels
 from ..engine.correction import Correction, RunContext, Step
 from ..engine.mask import area_of
 from ..files.negation_latents import check_images, earlier_references, fitting_references, references_for
@@ -33,7 +33,7 @@ class SpellCorrection(Correction):
         negation_set: static references, compared as whole images, or None.
         vae: encodes them; may be None without a set.
         settings: radius and the rest.
-        normalized: compare with references of `unit_pixels`, as the published baseline does.
+        normalized: compare with references of `with_unit_pixels`, as the published baseline does.
         layout: how the set's images get to the size of the run.
         mask: where to look and to act, a MASK of the workflow.
         earlier: (M, C, h, w) latents in VAE space of images made before, references like the set's; the paper's dynamic
@@ -68,7 +68,7 @@ class SpellCorrection(Correction):
             )
         if self._is_on and self.earlier is not None:
             found += earlier_references(context.model, self.earlier, context.latent_shape)
-        return Prepared([references.then(unit_pixels) for references in found] if self.normalized else found)
+        return Prepared([with_unit_pixels(references) for references in found] if self.normalized else found)
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self._is_on and level in self.settings.window
