@@ -165,16 +165,28 @@ def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float
     from ...guidance.safe_denoiser.choice import choose_comparison
     from ...nodes.host.engine.correction import Step
     from ...nodes.host.files import negation_latents
-    from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection, SafeDenoiserRun
+    from ...nodes.host.methods.safe_denoiser import LastComparison, SafeDenoiserCorrection, SafeDenoiserState
 
     settings = SafeDenoiserSettings(window=SigmaWindow(), threshold=0.0)
     correction = SafeDenoiserCorrection(None, None, settings)  # type: ignore[arg-type]
     references = stored.then(comfy.latent_formats.SD15().process_in)
-    state = SafeDenoiserRun(choose_comparison(references, settings))
+    state = SafeDenoiserState(choose_comparison(references, settings), LastComparison())
     device = comfy.model_management.get_torch_device()
     denoised = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(2)).to(device)
     level = NoiseLevel.variance_exploding(7.0)
-    step = Step(denoised + 7.0, 7.0, level, denoised, {}, 7.5, None, True)
+    step = Step(
+        x=denoised + 7.0,
+        timestep=torch.tensor([7.0]),
+        sigma=7.0,
+        level=level,
+        denoised=denoised,
+        predictions={},
+        guider=None,
+        model_options={},
+        cond_scale=7.5,
+        denoise_mask=None,
+        is_new=True,
+    )
     usual, negation_latents.RESIDENT_SHARE = negation_latents.RESIDENT_SHARE, resident_share
     seconds = []
     try:

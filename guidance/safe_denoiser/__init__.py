@@ -2,11 +2,11 @@
 
 The theorem: if the data are a mixture of safe and unsafe images, the posterior mean of the safe part is
 
-    E_safe = E_data + beta* (E_data - E_unsafe),    beta* = pi / (1 - pi),    pi = P(unsafe | x_t)        (Eq.
-    4 and 5)
+    E_safe = E_data + beta* (E_data - E_unsafe),    beta* = pi / (1 - pi),    pi = P(unsafe | x_t)
 
-E_data is the model's denoised prediction. E_unsafe is the posterior mean over a negation set of reference
-latents z_n under the forward kernel q(x_t | z_n) = N(signal z_n, noise^2 I), a softmax-weighted mean (Eq. 6).
+(Eq. 4 and 5). E_data is the model's denoised prediction. E_unsafe is the posterior mean over a negation set
+of reference latents z_n under the forward kernel q(x_t | z_n) = N(signal z_n, noise^2 I), a softmax-weighted
+mean (Eq. 6).
 
 beta* is a ratio of densities in thousands of dimensions: it is zero or infinite except near a reference. The
 ways to compare a prediction with a negation set differ in what they put in its place. Each is a `Comparison`

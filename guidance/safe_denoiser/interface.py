@@ -78,12 +78,12 @@ class Comparison(ABC):
         """
         return None
 
-    def carried(self) -> Any:
-        """Return the state that another comparison needs to resume this run, or None for nothing."""
+    def resume_data(self) -> Any:
+        """Return the state with which another comparison can resume this run, or None for nothing."""
         return None
 
-    def resume(self, carried: Any) -> None:
-        """Continue with the state that an earlier run's comparison returned from `carried`, never None."""
+    def resume(self, data: Any) -> None:
+        """Continue with the state that an earlier run's comparison returned from `resume_data`, never None."""
         raise NotImplementedError
 
 

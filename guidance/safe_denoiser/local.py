@@ -218,8 +218,8 @@ class LocalComparison(Comparison):
     def for_another_run(self) -> Comparison:
         return LocalComparison(self._stored, self.settings)
 
-    def carried(self) -> Replacement | None:
+    def resume_data(self) -> Replacement | None:
         return self._decided
 
-    def resume(self, carried: Replacement) -> None:
-        self._decided = carried
+    def resume(self, data: Replacement) -> None:
+        self._decided = data

@@ -115,8 +115,8 @@ class StyleComparison(Comparison):
             return self._found.area.flatten(1).amax(1) > 0
         return every_row if self.settings.anchor == "unconditional" else None
 
-    def carried(self) -> StyledArea | None:
+    def resume_data(self) -> StyledArea | None:
         return self._found
 
-    def resume(self, carried: StyledArea) -> None:
-        self._found = carried
+    def resume(self, data: StyledArea) -> None:
+        self._found = data

@@ -241,10 +241,14 @@ def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
 
 
 def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.nodes.host.files.negation_latents import references_for
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
+    from safe_guidance.nodes.host.engine.correction import RunContext
+    from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
-    with pytest.raises(ValueError, match="video or audio"):
-        references_for(host.model, host.vae, copies, (1, 16, 5, 32, 32))
+    correction = SafeDenoiserCorrection(copies, host.vae, SafeDenoiserSettings(strength=1.0))
+    context = RunContext(host.model, (1, 16, 5, 32, 32), torch.zeros(1), None, correction.patch(host.model))
+    with pytest.raises(ValueError, match="Safe Denoiser works on single images"):
+        correction.begin(context)
 
 
 def test_interrupting_the_encoding(host: Any) -> None:
@@ -260,12 +264,16 @@ def test_interrupting_the_encoding(host: Any) -> None:
     assert len(negation_latents.encode(fresh, host.vae, 32, 32)) == 5
 
 
-def test_calibration_is_kept_between_runs_of_one_size(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.nodes.host.methods import safe_denoiser
+def test_statistics_of_the_set_are_kept_between_runs_of_one_size(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safe_guidance.guidance.safe_denoiser import whole_image
 
     calls = []
-    calibrate = safe_denoiser.calibrate
-    monkeypatch.setattr(safe_denoiser, "calibrate", lambda *inputs: calls.append(1) or calibrate(*inputs))
+    measure = whole_image.reference_statistics
+    monkeypatch.setattr(
+        whole_image, "reference_statistics", lambda *inputs: calls.append(1) or measure(*inputs)
+    )
     model = protect(host, from_images(torch.rand(4, 64, 64, 3)), end_sigma=0.0)
     first = host.sample(model, host.text(STAR), steps=2)
     assert torch.equal(host.sample(model, host.text(STAR), steps=2), first)

@@ -464,10 +464,10 @@ def test_a_resumed_run_continues_with_the_state_of_the_first(regions: Tensor) ->
     x, later = UNSAFE[:2], scenes(2, 5)
     level = NoiseLevel.variance_exploding(3.0)
     first = choose_comparison(References(UNSAFE, regions), config)
-    assert first.carried() is None
+    assert first.resume_data() is None
     first.correct(Predictions(x, x, 0.9 * x, level))
     second = first.for_another_run()
-    second.resume(first.carried())
+    second.resume(first.resume_data())
     assert torch.equal(
         second.correct(Predictions(later, later, later, level)).delta,
         first.correct(Predictions(later, later, later, level)).delta,
@@ -479,7 +479,7 @@ def test_state_advances_at_new_steps_only() -> None:
         used = choose_comparison(References(UNSAFE, regions), replace(CONFIG, threshold=0.05))
         x = UNSAFE[:2]
         result = used.correct(Predictions(x, x, x, NoiseLevel.variance_exploding(3.0), is_new=False))
-        assert bool((result.gate > 0).any()) and used.carried() is None
+        assert bool((result.gate > 0).any()) and used.resume_data() is None
 
 
 def test_samples_that_need_the_unconditional_prediction() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....formats.layouts import PLAIN, Layout
@@ -19,28 +20,49 @@ from ..engine.mask import area_of
 from ..files.negation_latents import fitting_references, references_for
 
 
+class LastComparison:
+    """Resources of a patched MODEL: the comparison of the last size sampled.
+
+    To compute it costs as much as several steps, and to queue again with another prompt or seed needs the same.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], Comparison] = {}
+
+    def get(self, latent_shape: tuple[int, ...]) -> Comparison | None:
+        """Return the comparison for latents (B, C, h, w) of this size, ready for another run; None for another size."""
+        kept = self._kept.get(latent_shape[1:])
+        return None if kept is None else kept.for_another_run()
+
+    def keep(self, latent_shape: tuple[int, ...], comparison: Comparison) -> None:
+        """Replace the comparison that is kept, without the state of its run."""
+        self._kept = {tuple(latent_shape[1:]): comparison.for_another_run()}
+
+
 @dataclass
-class SafeDenoiserRun:
-    """State of one run: the comparison, and whether it is placed on the sampler's device yet."""
+class SafeDenoiserState:
+    """State of one run.
+
+    Attributes:
+        comparison: how predictions are compared with the negation set, with the state that this run advances.
+        resources: where the comparison is kept for further runs.
+        on_device: True once the set is on the sampler's device, from the first active step on.
+    """
 
     comparison: Comparison
-    is_placed: bool = False
+    resources: LastComparison
+    on_device: bool = False
 
 
 class SafeDenoiserCorrection(Correction):
-    """Keeps predictions away from a negation set.
-
-    The denoise mask of inpainting limits where it compares and acts.
-
-    The comparison of the last size sampled is kept for further runs; memory of the sampler's device is taken
-    for a run only.
+    """Guidance away from the images of a negation set. An inpainting mask limits where it compares and acts.
 
     Args:
         negation_set: the unwanted images, with masks or without.
         vae: encodes them.
         settings: mode, strength and the rest.
         layout: how the set's images are brought to the size of the run.
-        mask: where to compare and to act, a MASK of the workflow, or None for everywhere.
+        mask: MASK of the workflow, where to compare and to act; None for everywhere.
     """
 
     name = "Safe Denoiser"
@@ -55,39 +77,43 @@ class SafeDenoiserCorrection(Correction):
     ) -> None:
         self.negation_set, self.vae, self.settings = negation_set, vae, settings
         self.layout, self.mask = layout, mask
-        self._kept: dict[tuple[int, ...], Comparison] = {}
 
-    def begin(self, context: RunContext) -> SafeDenoiserRun | None:
+    def patch(self, model: ModelPatcher) -> LastComparison:
+        return LastComparison()
+
+    def begin(self, context: RunContext) -> SafeDenoiserState | None:
         if self.settings.strength == 0:
             return None
-        # The statistics of a set cost as much as several steps, and queueing again with another prompt or
-        # seed needs the same.
-        kept = self._kept.get(context.latent_shape[1:])
-        if kept is not None:
-            return SafeDenoiserRun(kept.for_another_run())
-        references = references_for(
-            context.model, self.vae, self.negation_set, context.latent_shape, self.layout
-        )
-        return SafeDenoiserRun(choose_comparison(references, self.settings))
+        context.require_images(self.name)
+        resources: LastComparison = context.resources
+        comparison = resources.get(context.latent_shape)
+        if comparison is None:
+            references = references_for(
+                context.model, self.vae, self.negation_set, context.latent_shape, self.layout
+            )
+            comparison = choose_comparison(references, self.settings)
+        return SafeDenoiserState(comparison, resources)
 
-    def carried(self, state: SafeDenoiserRun | None) -> Any:
-        return None if state is None else state.comparison.carried()
+    def resume_data(self, state: SafeDenoiserState | None) -> Any:
+        return None if state is None else state.comparison.resume_data()
 
-    def resume(self, state: SafeDenoiserRun | None, carried: Any) -> None:
+    def resume(self, state: SafeDenoiserState | None, data: Any) -> None:
         if state is not None:
-            state.comparison.resume(carried)
+            state.comparison.resume(data)
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
 
-    def wanted_texts(self, step: Step, state: SafeDenoiserRun) -> dict[str, Tensor]:
+    def wanted_texts(self, step: Step, state: SafeDenoiserState) -> dict[str, Tensor]:
         rows = state.comparison.unconditional_rows(step.every_row)
         return {} if rows is None else {UNCOND: rows}
 
-    def correct(self, step: Step, state: SafeDenoiserRun) -> Change | None:
+    def correct(self, step: Step, state: SafeDenoiserState) -> Change | None:
         mask = area_of(self.mask, step)
-        if not state.is_placed:
-            self._place(state, step.denoised, mask)
+        if not state.on_device:
+            state.comparison.place(step.denoised.device, fitting_references, mask)
+            state.resources.keep(tuple(step.denoised.shape), state.comparison)
+            state.on_device = True
         predictions = Predictions(
             x=step.x.float(),
             denoised=step.denoised.float(),
@@ -99,8 +125,3 @@ class SafeDenoiserCorrection(Correction):
         )
         result = state.comparison.correct(predictions)
         return Change(result.delta, result.gate > 0, self.settings.cap, gate=result.gate)
-
-    def _place(self, state: SafeDenoiserRun, like: Tensor, mask: Tensor | None) -> None:
-        state.comparison.place(like.device, fitting_references, mask)
-        state.is_placed = True
-        self._kept = {tuple(like.shape[1:]): state.comparison.for_another_run()}
