@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..formats.negation_set import NegationSet, without_duplicates
+from ..guidance.safe_denoiser.settings import SafeDenoiserSettings
 from ..guidance.safe_denoiser.similarity import closest
-from ..guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 from ..reports.contact_sheet import comparison_sheet, contact_sheet
 from ..reports.set_report import NEAR_DUPLICATE, report, thumbnail, thumbnails
 from .host.engine.node_messages import message_ui

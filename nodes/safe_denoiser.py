@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..formats.layouts import Layout
 from ..formats.negation_set import NegationSet
-from ..guidance.safe_denoiser.whole_image import Anchor, Mode, SafeDenoiserSettings
+from ..guidance.safe_denoiser.settings import Anchor, Mode, SafeDenoiserSettings
 from .host.engine.hooks import attach, trace_of
 from .host.engine.ksampler import sample
 from .host.methods.safe_denoiser import SafeDenoiserCorrection

@@ -19,7 +19,7 @@ import torch
 
 from ...formats.negation_set import from_images
 from ...guidance.core.noise_level import SigmaWindow
-from ...guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+from ...guidance.safe_denoiser.settings import SafeDenoiserSettings
 from ..host import import_host
 from . import detect_and_guide, reference_model, safe_text_guidance
 from .recording import recording_share

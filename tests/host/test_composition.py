@@ -18,7 +18,7 @@ from safe_guidance.guidance.core.noise_level import SigmaWindow
 from safe_guidance.guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
-from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
 from safe_guidance.guidance.safe_latent_diffusion import SafeLatentDiffusionSettings
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
 from safe_guidance.guidance.safety_functions.interface import Assessment, SafetyFunction

@@ -72,7 +72,7 @@ def test_a_sampler_without_a_negative_prompt_gives_a_note(host: Any, shown: dict
 
 def test_image_to_image_below_the_window_gives_a_note(host: Any, shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
     images = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
@@ -91,7 +91,7 @@ def test_image_to_image_below_the_window_gives_a_note(host: Any, shown: dict[str
 
 def test_a_set_without_a_similar_image_says_so(host: Any, shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
     images = from_images(torch.rand(8, 128, 128, 3, generator=torch.Generator().manual_seed(0)))
