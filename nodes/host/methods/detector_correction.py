@@ -10,15 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....guidance.safety_functions.interface import SafetyFunction
-from ..autograd.decoders import (
-    Decoder,
-    DecoderName,
-    assess,
-    auxiliary_patcher,
-    make_decoder,
-    prediction_gradient,
-)
+from ..autograd.auxiliary_models import auxiliary_patcher
+from ..autograd.decoders import Decoder, DecoderName, make_decoder
 from ..autograd.gradients import reserve_memory
+from ..autograd.prediction_scores import assess, prediction_gradient
 from ..engine.correction import KEY, Correction, RunContext, Step
 
 
