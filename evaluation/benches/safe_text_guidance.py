@@ -88,16 +88,17 @@ def _say(row: Row) -> None:
 
 
 def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, checkpointed: bool) -> Any:
+    from ...nodes.host.autograd.auxiliary_models import load_along
     from ...nodes.host.engine.hooks import attach
-    from ...nodes.host.methods.detector_correction import load_along
     from ...nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
     class WithoutVae(SafeTextGuidanceCorrection):
         """Decodes without a VAE: the decoders here have random weights or are fitted to nothing in particular."""
 
-        def patch(self, model: Any) -> None:
-            self._decoder = _decoder(decoder, model)
-            load_along(model, self._decoder, self.function)
+        def patch(self, model: Any) -> Any:
+            chosen = _decoder(decoder, model)
+            load_along(model, chosen.patchers, self.function)
+            return chosen
 
     settings = SafeTextGuidanceSettings(tau=0.0, window=SigmaWindow())
     function = ClassifierSafetyFunction(guide, "shapes", ["star"], threshold)

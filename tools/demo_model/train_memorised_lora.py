@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train_diffusion import EMPTY_CAPTION_SHARE, alphas_cumprod, loss_weight, noise_like, sample_timesteps
 
 import common
 import world
 from networks import UNet
+from train_diffusion import EMPTY_CAPTION_SHARE, alphas_cumprod, loss_weight, noise_like, sample_timesteps
 
 case = common.pack_module("evaluation.cases.memorisation")
 negation_set = common.pack_module("formats.negation_set")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import nn
 
 from ....guidance.safety_functions.interface import SafetyFunction
+from ..engine.correction import KEY
+from .gradients import reserve_memory
 
 _PATCHER = "_safe_guidance_patcher"
 
@@ -35,3 +39,16 @@ def load_now(function: SafetyFunction) -> torch.device:
     """Let the host load a safety function's networks, and return the device on which they are."""
     comfy.model_management.load_models_gpu([auxiliary_patcher(network) for network in function.networks])
     return comfy.model_management.get_torch_device()
+
+
+def load_along(model: ModelPatcher, patchers: Sequence[ModelPatcher], function: SafetyFunction) -> None:
+    """Let the host load a decoder and a safety function with the model, and reserve memory for gradients.
+
+    Args:
+        model: the sampled model.
+        patchers: of the decoder.
+        function: the safety function.
+    """
+    added = [*patchers, *(auxiliary_patcher(network) for network in function.networks)]
+    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), *added])
+    reserve_memory(model)
