@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guidance.safety_functions.interface import SafetyFunction
 from ..reports.image_difference import Difference, amplified, blurred, compare
 from ..reports.trace import Trace, in_words
-from .host.autograd.decoders import load_now
+from .host.autograd.auxiliary_models import load_now
 from .host.engine.hooks import trace_of, unguarded
 from .host.engine.ksampler import sample
 from .host.engine.node_messages import message_ui

@@ -12,7 +12,7 @@ from ..guidance.core.noise_level import SigmaWindow
 from ..guidance.detect_and_guide.attention_maps import Normalization
 from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
-from ..reports.curves import overlay
+from ..reports.overlays import overlay_map
 from .host.attention.detection_maps import detect
 from .host.engine.hooks import attach
 from .host.engine.node_messages import message_ui
@@ -319,7 +319,7 @@ class DAGDetectionMap(io.ComfyNode):
         )
         # A row per image: the image, then its map at every noise level.
         rows = [
-            torch.cat([p, *(overlay(p, m) for m in of_image)], dim=1) for p, of_image in zip(images, shown)
+            torch.cat([p, *(overlay_map(p, m) for m in of_image)], dim=1) for p, of_image in zip(images, shown)
         ]
         report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
         sheet = torch.stack(rows)

@@ -9,12 +9,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.detect_and_guide import guideline_tokens as files
+from ..formats import guideline_token_file
+from ..guidance.detect_and_guide.annotated_images import annotate
 from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
-from .host.attention.token_learning import Example, learn, look_at_images, tokens_from_text
+from .host.attention.token_learning import learn, look_at_images, tokens_from_text
 from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType, RecordedAttentionType
@@ -56,7 +57,7 @@ class LoadGuidelineTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(files.load(file_path(GUIDELINE_TOKENS, name)))
+        return io.NodeOutput(guideline_token_file.load(file_path(GUIDELINE_TOKENS, name)))
 
 
 class SaveGuidelineTokens(io.ComfyNode):
@@ -288,9 +289,13 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         settings = OptimizationSettings(
             recipe, iterations or None, learning_rate or None, levels, batch, seed
         )  # type: ignore[arg-type]
-        annotated = example(images, masks, safe_images)
+        annotated = annotate(images, masks, safe_images)
+        if len(annotated) > MOST_IMAGES:
+            raise ValueError(
+                f"There are {len(annotated)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
+            )
         if attention is None:
-            lines = captions_of(captions, len(annotated.images))
+            lines = captions_of(captions, len(annotated))
             attention = look_at_images(
                 model, clip, vae, annotated, lines, noise_levels(sigmas), SCALES[scales], seed
             )
@@ -299,36 +304,6 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         return io.NodeOutput(
             learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=message_ui(learnt.report)
         )
-
-
-def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor | None) -> Example:
-    """The images of both kinds as one batch.
-
-    Raises:
-        ValueError: masks or sizes do not fit the images.
-    """
-    if len(masks) not in (1, len(images)) or masks.ndim != 3:
-        raise ValueError(
-            f"There are {len(images)} images but {len(masks)} masks. Connect one mask for every image."
-        )
-    masks = masks.expand(len(images), -1, -1)
-    if masks.shape[1:] != images.shape[1:3]:
-        masks = torch.nn.functional.interpolate(masks[:, None].float(), size=images.shape[1:3], mode="area")[
-            :, 0
-        ]
-    together = images[..., :3]
-    if safe_images is not None:
-        if safe_images.shape[1:3] != images.shape[1:3]:
-            raise ValueError(
-                "The images without the concept have another size than those with it. Scale them to the same size."
-            )
-        together = torch.cat([together, safe_images[..., :3]])
-        masks = torch.cat([masks, masks.new_zeros(len(safe_images), *masks.shape[1:])])
-    if len(together) > MOST_IMAGES:
-        raise ValueError(
-            f"There are {len(together)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
-        )
-    return Example(together, masks)
 
 
 def captions_of(text: str, count: int) -> tuple[str, ...]:

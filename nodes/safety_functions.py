@@ -13,8 +13,8 @@ from ..guidance.safety_functions.classifier import ClassifierSafetyFunction
 from ..guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction
 from ..guidance.safety_functions.interface import CombinedSafetyFunction, SafetyFunction, in_words
 from ..guidance.safety_functions.multi_view import Views
-from ..reports.overlay import overlay
-from .host.autograd.decoders import load_now
+from ..reports.overlays import overlay_regions
+from .host.autograd.auxiliary_models import load_now
 from .host.engine.node_messages import message_ui
 from .host.files.folders import BUNDLED_SUFFIX
 from .host.files.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
@@ -357,7 +357,7 @@ class ScoreImages(io.ComfyNode):
         report = json.dumps({"version": 1, "function": safety_function.name, "images": judged}, indent=1)
         shown = torch.stack(
             [
-                overlay(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))
+                overlay_regions(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))
                 for i, image in enumerate(images)
             ]
         )

@@ -12,7 +12,7 @@ import torch
 
 from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.detect_and_guide.guidance import DetectAndGuideSettings
-from ...guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from ...guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 from .reference_model import SHAPE, UNET, sd15_sized_model
 
 TEXT_TOKENS = 77
@@ -51,7 +51,7 @@ def measure(repeats: int, side: int = SHAPE[-1]) -> list[Row]:
     settings = DetectAndGuideSettings(window=SigmaWindow(), coverage=1.01)
 
     def guarded(threshold: float) -> Any:
-        tokens = GuidelineTokens(embeddings, calibration=Calibration(threshold))
+        tokens = GuidelineTokens(embeddings, calibration=MapCalibration(threshold))
         return attach(plain, DetectAndGuideCorrection([tokens], texts[2], settings))
 
     models = {"plain": plain, "DAG, nothing found": guarded(NEVER), "DAG, found": guarded(ALWAYS)}

@@ -47,7 +47,8 @@ def bundled(host: Any) -> ClipModel:
 
 def test_a_function_made_as_the_server_makes_it_guides(host: Any, bundled: ClipModel) -> None:
     """Nodes run under inference mode; what they make must not stand in the way of gradients."""
-    from safe_guidance.nodes.host.autograd.decoders import make_decoder, prediction_gradient
+    from safe_guidance.nodes.host.autograd.decoders import make_decoder
+    from safe_guidance.nodes.host.autograd.prediction_scores import prediction_gradient
 
     with torch.inference_mode():
         function = ClipSafetyFunction(bundled, ["hatched style"], STYLES)

@@ -16,7 +16,7 @@ from demo_prompts import HEART, STAR
 from safe_guidance.formats.negation_set import from_images
 from safe_guidance.guidance.core.noise_level import SigmaWindow
 from safe_guidance.guidance.detect_and_guide.guidance import DetectAndGuideSettings
-from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
 from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
 from safe_guidance.guidance.safe_latent_diffusion import SafeLatentDiffusionSettings
@@ -63,7 +63,7 @@ def attach(host: Any) -> Attach:
 
     images = from_images(torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(1)))
     rows = host.text("a star")[0][0][0, 1:3]
-    tokens = GuidelineTokens(rows.float().clone(), calibration=Calibration(0.011))
+    tokens = GuidelineTokens(rows.float().clone(), calibration=MapCalibration(0.011))
     detects = {"coverage": 2.0, "detection_threshold": 0.0, "edit_threshold": 0.0, "window": EVERY_STEP}
 
     def correction(name: str, on: float, judge: SafetyFunction) -> Any:

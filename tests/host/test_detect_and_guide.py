@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -25,11 +25,11 @@ def stars(host: Any) -> GuidelineTokens:
 
 def always(tokens: GuidelineTokens) -> GuidelineTokens:
     """Tokens that detect something in every image."""
-    return replace(tokens, calibration=Calibration(0.011, 0.0))
+    return replace(tokens, calibration=MapCalibration(0.011, 0.0))
 
 
 def never(tokens: GuidelineTokens) -> GuidelineTokens:
-    return replace(tokens, calibration=Calibration(0.989, 0.0))
+    return replace(tokens, calibration=MapCalibration(0.989, 0.0))
 
 
 def guarded(host: Any, tokens: GuidelineTokens, model: Any = None, **inputs: Any) -> Any:
@@ -72,7 +72,7 @@ def test_only_detected_samples_cost_and_change(host: Any, stars: GuidelineTokens
     text = host.text(STAR, HEART)
     baseline = host.sample(host.model, text, steps=6)
     levels = (5.0, 2.0)
-    maps = detect(host.model, replace(stars, calibration=Calibration()), text, baseline, levels, seed=0)
+    maps = detect(host.model, replace(stars, calibration=MapCalibration()), text, baseline, levels, seed=0)
     assert maps.shape == (2, 2, 32, 32)
     model, rows = host.count_calls(guarded(host, stars))
     found = host.sample(model, text, steps=6)
@@ -217,7 +217,7 @@ def test_a_guider_without_a_negative_prompt_stays_unchanged_with_a_warning(
 
 def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR)
-    varied = replace(stars, calibration=Calibration(0.3))
+    varied = replace(stars, calibration=MapCalibration(0.3))
     single, stacked = (
         host.sample(guarded(host, varied, stacked=s, base=50.0, **EAGER), text, steps=4)
         for s in (False, True)
@@ -304,7 +304,7 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
     import comfy.sample
 
     tokens = GuidelineTokens(
-        torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)), calibration=Calibration(0.011)
+        torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)), calibration=MapCalibration(0.011)
     )
     noise = torch.randn(1, 4, 17, 24, generator=torch.Generator().manual_seed(0))
 

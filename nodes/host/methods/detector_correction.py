@@ -10,16 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....guidance.safety_functions.interface import SafetyFunction
-from ..autograd.decoders import (
-    Decoder,
-    DecoderName,
-    assess,
-    auxiliary_patcher,
-    make_decoder,
-    prediction_gradient,
-)
-from ..autograd.gradients import reserve_memory
-from ..engine.correction import KEY, Correction, RunContext, Step
+from ..autograd.auxiliary_models import load_along
+from ..autograd.decoders import Decoder, DecoderName, make_decoder
+from ..autograd.prediction_scores import assess, prediction_gradient
+from ..engine.correction import Correction, RunContext, Step
 
 
 @dataclass
@@ -79,7 +73,7 @@ class DetectorCorrection(Correction):
 
     def patch(self, model: ModelPatcher) -> Decoder:
         decoder = make_decoder(self.decoder_name, model, self.vae)
-        load_along(model, decoder, self.function)
+        load_along(model, decoder.patchers, self.function)
         return decoder
 
     def begin(self, context: RunContext) -> DetectorState:
@@ -113,13 +107,6 @@ def largest_entry(x: Tensor) -> Tensor:
     callers divide by this value before a gradient pass and multiply by it afterwards.
     """
     return x.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def load_along(model: ModelPatcher, decoder: Decoder, function: SafetyFunction) -> None:
-    """Make the host load the decoder and the detectors with the model, and leave memory for gradients."""
-    ours = [*decoder.patchers, *(auxiliary_patcher(network) for network in function.networks)]
-    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), *ours])
-    reserve_memory(model)
 
 
 def kept_latent(context: RunContext) -> Tensor | None:
