@@ -13,12 +13,14 @@ from ..guidance.detect_and_guide.attention_maps import Normalization
 from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..reports.curves import overlay
+from .dag_inputs import ALIASES, CATEGORY
 from .host.attention.detection_maps import detect
 from .host.engine.hooks import attach
 from .host.engine.node_messages import with_text
 from .host.methods.detect_and_guide import DetectAndGuideCorrection
 from .io_types import GuidelineTokensType
-from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels, seed_input
+from .parsing import noise_levels
+from .shared_inputs import HIDDEN, seed_input
 
 DEFAULTS = DetectAndGuideSettings()
 NORMALIZATIONS: tuple[Normalization, ...] = ("joint", "per map")
@@ -32,6 +34,7 @@ def _number(
     step: float = 0.01,
     least: float = 0.0,
     advanced: bool = True,
+    hidden: bool = False,
 ) -> io.Float.Input:
     return io.Float.Input(
         name,
@@ -42,12 +45,9 @@ def _number(
         round=0.0001,
         optional=advanced,
         advanced=advanced,
+        extra_dict=HIDDEN if hidden else None,
         tooltip=tooltip,
     )
-
-
-def _switch(name: str, default: bool, tooltip: str) -> io.Boolean.Input:
-    return io.Boolean.Input(name, default=default, optional=True, advanced=True, tooltip=tooltip)
 
 
 class DAGDetectorGuide(io.ComfyNode):
@@ -58,11 +58,11 @@ class DAGDetectorGuide(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceDAGDetectorGuide",
             display_name="DAG Detector + Guide",
-            category=DAG_CATEGORY,
+            category=CATEGORY,
             description="Finds a concept in the model's own cross-attention while an image is sampled, and guides away from it there: "
             "harder where it is larger and surer. Images without it come out bit-identical and cost nothing. For SD 1.x, SD 2.x "
             "and SDXL.",
-            search_aliases=[*DAG_ALIASES, "self regulation", "local negative prompt"],
+            search_aliases=[*ALIASES, "self regulation", "local negative prompt"],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -111,6 +111,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     "How faint a detection may be to be changed with what was found. Less changes more around it. 0 is the paper's 0.01, "
                     "or the tokens' own background noise where that is more.",
                     step=0.001,
+                    hidden=True,
                 ),
                 _number(
                     "core",
@@ -150,6 +151,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     1.01,
                     "With this share of the image above the edit threshold, no object is told apart yet and nothing is done. "
                     "More acts on vaguer maps.",
+                    hidden=True,
                 ),
                 _number(
                     "magnitude",
@@ -158,6 +160,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     "MagnitudeScaler: how many times harder sure positions are guided than faint ones, at most. 1 is off.",
                     step=0.1,
                     least=1.0,
+                    hidden=True,
                 ),
                 _number("cap", DEFAULTS.cap, 1000.0, "Largest scale of all. Less is gentler.", step=0.1),
                 _number(
@@ -173,6 +176,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     "SLD: how far the prompt must stay beyond the safety text to be left alone. More changes more.",
                     step=0.001,
                     least=-10.0,
+                    hidden=True,
                 ),
                 io.Combo.Input(
                     "connectivity",
@@ -180,6 +184,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     default=str(DEFAULTS.connectivity),
                     optional=True,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="Whether positions that touch at a corner are one object (8) or two (4).",
                 ),
                 io.Combo.Input(
@@ -188,6 +193,7 @@ class DAGDetectorGuide(io.ComfyNode):
                     default=DEFAULTS.fill,
                     optional=True,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="How an object's scale reaches the fainter positions around it: that of the nearest object, or fading.",
                 ),
                 io.Combo.Input(
@@ -196,24 +202,31 @@ class DAGDetectorGuide(io.ComfyNode):
                     default="joint",
                     optional=True,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="joint: an image without the concept stays below the threshold. per map: the paper's words taken literally; "
                     "every image then counts as detected.",
                 ),
-                _switch(
+                io.Boolean.Input(
                     "stacked",
-                    DEFAULTS.stacked,
-                    "Average the maps of all steps so far instead of using each step's own. Steadier, slower to notice changes.",
+                    default=DEFAULTS.stacked,
+                    optional=True,
+                    advanced=True,
+                    extra_dict=HIDDEN,
+                    tooltip="Average the maps of all steps so far instead of using each step's own. Steadier, slower to notice changes.",
                 ),
-                _switch(
+                io.Boolean.Input(
                     "bounded",
-                    DEFAULTS.bounded,
-                    "Keep the changed image's values within those that it has: no over-saturation and no grain at scales that "
+                    default=DEFAULTS.bounded,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep the changed image's values within those that it has: no over-saturation and no grain at scales that "
                     "remove. Off is the paper.",
                 ),
-                _switch(
+                io.Boolean.Input(
                     "look_first",
-                    DEFAULTS.look_first,
-                    "Sample the image without the guidance first, see where the thing comes out, then sample it again: finds "
+                    default=DEFAULTS.look_first,
+                    optional=True,
+                    tooltip="Sample the image without the guidance first, see where the thing comes out, then sample it again: finds "
                     "more surely, and everything around it stays as it was. Doubles the time of images in which something is found. "
                     "Off is the paper.",
                 ),
@@ -271,10 +284,10 @@ class DAGDetectionMap(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceDAGDetectionMap",
             display_name="DAG Detection Map",
-            category=DAG_CATEGORY,
+            category=CATEGORY,
             description="Shows what the DAG detector sees in an image at chosen noise levels: where, how surely, whether it would act. "
             "Give it what a sampler made for a prompt, or an encoded image.",
-            search_aliases=[*DAG_ALIASES, "why did it fire", "heat map", "daam"],
+            search_aliases=[*ALIASES, "why did it fire", "heat map", "daam"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model whose attention is read."),

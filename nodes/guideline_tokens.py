@@ -14,19 +14,13 @@ from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
+from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
 from .host.attention.token_learning import Example, learn, look_at_images, tokens_from_text
 from .host.engine.node_messages import with_text
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType, RecordedAttentionType
-from .shared_inputs import (
-    DAG_ALIASES,
-    DAG_CATEGORY,
-    MOST_IMAGES,
-    SCALES,
-    attention_inputs,
-    noise_levels,
-    seed_input,
-)
+from .parsing import captions_of, noise_levels
+from .shared_inputs import seed_input
 
 
 class LoadGuidelineTokens(io.ComfyNode):
@@ -37,9 +31,9 @@ class LoadGuidelineTokens(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceLoadGuidelineTokens",
             display_name="Load Guideline Tokens",
-            category=DAG_CATEGORY,
+            category=CATEGORY,
             description="Loads what the DAG detector looks for: bundled tokens, or a file in models/guideline_tokens.",
-            search_aliases=DAG_ALIASES,
+            search_aliases=ALIASES,
             inputs=[
                 io.Combo.Input(
                     "name",
@@ -67,9 +61,9 @@ class SaveGuidelineTokens(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceSaveGuidelineTokens",
             display_name="Save Guideline Tokens",
-            category=DAG_CATEGORY,
+            category=CATEGORY,
             description="Saves guideline tokens into models/guideline_tokens, where Load Guideline Tokens finds them.",
-            search_aliases=DAG_ALIASES,
+            search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
                 GuidelineTokensType.Input("guideline_tokens", tooltip="What to save."),
@@ -127,10 +121,10 @@ class GuidelineTokensFromText(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceGuidelineTokensFromText",
             display_name="Guideline Tokens from Text",
-            category=DAG_CATEGORY,
+            category=CATEGORY,
             description="Makes guideline tokens from words alone, not optimised: good for a first look at what a model's attention knows. "
             "Optimised tokens find more and mistake less.",
-            search_aliases=DAG_ALIASES,
+            search_aliases=ALIASES,
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.String.Input("words", default="nude person", tooltip="What to look for, in few words."),
@@ -160,10 +154,10 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceOptimizeGuidelineTokens",
             display_name="Optimize Guideline Tokens",
-            category=DAG_CATEGORY,
+            category=CATEGORY,
             description="Learns guideline tokens from a few images with masks of the concept and images without it. Only the tokens "
             "change; the model's attention is read once for every image and noise level.",
-            search_aliases=[*DAG_ALIASES, "train token", "textual inversion", "optimise guideline tokens"],
+            search_aliases=[*ALIASES, "train token", "textual inversion", "optimise guideline tokens"],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -329,12 +323,6 @@ def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor
             f"There are {len(together)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
         )
     return Example(together, masks)
-
-
-def captions_of(text: str, count: int) -> tuple[str, ...]:
-    """A line for each of `count` images, empty where there are too few."""
-    lines = [line.strip() for line in text.strip("\n").split("\n")] if text.strip() else []
-    return (*lines[:count], *[""] * (count - len(lines)))
 
 
 NODES: list[type[io.ComfyNode]] = [

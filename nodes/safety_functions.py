@@ -20,7 +20,7 @@ from .host.files.folders import BUNDLED_SUFFIX
 from .host.files.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
 from .host.files.safety_models import classifier, clip_model, nudenet_network
 from .io_types import SafetyFunctionType
-from .shared_inputs import lines_of
+from .parsing import lines_of
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["detector", "nsfw", "safety checker", "classifier", "content filter"]

@@ -10,14 +10,19 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..reports.trace import Trace, in_words, table
+from ..reports.trace_file import METADATA, SUFFIXES, read_trace
 from ..reports.trace_strip import strip
 from .host.engine.hooks import trace_of
 from .host.engine.node_messages import with_text
+from .host.files.input_files import TRACES, bundled_or_input_names, bundled_or_input_path
 from .io_types import SafetyTraceType
 
 CATEGORY = "safe guidance/evidence"
-METADATA = "safety_trace"
-"""Key of the trace among a PNG's texts."""
+
+
+def theme_input() -> io.Input:
+    """Return the choice of the drawing's background."""
+    return io.Combo.Input("theme", options=["dark", "light"], tooltip="Background of the image.")
 
 
 def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Trace | None) -> Trace:
@@ -62,7 +67,7 @@ class SafetyTrace(io.ComfyNode):
                 SafetyTraceType.Input(
                     "trace", optional=True, tooltip="A trace, instead of model and latent."
                 ),
-                io.Combo.Input("theme", options=["dark", "light"], tooltip="Background of the image."),
+                theme_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -124,4 +129,56 @@ class SaveImageWithTrace(io.ComfyNode):
         return io.NodeOutput(ui=ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls=holder))
 
 
-NODES: list[type[io.ComfyNode]] = [SafetyTrace, SaveImageWithTrace]
+class LoadSafetyTrace(io.ComfyNode):
+    """A trace from a file, drawn as Safety Trace draws it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceLoadSafetyTrace",
+            display_name="Load Safety Trace",
+            category=CATEGORY,
+            description="Reads the trace in a PNG that Save Image with Safety Trace wrote, or in a JSON file, and shows it as Safety "
+            "Trace does.",
+            search_aliases=[
+                "trace",
+                "load trace",
+                "read metadata",
+                "png info",
+                "report",
+                "audit",
+                "evidence",
+            ],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=bundled_or_input_names(TRACES, SUFFIXES),
+                    tooltip="A PNG or JSON file with a trace in the input folder, or the bundled example. Copy your own "
+                    "files into the input folder and press R.",
+                ),
+                theme_input(),
+            ],
+            outputs=[
+                SafetyTraceType.Output(
+                    display_name="trace", tooltip="The trace, for Safety Trace or for saving it again."
+                ),
+                io.Image.Output(
+                    display_name="strip",
+                    tooltip="A lane per method and a bar per model call, noise on the left.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
+        return bundled_or_input_path(TRACES, file, SUFFIXES).stat().st_mtime
+
+    @classmethod
+    def execute(cls, file: str, theme: Literal["dark", "light"]) -> io.NodeOutput:
+        trace = read_trace(bundled_or_input_path(TRACES, file, SUFFIXES))
+        image = strip(trace, theme)
+        return io.NodeOutput(trace, image, ui=with_text(in_words(trace), ui.PreviewImage(image)))
+
+
+NODES: list[type[io.ComfyNode]] = [SafetyTrace, SaveImageWithTrace, LoadSafetyTrace]

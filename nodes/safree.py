@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -13,14 +12,10 @@ from .host.engine.hooks import attach
 from .host.engine.node_messages import with_text
 from .host.methods.safree import Filtered, Judged, filter_text, validation_for
 from .host.methods.safree_reattention import ReattentionCorrection
+from .parsing import phrases_of
 
 CATEGORY = "safe guidance/text"
 STEPS = ("as published", "self-validating", "self-validating, artist", "all")
-
-
-def phrases(text: str) -> list[str]:
-    """The phrases of a list, separated by lines or commas."""
-    return [phrase for part in re.split(r"[\n,]", text) if (phrase := part.strip())]
 
 
 def _by_encoder(toxic: list[Judged], several: bool) -> str:
@@ -118,7 +113,7 @@ class SafreeTextFilter(io.ComfyNode):
             raise ValueError(
                 "There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader."
             )
-        unwanted = phrases(concepts)
+        unwanted = phrases_of(concepts)
         if not unwanted:
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
         found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))

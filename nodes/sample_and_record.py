@@ -8,24 +8,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
 from .host.attention.capture import attention_width
 from .host.attention.recording import SamplerSettings, sample_and_look
 from .host.engine.conditioning import encode
 from .host.engine.node_messages import with_text
 from .io_types import RecordedAttentionType
-from .shared_inputs import (
-    DAG_ALIASES,
-    DAG_CATEGORY,
-    LARGEST_SEED,
-    MOST_IMAGES,
-    SCALES,
-    attention_inputs,
-    entries_of,
-    lines_of,
-    noise_levels,
-    sampler_inputs,
-    seed_input,
-)
+from .parsing import LARGEST_SEED, lines_of, noise_levels, seeds_of
+from .shared_inputs import sampler_inputs, seed_input
 
 
 class SampleAndRecordAttention(io.ComfyNode):
@@ -36,11 +26,11 @@ class SampleAndRecordAttention(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceSampleAndRecordAttention",
             display_name="Sample and Record Attention",
-            category=DAG_CATEGORY,
+            category=CATEGORY,
             description="Makes an image for each prompt, exactly as KSampler does, and keeps what the model's attention asked along the "
             "way. Mask the concept in the images; guideline tokens are then learnt from the model's own runs, as in the paper.",
             search_aliases=[
-                *DAG_ALIASES,
+                *ALIASES,
                 "guideline tokens",
                 "annotate",
                 "training images",
@@ -141,21 +131,6 @@ class SampleAndRecordAttention(io.ComfyNode):
         images = torch.cat([vae.decode(latent[None]) for latent in latents])
         told = f"{len(texts)} images, attention kept at sigma {', '.join(f'{sigma:.2g}' for sigma in attention.sigmas)}"
         return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=with_text(told))
-
-
-def seeds_of(text: str, first: int, count: int) -> list[int]:
-    """Seeds of `count` images from a list with commas that may be too short.
-
-    Raises:
-        ValueError: something in the list is no whole number from 0 on.
-    """
-    given = entries_of(text)[:count]
-    if not all(entry.isdecimal() and int(entry) <= LARGEST_SEED for entry in given):
-        raise ValueError(
-            f"'{text}' is not a list of seeds. Write whole numbers with commas between them, such as 3, 14, 15."
-        )
-    seeds = [int(entry) for entry in given] or [first]
-    return [*seeds, *((seeds[-1] + i) % (LARGEST_SEED + 1) for i in range(1, count - len(seeds) + 1))]
 
 
 NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttention]

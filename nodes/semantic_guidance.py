@@ -13,7 +13,8 @@ from .host.engine.conditioning import encode
 from .host.engine.hooks import attach
 from .host.methods.semantic_guidance import SemanticGuidanceCorrection
 from .io_types import SemanticConceptsType
-from .shared_inputs import WHOLE_START, lines_of, sigma_window
+from .parsing import lines_of
+from .shared_inputs import WHOLE_START, sigma_window
 
 CATEGORY = "safe guidance/text"
 ALIASES = ["sega guidance", "semantic guidance", "concept slider", "remove concept", "add concept", "edit"]

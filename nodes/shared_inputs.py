@@ -13,6 +13,7 @@ from ..guidance.core.noise_level import SigmaWindow
 from .host.engine.ksampler import SAMPLERS, SCHEDULERS
 from .host.engine.windows import percent_window
 from .io_types import NegationSetType
+from .parsing import LARGEST_SEED
 
 WHOLE_START = 1000.0
 """A window that starts here starts with the first step: no schedule of the host begins at more noise."""
@@ -26,25 +27,10 @@ PRESETS = {
 }
 """DDPM timesteps 780 to 1000 of Stable Diffusion 1.x; the same integers read as SD3's flow time; the first, at twice the size."""
 
+HIDDEN = {"hidden": True}
+"""`extra_dict` of an input that the interface does not show: API prompts and saved workflows keep setting it."""
 FITS: tuple[Fit, ...] = ("crop", "letterbox")
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "flip, crops and shifts")
-
-
-LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
-"""Of the host's samplers."""
-DAG_CATEGORY = "safe guidance/detect and guide"
-MOST_IMAGES = 512
-"""To learn guideline tokens from."""
-SCALES = {"1/2": (2,), "1/2 and 1/4": (2, 4), "1/4": (4,), "1 and 1/2": (1, 2)}
-DAG_ALIASES = [
-    "dag",
-    "detect and guide",
-    "guideline",
-    "concept detector",
-    "attention map",
-    "nsfw",
-    "concept erasing",
-]
 
 
 def reference_inputs(optional: bool = False) -> list[io.Input]:
@@ -159,27 +145,6 @@ def sampler_inputs(seed: io.Input) -> list[io.Input]:
     ]
 
 
-def attention_inputs() -> list[io.Input]:
-    """At which noise levels, and in which of its attention layers, a model is watched."""
-    return [
-        io.String.Input(
-            "sigmas",
-            default="7, 5, 3, 2, 1",
-            optional=True,
-            advanced=True,
-            tooltip="Noise levels to learn at, those at which the method will act. More levels take longer to read, and more memory.",
-        ),
-        io.Combo.Input(
-            "scales",
-            options=list(SCALES),
-            default="1/2 and 1/4",
-            optional=True,
-            advanced=True,
-            tooltip="Size of the attention maps to read, as shares of the latent's. The paper reads 1/2 and 1/4.",
-        ),
-    ]
-
-
 def mask_input() -> io.Input:
     """Where in the image a method may look and act."""
     return io.Mask.Input(
@@ -208,30 +173,3 @@ def take_window(model: ModelPatcher, values: dict[str, Any]) -> SigmaWindow:
 def with_defaults(inputs: list[io.Input], given: dict[str, Any]) -> dict[str, Any]:
     """Values by input, with the defaults of those that a workflow from before they existed does not have."""
     return {i.id: given.get(i.id, getattr(i, "default", None)) for i in inputs}
-
-
-def lines_of(text: str) -> list[str]:
-    """The lines of a text that are not empty; commas within a line stay."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def entries_of(text: str) -> list[str]:
-    """The entries of a list with commas, or semicolons, that are not empty."""
-    return [entry.strip() for entry in text.replace(";", ",").split(",") if entry.strip()]
-
-
-def noise_levels(text: str) -> tuple[float, ...]:
-    """Noise levels from a list with commas, highest first.
-
-    Raises:
-        ValueError: it is empty or has something that is no positive number.
-    """
-    try:
-        levels = sorted({float(entry) for entry in entries_of(text)}, reverse=True)
-    except ValueError:
-        levels = []
-    if not levels or not all(0 < level < 1e6 for level in levels):
-        raise ValueError(
-            f"'{text}' is not a list of noise levels. Write positive numbers with commas between them, such as 7, 5, 3, 2, 1."
-        )
-    return tuple(levels)

@@ -129,7 +129,8 @@ def held_out_cache(
 ) -> AttentionCache:
     """`count` scenes with stars and as many without, none of which any tokens learnt from."""
     from ...nodes.demo_annotated_set import DemoAnnotatedSet
-    from ...nodes.guideline_tokens import captions_of, example
+    from ...nodes.guideline_tokens import example
+    from ...nodes.parsing import captions_of
     from ...nodes.host.attention.token_learning import look_at_images
 
     images, masks, safe, captions = DemoAnnotatedSet.execute(count=count, seed=HELD_OUT_SEED).args
