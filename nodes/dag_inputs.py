@@ -21,14 +21,15 @@ SCALES = {"1/2": (2,), "1/2 and 1/4": (2, 4), "1/4": (4,), "1 and 1/2": (1, 2)}
 
 
 def attention_inputs() -> list[io.Input]:
-    """At which noise levels, and in which of its attention layers, a model is watched."""
+    """Return the inputs for the noise levels and layers at which attention is recorded."""
     return [
         io.String.Input(
             "sigmas",
             default="7, 5, 3, 2, 1",
             optional=True,
             advanced=True,
-            tooltip="Noise levels to learn at, those at which the method will act. More levels take longer to read, and more memory.",
+            tooltip="Noise levels (sigma) at which attention is recorded. Use the levels at "
+            "which the method will act; more levels take more time and memory.",
         ),
         io.Combo.Input(
             "scales",
@@ -36,6 +37,7 @@ def attention_inputs() -> list[io.Input]:
             default="1/2 and 1/4",
             optional=True,
             advanced=True,
-            tooltip="Size of the attention maps to read, as shares of the latent's. The paper reads 1/2 and 1/4.",
+            tooltip="Sizes of the attention maps to record, relative to the latent. Start with "
+            "1/2 and 1/4, the paper's; use 1/2 alone for small latents.",
         ),
     ]

@@ -52,8 +52,9 @@ class DemoAnnotatedSet(io.ComfyNode):
             node_id="SafeGuidanceDemoAnnotatedSet",
             display_name="Demo Annotated Set",
             category="safe guidance/detect and guide",
-            description="Draws images of the demo model's world: some with stars and their masks, as many without stars. For learning "
-            "guideline tokens without collecting images.",
+            description="Draws images of the demo model's world: some with stars and their masks, "
+            "and as many without stars. Use it to learn guideline tokens without "
+            "collecting images.",
             search_aliases=[
                 "demo",
                 "example images",
@@ -68,9 +69,10 @@ class DemoAnnotatedSet(io.ComfyNode):
                     default=16,
                     min=1,
                     max=256,
-                    tooltip="Images with stars, and as many without. More teach better and take longer to read.",
+                    tooltip="Number of images with stars; as many without stars are added. More images "
+                    "teach better and take longer. Start with 16.",
                 ),
-                seed_input("Which images; the same seed draws the same ones."),
+                seed_input("Seed that chooses the images. The same seed gives the same images."),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),

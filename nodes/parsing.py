@@ -56,7 +56,8 @@ def seeds_of(text: str, first: int, count: int) -> list[int]:
     given = entries_of(text)[:count]
     if not all(entry.isdecimal() and int(entry) <= LARGEST_SEED for entry in given):
         raise ValueError(
-            f"'{text}' is not a list of seeds. Write whole numbers with commas between them, such as 3, 14, 15."
+            f"'{text}' is not a list of seeds. "
+            "Write whole numbers with commas between them, such as 3, 14, 15."
         )
     seeds = [int(entry) for entry in given] or [first]
     return [*seeds, *((seeds[-1] + i) % (LARGEST_SEED + 1) for i in range(1, count - len(seeds) + 1))]

@@ -1,4 +1,4 @@
-"""Images that the model makes, with what its attention asked: what the paper learns guideline tokens from."""
+"""Sample and Record Attention: images with the attention that made them, to learn guideline tokens from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .shared_inputs import sampler_inputs, seed_input
 
 
 class SampleAndRecordAttention(io.ComfyNode):
-    """One image for each prompt."""
+    """Samples one image per prompt and records the attention."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,8 +27,9 @@ class SampleAndRecordAttention(io.ComfyNode):
             node_id="SafeGuidanceSampleAndRecordAttention",
             display_name="Sample and Record Attention",
             category=CATEGORY,
-            description="Makes an image for each prompt, exactly as KSampler does, and keeps what the model's attention asked along the "
-            "way. Mask the concept in the images; guideline tokens are then learnt from the model's own runs, as in the paper.",
+            description="Generates one image per prompt, exactly as KSampler does, and records the "
+            "model's attention. Mask the concept in the images, and Optimize Guideline "
+            "Tokens learns from the model's own runs, as in the paper.",
             search_aliases=[
                 *ALIASES,
                 "guideline tokens",
@@ -38,33 +39,31 @@ class SampleAndRecordAttention(io.ComfyNode):
                 "batch of prompts",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The model whose attention is to find the concept."),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                io.Conditioning.Input(
-                    "negative", tooltip="What the images should not show, as for KSampler."
-                ),
+                io.Model.Input("model", tooltip="Model whose attention should find the concept."),
+                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the prompts."),
+                io.Vae.Input("vae", tooltip="VAE of the model. It decodes the images."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt of all images, as in KSampler."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="An empty latent of the images' size; every image starts from its first row.",
+                    tooltip="Empty latent of the image size. Every image starts from its first entry.",
                 ),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
-                    tooltip="What the images with the concept show, a line for each. More and more varied ones teach better, and take "
-                    "longer.",
+                    tooltip="Prompts for images with the concept, one per line. More and more varied "
+                    "prompts teach better and take longer.",
                 ),
                 io.String.Input(
                     "safe_prompts",
                     default="",
                     multiline=True,
-                    tooltip="What the images without the concept show, a line for each: other things, much like the first. Without them, "
-                    "tokens find things rather than the concept.",
+                    tooltip="Prompts for similar images without the concept, one per line. Without "
+                    "them, the tokens find any subject rather than the concept.",
                 ),
                 *sampler_inputs(
                     seed_input(
-                        "Seed of the first image; each of the following takes the next number.", LARGEST_SEED
+                        "Seed of the first image. Each following image uses the next number.", LARGEST_SEED
                     )
                 ),
                 io.String.Input(
@@ -72,18 +71,23 @@ class SampleAndRecordAttention(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="A seed for each image, with commas between, those with the concept first. Images without one count on "
-                    "from the last; empty, all from seed.",
+                    tooltip="One seed per image, separated by commas, images with the concept first. "
+                    "Missing seeds count on from the last one; when empty, all count on from "
+                    "seed.",
                 ),
                 *attention_inputs(),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="images", tooltip="The images with the concept: mask it in them."
+                    display_name="images", tooltip="Images with the concept. Mask the concept in them."
                 ),
-                io.Image.Output(display_name="safe_images", tooltip="The images without the concept."),
+                io.Image.Output(
+                    display_name="safe_images",
+                    tooltip="Images without the concept, for Optimize Guideline Tokens.",
+                ),
                 RecordedAttentionType.Output(
-                    display_name="attention", tooltip="Of all these images, for Optimize Guideline Tokens."
+                    display_name="attention",
+                    tooltip="Recorded attention of all these images, for Optimize Guideline Tokens.",
                 ),
             ],
         )
@@ -129,7 +133,8 @@ class SampleAndRecordAttention(io.ComfyNode):
             SCALES[scales],
         )
         images = torch.cat([vae.decode(latent[None]) for latent in latents])
-        told = f"{len(texts)} images, attention kept at sigma {', '.join(f'{sigma:.2g}' for sigma in attention.sigmas)}"
+        levels = ", ".join(f"{sigma:.2g}" for sigma in attention.sigmas)
+        told = f"{len(texts)} images, attention recorded at sigma {levels}"
         return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=with_text(told))
 
 
