@@ -16,7 +16,7 @@ from .host.engine.hooks import attach
 from .host.methods.safe_data_guidance import SafeDataGuidanceCorrection
 from .host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 from .io_types import SafetyFunctionType
-from .shared_inputs import WHOLE_START, sigma_window
+from .shared_inputs import HIDDEN, WHOLE_START, sigma_window
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["stg", "classifier guidance", "detector guidance", "nsfw", "concept erasing", "safety checker"]
@@ -152,6 +152,7 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
                     max=100000.0,
                     step=0.1,
                     advanced=True,
+                    extra_dict=HIDDEN,
                     tooltip="How strongly the embedding is pulled back to the prompt's. A higher value "
                     "stays closer to the prompt. Start with 0, the published setting.",
                 ),
