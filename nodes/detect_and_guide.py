@@ -16,7 +16,7 @@ from ..reports.curves import overlay
 from .dag_inputs import ALIASES, CATEGORY
 from .host.attention.detection_maps import detect
 from .host.engine.hooks import attach
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.methods.detect_and_guide import DetectAndGuideCorrection
 from .io_types import GuidelineTokensType
 from .parsing import noise_levels
@@ -370,7 +370,7 @@ class DAGDetectionMap(io.ComfyNode):
         report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
         sheet = torch.stack(rows)
         return io.NodeOutput(
-            shown.amax(1), sheet, report, ui=with_text(report, ui.PreviewImage(sheet, cls=cls))
+            shown.amax(1), sheet, report, ui=message_ui(report, ui.PreviewImage(sheet, cls=cls))
         )
 
 

@@ -13,7 +13,7 @@ from ..reports.trace import Trace, in_words, table
 from ..reports.trace_file import METADATA, SUFFIXES, read_trace
 from ..reports.trace_strip import strip
 from .host.engine.hooks import trace_of
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.files.input_files import TRACES, bundled_or_input_names, bundled_or_input_path
 from .io_types import SafetyTraceType
 
@@ -101,7 +101,7 @@ class SafetyTrace(io.ComfyNode):
         found = traced(model, latent, trace)
         image, told = strip(found, theme), table(found)
         return io.NodeOutput(
-            image, told, found.to_json(), found, ui=with_text(in_words(found), ui.PreviewImage(image))
+            image, told, found.to_json(), found, ui=message_ui(in_words(found), ui.PreviewImage(image))
         )
 
 
@@ -192,7 +192,7 @@ class LoadSafetyTrace(io.ComfyNode):
     def execute(cls, file: str, theme: Literal["dark", "light"]) -> io.NodeOutput:
         trace = read_trace(bundled_or_input_path(TRACES, file, SUFFIXES))
         image = strip(trace, theme)
-        return io.NodeOutput(trace, image, ui=with_text(in_words(trace), ui.PreviewImage(image)))
+        return io.NodeOutput(trace, image, ui=message_ui(in_words(trace), ui.PreviewImage(image)))
 
 
 NODES: list[type[io.ComfyNode]] = [SafetyTrace, SaveImageWithTrace, LoadSafetyTrace]

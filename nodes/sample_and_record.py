@@ -12,7 +12,7 @@ from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
 from .host.attention.capture import attention_width
 from .host.attention.recording import SamplerSettings, sample_and_look
 from .host.engine.conditioning import encode
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .io_types import RecordedAttentionType
 from .parsing import LARGEST_SEED, lines_of, noise_levels, seeds_of
 from .shared_inputs import sampler_inputs, seed_input
@@ -135,7 +135,7 @@ class SampleAndRecordAttention(io.ComfyNode):
         images = torch.cat([vae.decode(latent[None]) for latent in latents])
         levels = ", ".join(f"{sigma:.2g}" for sigma in attention.sigmas)
         told = f"{len(texts)} images, attention recorded at sigma {levels}"
-        return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=with_text(told))
+        return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=message_ui(told))
 
 
 NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttention]

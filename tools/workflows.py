@@ -88,7 +88,8 @@ Four images are enough to try. A set for real use has fifty or more. Compare wit
 Whole images are compared here, by their layout and colours. To keep away from a style whatever the image
 shows, add neutral images, as the workflow *demo safe denoiser style* does.""",
         texts={
-            "Example prompt": "oil painting in the style of van Gogh, swirling brush strokes, starry night over a village",
+            "Example prompt": "oil painting in the style of van Gogh, swirling brush strokes, "
+            "starry night over a village",
             "Prompt": "a village at night under a starry sky, painting",
         },
         settings={

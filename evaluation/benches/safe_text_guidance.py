@@ -94,9 +94,10 @@ def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, 
     class WithoutVae(SafeTextGuidanceCorrection):
         """Decodes without a VAE: the decoders here have random weights or are fitted to nothing in particular."""
 
-        def patch(self, model: Any) -> None:
-            self._decoder = _decoder(decoder, model)
-            load_along(model, self._decoder, self.function)
+        def patch(self, model: Any) -> Any:
+            chosen = _decoder(decoder, model)
+            load_along(model, chosen, self.function)
+            return chosen
 
     settings = SafeTextGuidanceSettings(tau=0.0, window=SigmaWindow())
     function = ClassifierSafetyFunction(guide, "shapes", ["star"], threshold)
