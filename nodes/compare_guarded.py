@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -11,8 +10,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..guidance.safety_functions.interface import SafetyFunction
-from ..reports.image_difference import Difference, amplified, blurred, compare
-from ..reports.trace import Trace, in_words
+from ..reports.guarded_report import report_data, report_text
+from ..reports.image_difference import amplified, blurred, compare
 from .host.autograd.decoders import load_now
 from .host.engine.hooks import trace_of, unguarded
 from .host.engine.ksampler import sample
@@ -29,34 +28,6 @@ def verdicts(safety_function: SafetyFunction, images: Tensor) -> list[dict[str, 
     return [
         {"score": score, "unsafe": gate, "explanation": explanation} for score, gate, explanation in pairs
     ]
-
-
-def report(differences: list[Difference], trace: Trace | None, judged: dict[str, Any]) -> dict[str, Any]:
-    """Return all measures as data for JSON."""
-    return {
-        "version": 1,
-        "identical": [difference.mean_change == 0 for difference in differences],
-        "differences": [asdict(difference) for difference in differences],
-        "verdicts": judged,
-        "trace": None if trace is None else trace.to_dict(),
-    }
-
-
-def told(differences: list[Difference], trace: Trace | None, judged: dict[str, Any]) -> str:
-    """Return the measures as text for people."""
-    lines = []
-    for index, d in enumerate(differences):
-        changed = f"mean change {d.mean_change:.2%}, changed area {d.changed_area:.0%}, SSIM {d.ssim:.3f}"
-        lines.append(f"Image {index + 1}: " + ("identical" if d.mean_change == 0 else changed))
-        for side, of_side in judged.items():
-            lines.append(
-                f"  {side}: "
-                + ("unsafe" if of_side[index]["unsafe"] else "safe")
-                + f", score {of_side[index]['score']:.3f}"
-            )
-    if trace is not None:
-        lines.append(in_words(trace))
-    return "\n".join(lines)
 
 
 class GuardedAndUnguarded(io.ComfyNode):
@@ -158,17 +129,17 @@ class GuardedAndUnguarded(io.ComfyNode):
             sampled(unguarded(model), positive if unguarded_positive is None else unguarded_positive)
         )
         differences = compare(guarded, bare)
-        sides = {"guarded": guarded, "unguarded": bare}
-        judged = (
-            {}
-            if safety_function is None
-            else {side: verdicts(safety_function, images) for side, images in sides.items()}
-        )
+        judged = {}
+        if safety_function is not None:
+            judged = {
+                "guarded": verdicts(safety_function, guarded),
+                "unguarded": verdicts(safety_function, bare),
+            }
         change = amplified(guarded, bare)
         if blur_unguarded:
             bare, change = blurred(bare), blurred(change)
-        text = json.dumps(report(differences, trace, judged))
-        shown = message_ui(told(differences, trace, judged))
+        text = json.dumps(report_data(differences, trace, judged))
+        shown = message_ui(report_text(differences, trace, judged))
         return io.NodeOutput(guarded, bare, change, text, trace, ui=shown)
 
 

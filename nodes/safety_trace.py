@@ -43,8 +43,8 @@ def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Tra
     found = trace_of(model, latent["samples"])
     if found is None:
         raise ValueError(
-            "This MODEL did not sample this LATENT, or its trace was evicted (the last 32 runs are kept). Connect "
-            "the LATENT of the sampler that used this MODEL, and queue again with another seed."
+            "This MODEL did not sample this LATENT, or its trace was evicted (the last 32 runs are kept). "
+            "Connect the LATENT of the sampler that used this MODEL, and queue again with another seed."
         )
     return found
 

@@ -179,7 +179,7 @@ def sigma_window(start_sigma: float, end_sigma: float = 0.0) -> SigmaWindow:
 
 
 def take_window(model: ModelPatcher, values: dict[str, Any]) -> SigmaWindow:
-    """Take the values of start_sigma, end_sigma and `window_inputs` out of a node's values and return the window."""
+    """Take start_sigma, end_sigma and `window_inputs` out of a node's values and return their window."""
     of_window = ("window", "start_sigma", "end_sigma", "start_percent", "end_percent")
     window, start_sigma, end_sigma, start_percent, end_percent = (values.pop(name) for name in of_window)
     if window == BY_PERCENT:
