@@ -17,8 +17,9 @@ class DemoAnnotatedSet(io.ComfyNode):
             node_id="SafeGuidanceDemoAnnotatedSet",
             display_name="Demo Annotated Set",
             category="safe guidance/detect and guide",
-            description="Draws images of the demo model's world: some with stars and masks of the stars, "
-            "and as many without stars. Use them to learn guideline tokens without collecting images.",
+            description="Draws images of the demo model's world: some with stars and their masks, "
+            "and as many without stars. Use it to learn guideline tokens without "
+            "collecting images.",
             search_aliases=[
                 "demo",
                 "example images",
@@ -33,10 +34,10 @@ class DemoAnnotatedSet(io.ComfyNode):
                     default=16,
                     min=1,
                     max=256,
-                    tooltip="Number of images with stars, and of images without. "
-                    "More images give better tokens and take longer to learn from. Start with 16.",
+                    tooltip="Number of images with stars; as many without stars are added. More images "
+                    "teach better and take longer. Start with 16.",
                 ),
-                seed_input("Selects the images. The same seed draws the same images."),
+                seed_input("Seed that chooses the images. The same seed gives the same images."),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),

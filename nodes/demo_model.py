@@ -17,9 +17,10 @@ class LoadDemoModel(io.ComfyNode):
             display_name="Load Demo Model",
             category="safe guidance",
             description=(
-                "Loads the small model that comes with this pack. It draws scenes of 128 x 128 pixels with "
-                "circles, squares, triangles, hearts, crosses and stars; the star stands for the unwanted "
-                "concept. Use it to try a method in seconds without any download."
+                "Loads the small model that comes with this pack. It draws scenes of 128 x "
+                "128 pixels with circles, squares, triangles, hearts, crosses and stars; "
+                "the star stands for the unwanted concept. Use it to try a method in "
+                "seconds without a download."
             ),
             search_aliases=["demo", "example model", "tiny model", "test model"],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],

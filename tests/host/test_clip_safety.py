@@ -131,7 +131,7 @@ def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
 
 
 def test_texts_come_in_lines_and_there_must_be_one(bundled: ClipModel) -> None:
-    from safe_guidance.nodes.shared_inputs import lines_of
+    from safe_guidance.nodes.parsing import lines_of
 
     assert lines_of(" a fight, with knives \n\n blood\n") == ["a fight, with knives", "blood"]
     with pytest.raises(ValueError, match="Write one"):
@@ -140,7 +140,7 @@ def test_texts_come_in_lines_and_there_must_be_one(bundled: ClipModel) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_make_a_function(bundled: ClipModel, preset: str) -> None:
-    from safe_guidance.nodes.shared_inputs import lines_of
+    from safe_guidance.nodes.parsing import lines_of
 
     texts, neutral = PRESETS[preset]
     found = ClipSafetyFunction(bundled, lines_of(texts), lines_of(neutral))(torch.rand(1, 3, 64, 64))

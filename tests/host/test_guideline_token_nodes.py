@@ -333,7 +333,7 @@ def test_recordings_that_cannot_be_made_are_explained(
 
 
 def test_seeds_count_on_from_the_last_given_one() -> None:
-    from safe_guidance.nodes.sample_and_record import seeds_of
+    from safe_guidance.nodes.parsing import seeds_of
 
     assert (
         seeds_of("", 5, 3) == [5, 6, 7]

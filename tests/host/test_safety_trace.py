@@ -102,7 +102,7 @@ def test_a_trace_belongs_to_its_latent_and_its_model(host: Any, traces: Any) -> 
     assert traces.of(weak, first + 1) is None
     # Another correction on top makes another model: the latent of the model below is foreign to it.
     assert traces.of(traces.push(weak), first) is None
-    with pytest.raises(ValueError, match="not sampled with this MODEL"):
+    with pytest.raises(ValueError, match="did not sample this LATENT"):
         traces.node.traced(strong, {"samples": first}, None)
 
 
@@ -165,7 +165,7 @@ def test_the_node(host: Any, traces: Any) -> None:
     assert image.shape[-1] == 3 and "SLD acted at 6 of 6" in told
     assert Trace.from_dict(json.loads(text)) == trace
     assert traces.node.SafetyTrace.execute("dark", trace=trace).args[3] is trace
-    with pytest.raises(ValueError, match="nothing to trace"):
+    with pytest.raises(ValueError, match="no trace to show"):
         traces.node.SafetyTrace.execute("dark", model)
 
 
