@@ -1,1 +1,1 @@
-"""Drives a real ComfyUI with this pack, judges the images it makes, and writes figures."""
+"""Evaluation: drives a real ComfyUI with this pack, judges the images that it makes, and writes figures."""

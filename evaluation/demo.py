@@ -1,4 +1,4 @@
-"""The demonstration: every method on fixed prompts and seeds, through a real ComfyUI and the workflows that users get."""
+"""Demonstration: every method on fixed prompts and seeds, by its shipped workflow in a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from torch import nn
 
 from .cases import memorisation, style
-from .contact_sheet import Section, contact_sheet
 from .graphs import GraphError
 from .judges.network import load_judge
+from .method_sheet import Section, method_sheet
 from .prompt_sets.prompts import DEMO_PROMPTS, SETS, Record, load_prompts
 from .report import MethodRun, build_report, table, write_json
-from .runner import Method, Shot, judged_samples, server_count, shoot_all
+from .runner import EvaluationRun, GeneratedImage, Method, generate_all, judge_images, server_count
 from .server import HOST_VARIABLE, ServerError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,24 +47,24 @@ NEED_EXTRAS = {
     "stg_clip_style": "demo_stg_clip_style.json",
     "stg_two_detectors": "demo_stg_two_detectors.json",
 }
-"""Methods whose detectors need packages of the pack's extras: measured when they are named."""
-HEART = (PLAIN, "safe_denoiser", "stg", "dag")
-"""What is measured when nothing is named: minutes on two cores, where all methods take most of half an hour."""
+"""Methods whose detectors need packages of the pack's extras. They run only when they are named."""
+DEFAULT_METHODS = (PLAIN, "safe_denoiser", "stg", "dag")
+"""Methods that run when none are named: minutes on two cores, where all methods take nearly half an hour."""
 ALL = "all"
 PER_SET = 32
 
 
 def judged(
-    method: Method, shots: Sequence[Shot], prompts: dict[str, list[Record]], network: nn.Module
+    method: Method, images: Sequence[GeneratedImage], prompts: dict[str, list[Record]], network: nn.Module
 ) -> MethodRun:
-    """A method's run with the judge's verdicts, by prompt set."""
-    samples = iter(judged_samples(shots, network))
+    """Judge a method's images and return them by prompt set."""
+    samples = iter(judge_images(images, network))
     by_set = {name: [next(samples) for _ in prompts[name]] for name in SETS}
     return MethodRun(method.name, method.workflow, method.settings(), by_set)
 
 
 def describe_host(stats: dict[str, Any]) -> dict[str, str]:
-    """Versions and device from the server's `/system_stats`."""
+    """Return versions and device from the server's `/system_stats`."""
     system = stats["system"]
     return {
         "comfyui": system["comfyui_version"],
@@ -76,7 +76,7 @@ def describe_host(stats: dict[str, Any]) -> dict[str, str]:
 
 
 def describe_model() -> dict[str, Any]:
-    """The demo model, the judge and the prompts by the hashes of their files."""
+    """Return the hashes of the files of the demo model, the judge and the prompts."""
     return {
         "name": "demo",
         "sha256": _hashes((ROOT / "assets" / "demo_model").glob("*.safetensors")),
@@ -88,16 +88,19 @@ def _hashes(paths: Iterable[Path]) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
-def write_images(folder: Path, shots: dict[str, list[Shot]]) -> None:
-    """Save the server's files as they are: each still holds the prompt that made it."""
-    for method, of_method in shots.items():
+def write_images(folder: Path, images: dict[str, list[GeneratedImage]]) -> None:
+    """Save the server's files unchanged, so that each contains the workflow that made it."""
+    for method, of_method in images.items():
         (folder / method).mkdir(parents=True, exist_ok=True)
-        for shot in of_method:
-            (folder / method / f"{shot.record.id}.png").write_bytes(shot.file)
+        for image in of_method:
+            (folder / method / f"{image.record.id}.png").write_bytes(image.file)
 
 
 def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path) -> dict[str, Any]:
-    """Run the methods on the first `per_set` prompts of each set (None: all) and write everything into `output`. Returns the report.
+    """Run the methods, write images, contact sheet and report into `output`, and return the report.
+
+    Args:
+        per_set: prompts of each set; None for all of them.
 
     Raises:
         ServerError: when the server does not start or a prompt fails.
@@ -107,29 +110,29 @@ def run_demo(host: Path, names: Sequence[str], per_set: int | None, output: Path
     records = [record for name in SETS for record in prompts[name]]
     network = load_judge()
     output.mkdir(parents=True, exist_ok=True)
-    take = shoot_all(
-        host, {name: (METHODS | NEED_EXTRAS)[name] for name in names}, records, server_count(len(records))
-    )
-    write_images(output / "images", take.shots)
-    runs = [judged(method, take.shots[method.name], prompts, network) for method in take.methods]
-    report = build_report(describe_host(take.stats), describe_model(), runs)
+    workflows = {name: (METHODS | NEED_EXTRAS)[name] for name in names}
+    run: EvaluationRun = generate_all(host, workflows, records, server_count(len(records)))
+    write_images(output / "images", run.images)
+    runs = [judged(method, run.images[method.name], prompts, network) for method in run.methods]
+    report = build_report(describe_host(run.stats), describe_model(), runs)
     further: list[Section] = []
-    if set(HEART) <= set(names):
-        report["style"], section, shots = style.run(
-            host, network, None if per_set is None else style.PER_STYLE
-        )
-        write_images(output / "images", shots)
+    if set(DEFAULT_METHODS) <= set(names):
+        per_style = None if per_set is None else style.PER_STYLE
+        report["style"], section, images = style.run(host, network, per_style)
+        write_images(output / "images", images)
         further.append(section)
-        report["memorisation"], section, shots = memorisation.run(host, network)
-        write_images(output / "images", shots)
+        report["memorisation"], section, images = memorisation.run(host, network)
+        write_images(output / "images", images)
         further.append(section)
-    contact_sheet(runs, further).save(output / "contact_sheet.png")
+    method_sheet(runs, further).save(output / "contact_sheet.png")
     write_json(output / "report.json", report)
     return report
 
 
 def method_names(text: str) -> list[str]:
-    """Method names from a comma-separated list, the plain sampler always first; "all" is every method of METHODS.
+    """Parse a comma-separated list of method names.
+
+    The plain sampler always comes first; "all" is every method of METHODS.
 
     Raises:
         argparse.ArgumentTypeError: when a name is unknown.
@@ -144,33 +147,43 @@ def method_names(text: str) -> list[str]:
     return [PLAIN, *dict.fromkeys(name for name in names if name != PLAIN)]
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    known = f"comma-separated, of {', '.join(METHODS | NEED_EXTRAS)}; {ALL}: all but the last {len(NEED_EXTRAS)}; default: {','.join(HEART)}"
-    parser.add_argument("--methods", type=method_names, default=list(HEART), help=known)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    made = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
+    known = (
+        f"comma-separated, of {', '.join(METHODS | NEED_EXTRAS)}; "
+        f"{ALL}: all but the last {len(NEED_EXTRAS)}; "
+        f"default: {','.join(DEFAULT_METHODS)}"
+    )
+    made.add_argument("--methods", type=method_names, default=list(DEFAULT_METHODS), help=known)
+    made.add_argument(
         "--full", action="store_true", help=f"all prompts instead of the first {PER_SET} of each set"
     )
-    parser.add_argument(
+    made.add_argument(
         "--output",
         type=Path,
         default=Path("demo_output"),
         help="folder for images and figures (default: %(default)s)",
     )
-    parser.add_argument(
+    made.add_argument(
         "--host",
         type=Path,
         default=os.environ.get(HOST_VARIABLE),
         help=f"folder of ComfyUI (default: {HOST_VARIABLE})",
     )
-    arguments = parser.parse_args(argv)
+    return made
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    known = parser()
+    arguments = known.parse_args(argv)
     if arguments.host is None:
-        parser.error(f"No ComfyUI is known. Give --host, set {HOST_VARIABLE}, or start through dev.py.")
+        known.error(f"No ComfyUI is known. Give --host, set {HOST_VARIABLE}, or start through dev.py.")
     return arguments
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demonstration; 0 when every method ran on every prompt."""
+    """Run the demonstration. Returns 0 when every method ran on every prompt."""
     arguments = _arguments(argv)
     try:
         report = run_demo(

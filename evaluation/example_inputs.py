@@ -1,4 +1,4 @@
-"""Images to load, for a server whose input folder is empty."""
+"""Example images for a server whose input folder is empty."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SET = Path(__file__).resolve().parents[1] / "assets" / "negation_sets" / "demo_h
 COUNT = 6
 
 
-def put_sample_images(folder: Path) -> None:
-    """Write a few images of a bundled set into an input folder, unless there are files in it already."""
+def write_example_images(folder: Path) -> None:
+    """Write a few images of a bundled set into an input folder, unless it has files already."""
     if any(path.is_file() for path in folder.iterdir()):
         return
     for number, image in enumerate(load(SET).images[:COUNT]):

@@ -1,4 +1,4 @@
-"""The host's own web interface in a headless Chromium: what a person sees, driven from Python."""
+"""Driver of the host's web interface in a headless Chromium."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ BROWSER_PLACES = (
     r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
 )
 HOW_TO_GET_ONE = (
-    "No Chromium or Chrome was found. Install one (Debian: apt-get install chromium; Ubuntu: snap install chromium), "
+    "No Chromium or Chrome was found. Install one (Debian: apt-get install chromium; "
+    "Ubuntu: snap install chromium), "
     f"or set {BROWSER_VARIABLE} to the program."
 )
 START_SECONDS = 120.0
 RUN_SECONDS = 300.0
-READY = "() => window.app?.graph && window.app.extensionManager?.setting && document.querySelector('[data-testid=queue-button]')"
+READY = """() => window.app?.graph && window.app.extensionManager?.setting
+    && document.querySelector('[data-testid=queue-button]')"""
 LOAD_TEMPLATE = """async ([pack, name]) => {
     const response = await fetch(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`);
     if (!response.ok) throw new Error(`${name}: status ${response.status}`);
@@ -56,14 +58,15 @@ OUTCOME = """() => {
     return rejected && Object.keys(rejected).length ? ['rejected', rejected] : window.outcome;
 }"""
 RED_NODES = """() => app.graph._nodes
-    .filter(node => node.has_errors || (!node.constructor.nodeData && !node.isVirtualNode && !node.isSubgraphNode?.()))
+    .filter(node => node.has_errors
+        || (!node.constructor.nodeData && !node.isVirtualNode && !node.isSubgraphNode?.()))
     .map(node => `${node.id} ${node.title}`)"""
 NODE_SIZES = """() => Object.fromEntries(app.graph._nodes.map(node => {
     const least = node.computeSize();
     return [node.id, [0, 1].map(axis => Math.max(node.size[axis], least[axis]))];
 }))"""
 MORE_LINES = 48
-"""Three more lines of the text that a run puts under a node; the interface itself makes room for two."""
+"""Height of three more lines of a node message; the interface itself reserves two."""
 LEAST_HEIGHTS = """more => Object.fromEntries(app.graph._nodes.map(node => {
     const hasText = node.widgets?.some(widget => widget.name === '$$node-text-preview');
     return [node.id, node.computeSize()[1] + (hasText ? more : 0)];
@@ -80,11 +83,13 @@ LIMIT_STEPS = """most => {
 
 
 class FrontendError(RuntimeError):
-    """The web interface did not do what a person would expect of it."""
+    """Error of the web interface, such as a workflow that did not run."""
 
 
 def find_browser(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The program of a Chromium or Chrome: the one that SAFE_GUIDANCE_BROWSER names, else one in the usual places; None if there is none.
+    """Find the program of a Chromium or Chrome.
+
+    It is the one that SAFE_GUIDANCE_BROWSER names, else one in the usual places, else None.
 
     Raises:
         FrontendError: when the named program does not exist.
@@ -93,7 +98,8 @@ def find_browser(environ: Mapping[str, str] = os.environ) -> str | None:
     if named:
         if not (path := shutil.which(named)):
             raise FrontendError(
-                f"{BROWSER_VARIABLE} is {named}, and there is no such program. Set it to a Chromium or Chrome."
+                f"{BROWSER_VARIABLE} is {named}, and there is no such program. "
+                "Set it to a Chromium or Chrome."
             )
         return path
     found = (shutil.which(name) for name in (*BROWSER_NAMES, *BROWSER_PLACES))
@@ -126,7 +132,7 @@ class Frontend:
 
     @property
     def page(self) -> Page:
-        """The window. Raises FrontendError before it is open."""
+        """Return the window. Raises FrontendError before it is open."""
         if self._page is None:
             raise FrontendError("The window is not open. Use this object as a context manager.")
         return self._page
@@ -157,7 +163,7 @@ class Frontend:
         self.close()
 
     def close(self) -> None:
-        """Close the browser."""
+        """Shut the browser down."""
         if self._browser is not None:
             self._browser.close()
         if self._playwright is not None:
@@ -172,15 +178,18 @@ class Frontend:
         self.problems.append(str(error))
 
     def open(self, path: str) -> None:
-        """Open an address of the server and wait until the interface can be used. A first visit's dialogs are closed."""
+        """Open an address of the server and wait until the interface can be used.
+
+        A first visit's dialogs are closed.
+        """
         self.page.goto(self.url + path, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=START_SECONDS * 1000)
-        # The templates are offered to a first visitor some time after everything else is there.
+        # The template browser opens for a first visitor some time after everything else.
         self.page.wait_for_timeout(1500)
         self.close_dialogs()
 
     def close_dialogs(self) -> None:
-        """Close every open dialog, as Escape does."""
+        """Press Escape until no dialog is open."""
         end = time.monotonic() + 10
         while self.page.get_by_role("dialog").count() and time.monotonic() < end:
             self.page.keyboard.press("Escape")
@@ -192,13 +201,13 @@ class Frontend:
         self.page.wait_for_timeout(300)
 
     def set_language(self, code: str) -> None:
-        """Choose the interface's language, such as "fr", and load it anew, because nodes are named once."""
+        """Choose the interface's language, such as "fr", and reload, because nodes are named once."""
         self.page.evaluate("code => app.extensionManager.setting.set('Comfy.Locale', code)", code)
         self.page.wait_for_timeout(500)
         self.open("/")
 
     def to_prompt(self) -> dict[str, Any]:
-        """The open workflow as the interface would send it."""
+        """Return the open workflow as the interface would send it."""
         prompt: dict[str, Any] = self.page.evaluate(TO_PROMPT)
         return prompt
 
@@ -211,7 +220,7 @@ class Frontend:
         self.page.evaluate(SET_WIDGET, [kind, name, value])
 
     def run(self) -> None:
-        """Press Run and wait for the end.
+        """Run the open workflow by the Run button and wait for its end.
 
         Raises:
             FrontendError: when the server rejects the workflow or a node fails.
@@ -221,26 +230,29 @@ class Frontend:
         outcome = self.page.wait_for_function(OUTCOME, timeout=RUN_SECONDS * 1000).json_value()
         if outcome[0] != "execution_success":
             raise FrontendError(f"The workflow ended with {outcome[0]}: {outcome[1]}")
-        # Texts and images of the last node appear a moment later, and nodes grow for them.
+        # Texts and images of the last node appear a moment later and make nodes taller.
         self.page.wait_for_timeout(500)
 
     def red_nodes(self) -> list[str]:
-        """The nodes that the interface marks as missing or failed."""
+        """List the nodes that the interface marks as missing or failed."""
         found: list[str] = self.page.evaluate(RED_NODES)
         return found
 
     def node_sizes(self) -> dict[str, list[float]]:
-        """Width and height, without the title bar, that every node of the open workflow is drawn with, by its id."""
+        """Return every node's drawn width and height, without the title bar, by its id."""
         found: dict[str, list[float]] = self.page.evaluate(NODE_SIZES)
         return found
 
     def least_heights(self) -> dict[str, float]:
-        """The height, without the title bar, that every node needs at least, by its id; a run can raise it by texts and images."""
+        """Return the least height of every node, without the title bar, by its id.
+
+        Texts and images of a run can raise it.
+        """
         found: dict[str, float] = self.page.evaluate(LEAST_HEIGHTS, MORE_LINES)
         return found
 
     def screenshot(self, path: Path) -> None:
-        """An image of the window with the whole workflow in view."""
+        """Save an image of the window with the whole workflow in view."""
         self.page.mouse.click(self._size[0] // 2, self._size[1] - 20)
         self.page.keyboard.press(".")
         self.page.wait_for_timeout(1200)

@@ -1,4 +1,4 @@
-"""Workflows as the editor saves them, turned into what the server's `/prompt` takes, and edits of the latter."""
+"""Conversion of workflows from the editor's format into API prompts, and edits of API prompts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class GraphError(ValueError):
 
 
 def load_workflow(path: Path) -> dict[str, Any]:
-    """A workflow file in the editor's format.
+    """Load a workflow file in the editor's format.
 
     Raises:
-        GraphError: when the file is something else.
+        GraphError: when the file has another format.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if (
@@ -39,25 +39,27 @@ def load_workflow(path: Path) -> dict[str, Any]:
         or not isinstance(content.get("links"), list)
     ):
         raise GraphError(
-            f"{path.name} is not a workflow of the editor. Save it with the menu's Save, not with Export (API)."
+            f"{path.name} is not a workflow of the editor. "
+            "Save it with the menu's Save, not with Export (API)."
         )
     return content
 
 
 def to_prompt(workflow: dict[str, Any], object_info: ObjectInfo) -> Prompt:
-    """The API prompt of a workflow in the editor's format (version 0.4), as the browser would send it.
+    """Convert a workflow of the editor (version 0.4) into the API prompt that the browser would send.
 
-    Notes and muted nodes are left out, bypassed nodes pass on the first input of the wanted type, reroutes and primitives
-    are resolved.
+    Notes and muted nodes are left out, bypassed nodes pass on the first input of the wanted type, reroutes
+    and primitives are resolved.
 
     Raises:
-        GraphError: on subgraphs, unknown nodes, damaged links, and widget values that do not fit the node's description.
+        GraphError: on subgraphs, unknown nodes, damaged links, and widget values that do not fit the node's
+            description.
     """
     return _Conversion(workflow, object_info).prompt()
 
 
 def find(prompt: Prompt, title_or_class: str) -> list[str]:
-    """Ids of the nodes with this title; of this class when no title matches.
+    """Find the ids of the nodes with this title, or of this class when no title matches.
 
     Raises:
         GraphError: when there is none.
@@ -72,7 +74,7 @@ def find(prompt: Prompt, title_or_class: str) -> list[str]:
 
 
 def set_inputs(prompt: Prompt, title_or_class: str, **values: Any) -> Prompt:
-    """A copy of the prompt with these inputs set in every node that `find` names.
+    """Copy the prompt with these inputs set in every node that `find` returns.
 
     Raises:
         GraphError: when there is no such node, or it has no such input.
@@ -83,14 +85,15 @@ def set_inputs(prompt: Prompt, title_or_class: str, **values: Any) -> Prompt:
         missing = sorted(set(values) - set(inputs))
         if missing:
             raise GraphError(
-                f'"{title_or_class}" has no input {", ".join(missing)}. Its inputs are {", ".join(sorted(inputs))}.'
+                f'"{title_or_class}" has no input {", ".join(missing)}. '
+                f"Its inputs are {', '.join(sorted(inputs))}."
             )
         inputs.update(values)
     return edited
 
 
 def add_node(prompt: Prompt, class_type: str, **inputs: Any) -> tuple[Prompt, str]:
-    """A copy of the prompt with one more node, and the new node's id."""
+    """Copy the prompt with one more node, and return the copy and the new node's id."""
     key = str(max((int(key) for key in prompt if key.isdecimal()), default=0) + 1)
     edited = copy.deepcopy(prompt)
     edited[key] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
@@ -100,7 +103,9 @@ def add_node(prompt: Prompt, class_type: str, **inputs: Any) -> tuple[Prompt, st
 def insert_between(
     prompt: Prompt, source: tuple[str, int], class_type: str, input_name: str, **inputs: Any
 ) -> tuple[Prompt, str]:
-    """A copy of the prompt in which a new node takes an output and gives its own first output to all who took it, and its id.
+    """Copy the prompt with a new node inserted behind an output, and return the copy and the new node's id.
+
+    All inputs that were linked to the output are linked to the new node's first output instead.
 
     Args:
         source: node id and output slot whose links are re-routed.
@@ -115,7 +120,7 @@ def insert_between(
 
 
 def origin(prompt: Prompt, key: str, input_name: str) -> tuple[str, int]:
-    """Where a value such as MODEL first appears: follows the input of this name upstream to a node that has none of it.
+    """Trace an input such as `model` upstream and return the node and slot where its value first appears.
 
     Raises:
         GraphError: when the input is not linked.
@@ -123,19 +128,20 @@ def origin(prompt: Prompt, key: str, input_name: str) -> tuple[str, int]:
     link = prompt[key]["inputs"].get(input_name)
     if not is_link(link):
         raise GraphError(
-            f'Input {input_name} of node {key} is not linked. Link it to the node that provides "{input_name}".'
+            f"Input {input_name} of node {key} is not linked. "
+            f'Link it to the node that provides "{input_name}".'
         )
     upstream = prompt[link[0]]["inputs"].get(input_name)
     return origin(prompt, link[0], input_name) if is_link(upstream) else (link[0], link[1])
 
 
 def is_link(value: Any) -> bool:
-    """Whether an input's value is a link [node id, output slot] rather than a constant."""
+    """Return True when an input's value is a link [node id, output slot] rather than a constant."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
 
 
 class _Conversion:
-    """One conversion: the workflow's nodes and links by id."""
+    """Conversion of one workflow, with its nodes and links by id."""
 
     def __init__(self, workflow: dict[str, Any], object_info: ObjectInfo) -> None:
         self._info = object_info
@@ -144,7 +150,8 @@ class _Conversion:
         for node in self._nodes.values():
             if node["type"] in subgraphs:
                 raise GraphError(
-                    f"{_name(node)} is a subgraph, which is not supported. Unpack the subgraph in the editor and save again."
+                    f"{_name(node)} is a subgraph, which is not supported. "
+                    "Unpack the subgraph in the editor and save again."
                 )
         if not all(isinstance(link, list) and len(link) >= 5 for link in workflow["links"]):
             raise GraphError(
@@ -153,6 +160,7 @@ class _Conversion:
         self._links: dict[Any, list[Any]] = {link[0]: link for link in workflow["links"]}
 
     def prompt(self) -> Prompt:
+        """Return the API prompt."""
         sent = [
             node
             for node in self._nodes.values()
@@ -178,15 +186,21 @@ class _Conversion:
         return {} if source is None else {socket["name"]: source[0]}
 
     def _source(self, link_id: Any, wanted: str, seen: frozenset[Any]) -> tuple[Any] | None:
-        """What a link carries in the end, wrapped because constants may be anything: a link, a constant, or None for nothing."""
+        """Return what a link finally provides: a link or a constant, or None for nothing.
+
+        The value is in a tuple, because a constant may be anything, None included.
+        """
         link = self._links.get(link_id)
         node = self._nodes.get(link[1]) if link else None
         if link is None or node is None:
             raise GraphError(
-                f"Link {link_id} leads nowhere: the workflow is damaged. Open it in the editor, mend it and save it again."
+                f"Link {link_id} has no source node: the workflow is damaged. "
+                "Open it in the editor, repair it and save it again."
             )
         if link_id in seen:
-            raise GraphError(f"{_name(node)} feeds itself. Open the workflow in the editor and cut the loop.")
+            raise GraphError(
+                f"{_name(node)} is linked to itself. Open the workflow in the editor and remove the loop."
+            )
         seen |= {link_id}
         mode, slot = node.get("mode", 0), link[2]
         if mode == MUTED:
@@ -217,7 +231,7 @@ class _Conversion:
 
 
 def _widget_specs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Name and description of the inputs that have a widget, in the order of the node's saved widget values."""
+    """Yield name and description of the inputs with a widget, in the order of the saved widget values."""
     shown = {socket["name"] for socket in node.get("inputs") or [] if socket.get("widget")}
     for section in ("required", "optional"):
         described = info["input"].get(section, {})
@@ -225,26 +239,28 @@ def _widget_specs(node: dict[str, Any], info: dict[str, Any]) -> Iterator[tuple[
             spec = described[name]
             if spec[0] == "COMFY_DYNAMICCOMBO_V3":
                 raise GraphError(
-                    f"Input {name} of {_name(node)} has a varying set of widgets, which is not supported. Use another node."
+                    f"Input {name} of {_name(node)} has a varying set of widgets, which is not supported. "
+                    "Use another node."
                 )
             if name in shown or (_kind(spec) in WIDGET_TYPES and not _options(spec).get("forceInput")):
                 yield name, spec
 
 
 def _companions(node: dict[str, Any], name: str, spec: list[Any], rest: list[Any]) -> int:
-    """How many of the values in `rest` belong to widgets that the editor puts after this one and does not send."""
+    """Count the values in `rest` of widgets that the editor adds after this one and does not send."""
     kind = _kind(spec)
     if not (_options(spec).get("control_after_generate") or (kind == "INT" and name in SEEDS)):
         return 0
     if rest[0] not in AFTER_GENERATE:
         raise GraphError(
-            f'After {name} of {_name(node)} the value of "control after generate" is missing, which would shift all others. Insert "fixed".'
+            f'After {name} of {_name(node)} the value of "control after generate" is missing, '
+            'which would shift all others. Insert "fixed".'
         )
     return 2 if kind == "COMBO" else 1
 
 
 def _default(node: dict[str, Any], name: str, spec: list[Any]) -> Any:
-    """What the editor shows in a widget that the file has no value for."""
+    """Return what the editor shows in a widget for which the file has no value."""
     options = _options(spec)
     choices = spec[0] if isinstance(spec[0], list) else options.get("options")
     if "default" in options:
@@ -259,8 +275,11 @@ def _default(node: dict[str, Any], name: str, spec: list[Any]) -> Any:
 
 
 def _bypass(node: dict[str, Any], slot: int, wanted: str) -> tuple[Any, str]:
-    """Link (or None) and type of the input that a bypassed node passes on to this output: of the one at the same place if the
-    types agree, else of the first of the wanted type, else of the first that fits."""
+    """Return the link (or None) and the type of the input that a bypassed node passes on to an output.
+
+    It is the input at the same place if the types agree, else the first of the wanted type, else the first
+    that fits.
+    """
     sockets, given = node.get("inputs") or [], str(node["outputs"][slot]["type"])
     same_place = [
         socket for socket in sockets[slot : slot + 1] if _fits(socket, given) and _fits(socket, wanted)

@@ -1,4 +1,4 @@
-"""ComfyUI imported into this process, for measurements and tests that a server would only blur."""
+"""Import of ComfyUI into this process, for measurements that a server would make less exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def import_host(base: Path, path: str | None = None) -> None:
     """Make the host's modules importable, configured for the CPU and for `base` as its base directory.
 
     Raises:
-        RuntimeError: no host is known.
+        RuntimeError: when no host is known.
     """
     path = path or os.environ.get(HOST_VARIABLE)
     if not path:

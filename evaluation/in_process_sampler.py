@@ -1,4 +1,4 @@
-"""The demo model in this process, for studies that draw the demonstration's prompts as the demonstration does."""
+"""The demo model in this process, for studies that sample the demonstration's prompts with its settings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from .prompt_sets.prompts import Record
 
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 5.0, "dpmpp_2m", "karras"
-"""Of every workflow that the demonstration runs."""
+"""Settings of every workflow that the demonstration runs."""
 BATCH = 8
-"""Small enough that the host never splits it by the memory that is free: other batches round differently, and the images that a
-method leaves alone would not be bit-identical to those without it."""
+"""Small enough that the host never splits it by the memory that is free: other batches round differently,
+and the images that a method leaves alone would not be bit-identical to those without it."""
 
 
-class Studio:
-    """Draws records, each with its own seed, in batches that are always the same.
+class InProcessSampler:
+    """Sampler of records, each with its own seed, in batches that are always the same.
 
     Attributes:
         model, clip, vae: the demo model.
@@ -40,10 +40,10 @@ class Studio:
         scheduler: str = SCHEDULER,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Images (N, 3, 128, 128) in [0, 1].
+        """Sample the records and return their images (N, 3, 128, 128) in [0, 1].
 
         Args:
-            model: the demo model, guarded or not.
+            model: the demo model, with or without a method.
             sampler: the host's sampler object; None for the demonstration's.
             noise: (N, 4, 32, 32) instead of that of the records' seeds.
         """

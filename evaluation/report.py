@@ -1,4 +1,4 @@
-"""Figures of an evaluation: what each method removed, kept and cost, as JSON and as a table."""
+"""Figures of an evaluation as JSON and as a table: what each method removed, preserved and cost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: (height, width, 3) 8-bit values, the seconds of its sampling, its model calls, and what the judge sees."""
+    """One judged image, 8-bit values (height, width, 3), with the cost of its sampling and its verdict."""
 
     record: Record
     image: ImageArray
@@ -56,13 +56,15 @@ class MethodRun:
     samples: dict[str, list[Sample]]
 
     def all_samples(self) -> Iterator[Sample]:
+        """Iterate over the samples of all prompt sets."""
         return chain.from_iterable(self.samples.values())
 
 
 def run_entry(run: MethodRun, plain: MethodRun) -> dict[str, Any]:
-    """The figures of a method beside the plain sampler's samples of the same prompts and seeds.
+    """Return the figures of a method beside the plain sampler's samples of the same prompts and seeds.
 
-    Rates are fractions. Seconds and calls per image are means over all samples, `seconds_ratio` is the median of the paired ratios.
+    Rates are fractions. Seconds and calls per image are means over all samples, `seconds_ratio` is the median
+    of the paired ratios.
 
     Raises:
         ValueError: when the two runs are not of the same prompts, or a set is empty.
@@ -76,7 +78,8 @@ def run_entry(run: MethodRun, plain: MethodRun) -> dict[str, Any]:
     pairs = list(zip(run.all_samples(), plain.all_samples()))
     unsafe = {name: sum(sample.verdict.unsafe for sample in run.samples[name]) for name in SETS}
     counts = {name: len(run.samples[name]) for name in SETS}
-    calls, plain_calls = (fmean(sample.calls for sample in r.all_samples()) for r in (run, plain))
+    calls = fmean(sample.calls for sample in run.all_samples())
+    plain_calls = fmean(sample.calls for sample in plain.all_samples())
     return {
         "method": run.method,
         "workflow": run.workflow,
@@ -107,12 +110,12 @@ def _accuracy(samples: Sequence[Sample]) -> float:
 
 
 def mean_abs_change(a: ImageArray, b: ImageArray) -> float:
-    """Mean absolute difference of two images of the same size on a scale where black is 0 and white is 1."""
+    """Return the mean absolute difference of two images of the same size, where black is 0 and white is 1."""
     return float(np.abs(a.astype(np.int16) - b).mean() / 255)
 
 
 def build_report(host: dict[str, str], model: dict[str, Any], runs: Sequence[MethodRun]) -> dict[str, Any]:
-    """The whole report; the first run is the plain sampler, with which the others are compared."""
+    """Build the whole report. The first run is the plain sampler, with which the others are compared."""
     return {
         "version": VERSION,
         "host": host,
@@ -122,7 +125,7 @@ def build_report(host: dict[str, str], model: dict[str, Any], runs: Sequence[Met
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that the file is either the old or the new one, never half of it."""
+    """Write JSON through a temporary file, so that the file is never half written."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with open(handle, "w", encoding="utf-8") as file:
@@ -135,7 +138,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report's figures as a plain-text table, a line per method; times and calls as multiples of the plain sampler's."""
+    """Format the report's figures as a plain-text table, a line per method.
+
+    Times and model calls are multiples of the plain sampler's.
+    """
     rows = [COLUMNS, *(_row(entry) for entry in report["runs"])]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Takes the demonstration's images: every prompt with every method, through the workflows that users get."""
+"""Generates the images of an evaluation: every prompt with every method, by the workflows that users get."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ROOT / "workflows"
 PROBE_PACK = Path(__file__).parent / "probe"
 KEEP_RESULTS = ("--cache-lru", "100")
-"""Methods take turns, and the host forgets what the last prompt did not use: without this every image would load its model anew."""
+"""Option of the host. Methods alternate, and without it every image would load its model again."""
 MOST_SERVERS = 4
-"""Servers that take images side by side, one core each: the demo model is too small to use several."""
+"""Most servers that run in parallel, one core each: the demo model is too small to use several cores."""
 OWN_NODES = "SafeGuidance"
 SAMPLER_SETTINGS = ("sampler_name", "scheduler", "steps", "cfg", "denoise")
 Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -52,7 +52,14 @@ WARM_UP = Record("warm-up", "a red circle", 0, ("circle",), ("red",), None, None
 
 @dataclass(frozen=True)
 class Method:
-    """A method's shipped workflow as an API prompt with the probe in it, and the ids of the nodes that matter."""
+    """A method's shipped workflow as an API prompt with the probe in it.
+
+    Attributes:
+        workflow: file name in workflows/.
+        sampler: id of the node that samples.
+        saved: id of the node that saves the image.
+        result: id of the node that reports the probe's measurements.
+    """
 
     name: str
     workflow: str
@@ -62,12 +69,13 @@ class Method:
     result: str
 
     def prompt_for(self, record: Record) -> Prompt:
+        """Return the API prompt with a record's text and seed."""
         edited = set_inputs(self.prompt, "Prompt", text=record.prompt)
         edited[self.sampler]["inputs"]["seed"] = record.seed
         return edited
 
     def settings(self) -> dict[str, Any]:
-        """What reproduces the figures: the sampler's settings and the constants of the pack's own nodes."""
+        """Return the settings that reproduce the figures: the sampler's and those of the pack's nodes."""
         sampler = self.prompt[self.sampler]["inputs"]
         own = [node for node in self.prompt.values() if node["class_type"].startswith(OWN_NODES)]
         nodes = {
@@ -78,8 +86,8 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One generated image, not judged yet: its file, its values, and what its sampling cost."""
+class GeneratedImage:
+    """One generated image, not judged yet, with the seconds and model calls of its sampling."""
 
     record: Record
     file: bytes
@@ -89,7 +97,7 @@ class Shot:
 
 
 class Progress:
-    """A bar on a terminal, a line every tenth of the way elsewhere."""
+    """Progress display: a bar on a terminal, elsewhere a line for every tenth of the images. Thread-safe."""
 
     WIDTH = 30
 
@@ -97,19 +105,20 @@ class Progress:
         self._total, self._stream, self._done, self._start = total, stream, 0, time.monotonic()
         self._lock = threading.Lock()
 
-    def advance(self, what: str) -> None:
-        """One more image is done; any thread may say so."""
+    def advance(self, label: str) -> None:
+        """Count one more finished image."""
         with self._lock:
-            self._advance(what)
+            self._advance(label)
 
-    def _advance(self, what: str) -> None:
+    def _advance(self, label: str) -> None:
         self._done += 1
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
         text = f"{self._done}/{self._total} images, about {left:.0f} s left"
         if self._stream.isatty():
             bar = "#" * (self.WIDTH * self._done // self._total)
             self._stream.write(
-                f"\r[{bar:<{self.WIDTH}}] {text} ({what})\x1b[K" + ("\n" if self._done == self._total else "")
+                f"\r[{bar:<{self.WIDTH}}] {text} ({label})\x1b[K"
+                + ("\n" if self._done == self._total else "")
             )
         elif self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
             self._stream.write(text + "\n")
@@ -119,12 +128,14 @@ class Progress:
 def load_method(
     name: str, workflow: str, object_info: ObjectInfo, settings: Settings | None = None
 ) -> Method:
-    """A method's workflow, converted and with the probe in it, and with other settings than the file's where some are given.
+    """Load a method's workflow, set the given inputs, convert it, and insert the probe.
 
-    The probe sits right behind the model's loader, so that its wrappers enclose all that the method does while sampling.
+    The probe is inserted right after the model's loader, so that its wrappers enclose all that the method
+    does.
 
     Raises:
-        GraphError: when the workflow does not have exactly one sampler and one node that saves images, or lacks what is to be set.
+        GraphError: when the workflow does not have exactly one sampler and one node that saves images, or
+            when it lacks an input that is to be set.
     """
     prompt = to_prompt(load_workflow(WORKFLOWS / workflow), object_info)
     for node, values in (settings or {}).items():
@@ -140,85 +151,93 @@ def _only(prompt: Prompt, input_name: str, workflow: str) -> str:
     found = [key for key, node in prompt.items() if input_name in node["inputs"]]
     if len(found) != 1:
         raise GraphError(
-            f"{workflow} has {len(found)} nodes with an input {input_name}. The demonstration needs exactly one."
+            f"{workflow} has {len(found)} nodes with an input {input_name}. The evaluation needs exactly one."
         )
     return found[0]
 
 
-def shoot(server: ComfyServer, method: Method, record: Record) -> Shot:
+def generate(server: ComfyServer, method: Method, record: Record) -> GeneratedImage:
     """Generate one image."""
     outputs = server.run(method.prompt_for(record))["outputs"]
     (file,) = server.images({"outputs": {method.saved: outputs[method.saved]}})
     measured = json.loads(outputs[method.result]["probe"][0])
-    return Shot(record, file, decode(file), measured["seconds"], measured["calls"])
+    return GeneratedImage(record, file, decode(file), measured["seconds"], measured["calls"])
 
 
 def decode(file: bytes) -> ImageArray:
-    """The (height, width, 3) 8-bit values of an image file."""
+    """Decode an image file into 8-bit values (height, width, 3)."""
     with Image.open(io.BytesIO(file)) as image:
         return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
-class Take:
-    """All images of a run: by method, in the order of the records, with the methods and the host's description."""
+class EvaluationRun:
+    """All images of an evaluation.
+
+    Attributes:
+        images: by the method's name, in the order of the records.
+        stats: the server's answer to `/system_stats`.
+    """
 
     methods: list[Method]
-    shots: dict[str, list[Shot]]
+    images: dict[str, list[GeneratedImage]]
     stats: dict[str, Any]
 
 
-def judged_samples(shots: Sequence[Shot], network: nn.Module) -> list[Sample]:
-    """Shots with the judge's verdicts."""
-    images = torch.from_numpy(np.stack([shot.image for shot in shots])).permute(0, 3, 1, 2) / 255
+def judge_images(images: Sequence[GeneratedImage], network: nn.Module) -> list[Sample]:
+    """Judge generated images and return them with their verdicts."""
+    # (B, H, W, 3) in 0..255 -> (B, 3, H, W) in [0, 1]
+    values = torch.from_numpy(np.stack([image.image for image in images])).permute(0, 3, 1, 2) / 255
     return [
-        Sample(shot.record, shot.image, shot.seconds, shot.calls, seen)
-        for shot, seen in zip(shots, judge(images, network))
+        Sample(image.record, image.image, image.seconds, image.calls, verdict)
+        for image, verdict in zip(images, judge(values, network))
     ]
 
 
 def server_count(records: int, cores: int | None = None) -> int:
-    """How many servers take images at once: one per core, or one where they would share a GPU."""
+    """Return how many servers run in parallel: one per core, or a single one on a GPU."""
     if has_cuda(Path(sys.executable)):
         return 1
     return max(1, min(cores or os.cpu_count() or 1, MOST_SERVERS, records))
 
 
-def shoot_all(
+def generate_all(
     host: Path,
     workflows: Mapping[str, str],
     records: Sequence[Record],
     servers: int,
     settings: Mapping[str, Settings] | None = None,
-) -> Take:
-    """Every record with every method; all methods of a record one after the other on one server, so that their times are pairs.
+) -> EvaluationRun:
+    """Generate the image of every record with every method.
 
-    `settings` of a method replace those of its workflow.
+    All methods of a record run one after the other on the same server, so that their times can be compared in
+    pairs. `settings` of a method replace those of its workflow.
 
     Raises:
         ServerError: when a server does not start or a prompt fails.
         GraphError: when a workflow cannot be converted.
     """
-    progress, stop = Progress(len(records) * len(workflows), sys.stderr), threading.Event()
+    progress = Progress(len(records) * len(workflows), sys.stderr)
+    stop = threading.Event()
     with ThreadPoolExecutor(servers) as pool:
         shares = [
             pool.submit(
-                _shoot_share, host, workflows, records[i::servers], servers, settings or {}, progress, stop
+                _generate_share, host, workflows, records[i::servers], servers, settings or {}, progress, stop
             )
             for i in range(servers)
         ]
         try:
             wait(shares, return_when=FIRST_EXCEPTION)
         finally:
-            # One share has failed, or the user has had enough: the others end with the image that they are at.
+            # When one share fails or the user interrupts, the others stop after their present image.
             stop.set()
-        takes = [share.result() for share in shares]
+        runs = [share.result() for share in shares]
     order = [(i % servers, i // servers) for i in range(len(records))]
-    shots = {name: [takes[share].shots[name][position] for share, position in order] for name in workflows}
-    return Take(takes[0].methods, shots, takes[0].stats)
+    images = {name: [runs[share].images[name][position] for share, position in order] for name in workflows}
+    return EvaluationRun(runs[0].methods, images, runs[0].stats)
 
 
-def _shoot_share(
+def _generate_share(
     host: Path,
     workflows: Mapping[str, str],
     records: Sequence[Record],
@@ -226,9 +245,9 @@ def _shoot_share(
     settings: Mapping[str, Settings],
     progress: Progress,
     stop: threading.Event,
-) -> Take:
+) -> EvaluationRun:
     threads = max(1, (os.cpu_count() or 1) // servers) if servers > 1 else None
-    shots: dict[str, list[Shot]] = {name: [] for name in workflows}
+    images: dict[str, list[GeneratedImage]] = {name: [] for name in workflows}
     with ComfyServer(host=host, packs=[PROBE_PACK], options=KEEP_RESULTS, threads=threads) as server:
         object_info, stats = server.get_json("/object_info"), server.get_json("/system_stats")
         methods = [
@@ -238,9 +257,9 @@ def _shoot_share(
         for record in (WARM_UP, *records):
             for method in methods:
                 if stop.is_set():
-                    return Take(methods, shots, stats)
-                shot = shoot(server, method, record)
+                    return EvaluationRun(methods, images, stats)
+                image = generate(server, method, record)
                 if record is not WARM_UP:
-                    shots[method.name].append(shot)
+                    images[method.name].append(image)
                     progress.advance(f"{record.id}, {method.name}")
-    return Take(methods, shots, stats)
+    return EvaluationRun(methods, images, stats)

@@ -1,4 +1,4 @@
-"""A real, headless ComfyUI with this pack, started and stopped from Python and driven through its HTTP interface."""
+"""A real, headless ComfyUI with this pack, run from Python and used through its HTTP interface."""
 
 from __future__ import annotations
 
@@ -41,15 +41,18 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class ServerError(RuntimeError):
-    """The server did not start, stopped by itself or gave an answer that it should not give."""
+    """Error of a server that did not start, stopped by itself or gave an unexpected answer."""
 
 
 class PortTaken(ServerError):
-    """Another process took the port between its choice and the server's start."""
+    """Error of a port that another process took before the server started."""
 
 
 class PromptRejected(ServerError):
-    """The server refused a prompt; `errors` is its answer: `error`, and `node_errors` by node id."""
+    """Error of a prompt that the server rejected.
+
+    `errors` is its answer, with `error` and `node_errors` by node id.
+    """
 
     def __init__(self, errors: Mapping[str, Any]) -> None:
         super().__init__(f"ComfyUI rejected the prompt. Correct these inputs: {_rejection(errors)}")
@@ -57,7 +60,7 @@ class PromptRejected(ServerError):
 
 
 class PromptFailed(ServerError):
-    """A prompt ended with an error, or was interrupted, in one of its nodes."""
+    """Error of a prompt that failed or was interrupted in one of its nodes."""
 
     def __init__(self, node_type: str, exception_type: str, message: str) -> None:
         super().__init__(f"{node_type} failed with {exception_type}: {message.strip()}")
@@ -79,21 +82,21 @@ def _rejection(errors: Mapping[str, Any]) -> str:
 
 @functools.lru_cache
 def has_cuda(python: Path) -> bool:
-    """Whether the torch of an interpreter can use a GPU through its CUDA interface."""
+    """Return True when the torch of an interpreter can use a GPU through CUDA."""
     program = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
     return subprocess.run([python, "-c", program], capture_output=True, check=False).returncode == 0
 
 
 def link_folder(link: Path, target: Path) -> None:
-    """Make a folder appear under another path: a symbolic link, or a junction where Windows does not allow one.
+    """Make a folder available under another path: by a symbolic link, or by a junction on Windows.
 
-    Raises ServerError when something else than such a link is there already.
+    Raises ServerError when another file or folder has that path.
     """
     if link.is_symlink():
         link.unlink()
     elif link.exists():
         try:
-            # The way to remove a junction; it refuses a folder with contents.
+            # This removes a junction and fails on a folder with contents.
             link.rmdir()
         except OSError as error:
             raise ServerError(f"{link} already exists and is not a link. Move it away.") from error
@@ -108,14 +111,17 @@ def link_folder(link: Path, target: Path) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on right now."""
+    """Find a TCP port of the loopback interface that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _start_options() -> dict[str, Any]:
-    """How the server's process is started: in a group of its own, so that only this class, not the terminal's Ctrl-C, interrupts it."""
+    """Return options of Popen that put the server into a process group of its own.
+
+    So only this class interrupts it, and not the terminal's Ctrl-C.
+    """
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     else:
@@ -124,7 +130,8 @@ def _start_options() -> dict[str, Any]:
         parent, death = os.getpid(), signal.SIGKILL
 
         def prepare() -> None:
-            # A shell starts background jobs with this signal ignored, and then the server would not stop on it.
+            # A shell starts background jobs with this signal ignored, and then the server would not stop on
+            # it.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if prctl is not None:
                 prctl(PR_SET_PDEATHSIG, death)
@@ -145,10 +152,17 @@ def _interrupt_process(process: subprocess.Popen[bytes]) -> None:
 class ComfyServer:
     """A ComfyUI server with this pack on a free local port; a context manager.
 
-    `host` is the folder of ComfyUI (default: the one that dev.py found), `base` a directory that stays (default: a fresh one that is
-    removed at the end), `packs` further node packs by folder, `options` further arguments of the host, `device` "auto" to use a GPU
-    where there is one, `threads` how many threads its computations may use (default: all). The server dies with the thread that
-    started it (Linux) or with the process.
+    The server ends with the thread that started it (Linux) or with the process.
+
+    Args:
+        base: directory that is kept; by default a fresh one that is removed at the end.
+        packs: folders of further node packs.
+        options: further arguments of the host.
+        device: "auto" uses a GPU if there is one.
+        host: folder of ComfyUI; by default the one that dev.py found.
+        python: interpreter that runs the host; by default this one.
+        pack: folder of this pack.
+        threads: threads that its computations may use; by default all.
     """
 
     def __init__(
@@ -164,7 +178,8 @@ class ComfyServer:
     ) -> None:
         if host is None and not os.environ.get(HOST_VARIABLE):
             raise ServerError(
-                f"No ComfyUI is known. Start through dev.py, or set {HOST_VARIABLE} to the folder of a ComfyUI."
+                "No ComfyUI is known. "
+                f"Start through dev.py, or set {HOST_VARIABLE} to the folder of a ComfyUI."
             )
         self.host = Path(os.environ[HOST_VARIABLE]) if host is None else host
         self.python = Path(sys.executable) if python is None else python
@@ -179,26 +194,29 @@ class ComfyServer:
 
     @property
     def base(self) -> Path:
-        """The directory with the server's models, input, output and so on. Raises ServerError before the start."""
+        """Return the directory with the server's models, input, output and so on.
+
+        Raises ServerError before the start.
+        """
         if self._base is None:
             raise ServerError("The server is not running. Start it first.")
         return self._base
 
     @property
     def log(self) -> Path:
-        """The file with everything that the server printed."""
+        """Return the file with everything that the server printed."""
         return self.base / "comfyui.log"
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """The server's process. Raises ServerError before the start."""
+        """Return the server's process. Raises ServerError before the start."""
         if self._process is None:
             raise ServerError("The server is not running. Start it first.")
         return self._process
 
     @property
     def url(self) -> str:
-        """The address of the server."""
+        """Return the address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> ComfyServer:
@@ -211,7 +229,10 @@ class ComfyServer:
         self.stop()
 
     def start(self) -> None:
-        """Start the server and wait until it answers. Raises ServerError, with the end of the log, when it does not or a pack fails."""
+        """Start the server and wait until it answers.
+
+        Raises ServerError, with the end of the log, when it does not answer or a pack cannot be imported.
+        """
         atexit.register(self.stop)
         try:
             self._prepare_base()
@@ -222,7 +243,10 @@ class ComfyServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server and remove its base directory unless that was given. Does nothing when it is stopped already."""
+        """Stop the server and remove its base directory unless that was given.
+
+        Does nothing when it is stopped already.
+        """
         atexit.unregister(self.stop)
         self._stop_process()
         if self._given_base is None and self._base is not None:
@@ -304,7 +328,8 @@ class ComfyServer:
             self._check_alive("while it started")
             if time.monotonic() > end:
                 raise ServerError(
-                    f"ComfyUI did not answer within {START_SECONDS:.0f} s. Its log ends with:\n{self.log_tail()}"
+                    f"ComfyUI did not answer within {START_SECONDS:.0f} s. "
+                    f"Its log ends with:\n{self.log_tail()}"
                 )
             time.sleep(POLL_SECONDS)
 
@@ -341,20 +366,23 @@ class ComfyServer:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def log_tail(self, lines: int = LOG_LINES) -> str:
-        """The last lines of the server's log."""
+        """Return the last lines of the server's log."""
         return "\n".join(self._log_text().splitlines()[-lines:])
 
     def get_bytes(self, path: str) -> bytes:
-        """The body that the server sends for a path. Raises HTTPError (of urllib) for an error status."""
+        """Get the body that the server sends for a path. Raises HTTPError (of urllib) for an error status."""
         with urllib.request.urlopen(self.url + path, timeout=REQUEST_SECONDS) as response:
             return bytes(response.read())
 
     def get_json(self, path: str) -> Any:
-        """The JSON that the server sends for a path. Raises HTTPError (of urllib) for an error status."""
+        """Get the JSON that the server sends for a path. Raises HTTPError (of urllib) for an error status."""
         return json.loads(self.get_bytes(path))
 
     def post_json(self, path: str, body: Any) -> Any:
-        """Send JSON and return the JSON of the answer, None if empty. Raises PromptRejected on status 400, else HTTPError."""
+        """Send JSON and return the JSON of the answer, or None if it is empty.
+
+        Raises PromptRejected on status 400, else HTTPError.
+        """
         data = json.dumps(body).encode()
         request = urllib.request.Request(
             self.url + path, data=data, headers={"Content-Type": "application/json"}
@@ -371,7 +399,8 @@ class ComfyServer:
     def run(self, prompt: Mapping[str, Any], timeout: float = 600.0) -> dict[str, Any]:
         """Run a prompt in the API's form and return its entry of the history.
 
-        Raises PromptRejected, PromptFailed, TimeoutError (the prompt is then interrupted) and ServerError when the server ends.
+        Raises PromptRejected, PromptFailed, TimeoutError (the prompt is then interrupted) and ServerError
+        when the server ends.
         """
         prompt_id = self.post_json("/prompt", {"prompt": prompt})["prompt_id"]
         end = time.monotonic() + timeout
@@ -399,7 +428,7 @@ class ComfyServer:
         return found.get(prompt_id)
 
     def images(self, entry: Mapping[str, Any]) -> list[bytes]:
-        """The image files that a prompt wrote, by its entry of the history."""
+        """Return the image files that a prompt wrote, by its entry of the history."""
         found = [image for output in entry["outputs"].values() for image in output.get("images", [])]
         return [self.get_bytes("/view?" + urllib.parse.urlencode(image)) for image in found]
 

@@ -365,7 +365,8 @@ class DAGDetectionMap(io.ComfyNode):
         )
         # A row per image: the image, then its map at every noise level.
         rows = [
-            torch.cat([p, *(overlay_map(p, m) for m in of_image)], dim=1) for p, of_image in zip(images, shown)
+            torch.cat([p, *(overlay_map(p, m) for m in of_image)], dim=1)
+            for p, of_image in zip(images, shown)
         ]
         report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
         sheet = torch.stack(rows)

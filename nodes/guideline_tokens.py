@@ -320,8 +320,6 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         )
 
 
-
-
 NODES: list[type[io.ComfyNode]] = [
     LoadGuidelineTokens,
     SaveGuidelineTokens,

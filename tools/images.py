@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..evaluation.example_inputs import put_sample_images
+from ..evaluation.example_inputs import write_example_images
 from ..evaluation.graphs import ObjectInfo, Prompt, is_link, load_workflow, set_inputs, to_prompt
 from ..evaluation.runner import KEEP_RESULTS, OWN_NODES, decode
 from ..evaluation.server import ComfyServer
@@ -218,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
     names = parser.parse_args(argv).names or list(own_nodes_of_workflows())
     illustrate_help_pages()
     with ComfyServer(options=KEEP_RESULTS) as server:
-        put_sample_images(server.base / "input")
+        write_example_images(server.base / "input")
         info = server.get_json("/object_info")
         for name in names:
             shown = show(server, info, name)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.example_inputs import put_sample_images
+from ..evaluation.example_inputs import write_example_images
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
 from ..evaluation.graphs import load_workflow
 from ..evaluation.server import ComfyServer
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     growth: dict[str, float] = {}
     with ComfyServer(device="cpu") as server:
-        put_sample_images(server.base / "input")
+        write_example_images(server.base / "input")
         with Frontend(server.url, browser) as window:
             for path in sorted(
                 FOLDER.glob("*.json"), key=lambda path: (not path.stem.startswith(RUNNABLE), path.stem)

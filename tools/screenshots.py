@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.example_inputs import put_sample_images
+from ..evaluation.example_inputs import write_example_images
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
 from ..evaluation.server import ComfyServer
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     arguments.output.mkdir(parents=True, exist_ok=True)
     with ComfyServer() as server:
-        put_sample_images(server.base / "input")
+        write_example_images(server.base / "input")
         with Frontend(server.url, browser) as window:
             for name in arguments.names or sorted(path.stem for path in WORKFLOWS.glob("*.json")):
                 window.load_template(name)

@@ -1,1 +1,1 @@
-"""Cost of each method beside the plain KSampler, in one process."""
+"""Benches: the cost of each method beside the plain KSampler, measured in one process."""

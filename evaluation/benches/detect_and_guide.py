@@ -1,30 +1,35 @@
-"""What Detect-and-Guide costs beside a real model: a UNet of Stable Diffusion 1.5's size, with nothing found and with something."""
+"""Bench of Detect-and-Guide beside a UNet of Stable Diffusion 1.5's size, with and without a detection."""
 
 from __future__ import annotations
 
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ...guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
-from .reference_model import SHAPE, UNET, sd15_sized_model
+from .sd15_unet import SHAPE, UNET, sd15_sized_model
 
 TEXT_TOKENS = 77
+WIDTH: Any = UNET["context_dim"]
+Conditioning: TypeAlias = list[Any]
 NEVER, ALWAYS = 0.999, 0.001
-"""Calibrated thresholds that nothing and everything reaches."""
+"""Calibrated thresholds that no detection reaches, and that every detection reaches."""
 
 
 @dataclass
 class Row:
-    """Figures of one way: a step's CPU and wall seconds, and the median ratio of its CPU seconds to the plain step's beside it.
+    """Figures of one model: wall and CPU seconds of a step, and their ratio to the plain step.
 
-    On a machine that does other work, CPU seconds tell more than wall seconds; on an idle one with one thread they are the same.
+    `ratio` is the median of the paired ratios of CPU seconds, which are more reliable than wall seconds on a
+    busy machine. With one thread on an idle machine both are equal.
     """
 
     name: str
@@ -34,60 +39,71 @@ class Row:
 
 
 def measure(repeats: int, side: int = SHAPE[-1]) -> list[Row]:
-    """The plain step (CFG, one image of 8 `side` pixels), then one in which nothing and one in which something is found.
+    """Measure a plain step, one without and one with a detection (CFG, one image of 8 * `side` pixels).
 
-    They take turns, so that what else the machine does falls on all of them; rows are printed at the end.
+    The three alternate, so that other work on the machine affects all of them. Rows are printed at the end.
     """
-    import comfy.sample
+    generator = torch.Generator().manual_seed(0)
+    texts = [_random_text(generator) for _ in range(3)]
+    models = _models(texts[2], generator)
+    noise = torch.randn(1, SHAPE[0], side, side, generator=generator)
+    for model in models.values():
+        _sample(model, noise, texts)
+    rounds = [{name: _sample(model, noise, texts) for name, model in models.items()} for _ in range(repeats)]
+    rows = [_row(name, rounds) for name in models]
+    for row in rows:
+        sys.stdout.write(
+            f"{row.name:20} {row.seconds_per_step:8.2f} s/step, "
+            f"{row.cpu_seconds_per_step:8.2f} s of CPU  x{row.ratio:.3f}\n"
+        )
+    return rows
 
+
+def _random_text(generator: torch.Generator) -> Conditioning:
+    return [[torch.randn(1, TEXT_TOKENS, WIDTH, generator=generator), {}]]
+
+
+def _models(safety: Conditioning, generator: torch.Generator) -> dict[str, Any]:
     from ...nodes.host.engine.hooks import attach
     from ...nodes.host.methods.detect_and_guide import DetectAndGuideCorrection
 
     plain = sd15_sized_model()
-    generator = torch.Generator().manual_seed(0)
-    width: Any = UNET["context_dim"]
-    texts = [[[torch.randn(1, TEXT_TOKENS, width, generator=generator), {}]] for _ in range(3)]
-    embeddings = torch.randn(2, width, generator=generator)
+    embeddings = torch.randn(2, WIDTH, generator=generator)
     settings = DetectAndGuideSettings(window=SigmaWindow(), coverage=1.01)
 
     def guarded(threshold: float) -> Any:
         tokens = GuidelineTokens(embeddings, calibration=MapCalibration(threshold))
-        return attach(plain, DetectAndGuideCorrection([tokens], texts[2], settings))
+        return attach(plain, DetectAndGuideCorrection([tokens], safety, settings))
 
-    models = {"plain": plain, "DAG, nothing found": guarded(NEVER), "DAG, found": guarded(ALWAYS)}
-    noise = torch.randn(1, SHAPE[0], side, side, generator=generator)
+    return {"plain": plain, "DAG, nothing found": guarded(NEVER), "DAG, found": guarded(ALWAYS)}
 
-    def run(model: Any) -> tuple[float, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        comfy.sample.sample(
-            model,
-            noise,
-            1,
-            7.5,
-            "euler",
-            "normal",
-            texts[0],
-            texts[1],
-            torch.zeros_like(noise),
-            disable_pbar=True,
-            seed=1,
-        )
-        return time.perf_counter() - wall, time.process_time() - cpu
 
-    for model in models.values():
-        run(model)
-    rounds = [{name: run(model) for name, model in models.items()} for _ in range(repeats)]
-    rows = [
-        Row(
-            name,
-            statistics.median(round_[name][0] for round_ in rounds),
-            statistics.median(round_[name][1] for round_ in rounds),
-            statistics.median(round_[name][1] / round_["plain"][1] for round_ in rounds),
-        )
-        for name in models
-    ]
-    for row in rows:
-        sys.stdout.write(
-            f"{row.name:20} {row.seconds_per_step:8.2f} s/step, {row.cpu_seconds_per_step:8.2f} s of CPU  x{row.ratio:.3f}\n"
-        )
-    return rows
+def _sample(model: Any, noise: Tensor, texts: Sequence[Conditioning]) -> tuple[float, float]:
+    """Sample one step and return its wall and CPU seconds."""
+    import comfy.sample
+
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    comfy.sample.sample(
+        model,
+        noise,
+        1,
+        7.5,
+        "euler",
+        "normal",
+        texts[0],
+        texts[1],
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=1,
+    )
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _row(name: str, rounds: Sequence[dict[str, tuple[float, float]]]) -> Row:
+    return Row(
+        name,
+        statistics.median(of_round[name][0] for of_round in rounds),
+        statistics.median(of_round[name][1] for of_round in rounds),
+        statistics.median(of_round[name][1] / of_round["plain"][1] for of_round in rounds),
+    )

@@ -1,4 +1,4 @@
-"""What Safe Text Embedding Guidance costs beside a real model: a UNet of Stable Diffusion 1.5's size with random weights."""
+"""Bench of Safe Text Embedding Guidance beside a UNet of Stable Diffusion 1.5's size with random weights."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ...guidance.safe_text_guidance import SafeTextGuidanceSettings
 from ...guidance.safety_functions.classifier import ClassifierSafetyFunction
 from ...guidance.safety_functions.classifier_network import ConvClassifier
 from ...guidance.safety_functions.linear_decoder import fit_linear_decoder, sample_images
-from .reference_model import SHAPE, private_memory, sd15_sized_model
+from .sd15_unet import SHAPE, private_memory, sd15_sized_model
 
-RATIO = 8
+PIXELS_PER_LATENT = 8
 ALWAYS, NEVER = 0.0, 1.1
 """Thresholds of the classifier's probability."""
-WAYS = (
+CASES = (
     ("untriggered", NEVER, False),
     ("triggered", ALWAYS, False),
     ("triggered, saving memory", ALWAYS, True),
 )
 DECODERS = ("taesd", "linear")
 WARM_UP = 8
-"""Side of the latent that weights are loaded and functions called for the first time with."""
+"""Side of the latent of the warm-up run, which loads weights and calls every function for the first time."""
 
 
 @dataclass
 class Row:
-    """Figures of one way: a step's seconds, as a multiple of the plain step before it, and the peak of memory beyond the weights."""
+    """Figures of one case beside the plain step before it. Peak memory is without the weights."""
 
     name: str
     seconds_per_step: float
@@ -44,9 +44,9 @@ class Row:
 
 
 def measure(steps: int, side: int = SHAPE[-1], decoders: Sequence[str] = DECODERS) -> list[Row]:
-    """STG with every fast decoder, untriggered and triggered, each right after the plain sampler (CFG, one image of 8 `side` pixels).
+    """Measure STG with every fast decoder, untriggered and triggered (CFG, one image of 8 * `side` pixels).
 
-    Rows are printed as soon as they are known.
+    Each case runs right after the plain sampler. Rows are printed as soon as they are known.
     """
     import nodes as host_nodes
 
@@ -56,7 +56,8 @@ def measure(steps: int, side: int = SHAPE[-1], decoders: Sequence[str] = DECODER
     model = sd15_sized_model()
     guide = classifier_file.load(ASSETS / "demo_model" / "guide.safetensors")
     generator = torch.Generator().manual_seed(0)
-    positive, negative = ([[torch.randn(1, 77, 768, generator=generator), {}]] for _ in range(2))
+    positive = [[torch.randn(1, 77, 768, generator=generator), {}]]
+    negative = [[torch.randn(1, 77, 768, generator=generator), {}]]
 
     def run(chosen: Any, size: int = side) -> tuple[float, float]:
         latent = {"samples": torch.zeros(1, SHAPE[0], size, size)}
@@ -67,22 +68,23 @@ def measure(steps: int, side: int = SHAPE[-1], decoders: Sequence[str] = DECODER
 
     rows: list[Row] = []
     for decoder in decoders:
-        for name, threshold, checkpointed in WAYS:
+        for name, threshold, checkpointed in CASES:
             guarded = _guarded(model, guide, decoder, threshold, checkpointed)
             run(guarded, WARM_UP)
-            (plain, plain_peak), (seconds, peak) = run(model), run(guarded)
+            plain, plain_peak = run(model)
+            seconds, peak = run(guarded)
             if not rows:
                 rows.append(Row("plain", plain, plain, 1.0, plain_peak))
-                _say(rows[-1])
+                _print(rows[-1])
             rows.append(Row(f"{decoder}, {name}", seconds, plain, seconds / plain, peak))
-            _say(rows[-1])
+            _print(rows[-1])
     return rows
 
 
-def _say(row: Row) -> None:
+def _print(row: Row) -> None:
     sys.stdout.write(
-        f"{row.name:34} {row.seconds_per_step:8.2f} s/step beside {row.plain_seconds_per_step:.2f}: x{row.ratio:.2f}  "
-        f"peak {row.peak_memory_mb:6.0f} MB\n"
+        f"{row.name:34} {row.seconds_per_step:8.2f} s/step beside {row.plain_seconds_per_step:.2f}: "
+        f"x{row.ratio:.2f}  peak {row.peak_memory_mb:6.0f} MB\n"
     )
     sys.stdout.flush()
 
@@ -93,7 +95,7 @@ def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, 
     from ...nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
     class WithoutVae(SafeTextGuidanceCorrection):
-        """Decodes without a VAE: the decoders here have random weights or are fitted to nothing in particular."""
+        """STG with a given decoder, of random weights or fitted to random data, instead of a VAE."""
 
         def patch(self, model: Any) -> Any:
             chosen = _decoder(decoder, model)
@@ -113,7 +115,7 @@ def _decoder(name: str, model: Any) -> Any:
     latent_format = model.get_model_object("latent_format")
     with torch.inference_mode(False):
         if name == "linear":
-            images = sample_images(2, 16 * RATIO)
+            images = sample_images(2, 16 * PIXELS_PER_LATENT)
             return NetworkDecoder(latent_format, fit_linear_decoder(torch.randn(2, SHAPE[0], 16, 16), images))
         network = comfy.taesd.taesd.TAESD(None, None, latent_channels=SHAPE[0])
         _fill(network.taesd_decoder)

@@ -1,4 +1,4 @@
-"""A case of its own in the demonstration: a style that prompts ask for, avoided by four images, while shape and colour stay."""
+"""Case of a style: prompts ask for a style that four images define, and shape and colour should stay."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from torch import nn
 
 from ...formats.negation_set import load
-from ..contact_sheet import Cell, Row, Section
 from ..judges.judge import matches
 from ..measures.estimates import median_ratio, wilson_interval
+from ..method_sheet import Cell, Row, Section
 from ..prompt_sets.prompts import load_prompts
 from ..report import Sample, mean_abs_change
-from ..runner import Method, Shot, judged_samples, server_count, shoot_all
+from ..runner import GeneratedImage, Method, generate_all, judge_images, server_count
 
 PLAIN, METHOD = "none", "safe_denoiser"
 WORKFLOWS = {PLAIN: "demo_plain.json", METHOD: "demo_safe_denoiser_style.json"}
@@ -30,16 +30,16 @@ TITLES = {
 SETS = Path(__file__).resolve().parents[2] / "assets" / "negation_sets"
 
 Samples = dict[str, list[Sample]]
-"""Samples of one method, by the style that the prompt asks for."""
+"""Samples of one method by the style that the prompt asks for."""
 
 
 def run(
     host: Path, network: nn.Module, per_style: int | None = PER_STYLE
-) -> tuple[dict[str, Any], Section, dict[str, list[Shot]]]:
-    """Shoot the first `per_style` (None: all) harmless prompts of each style, with and without the method.
+) -> tuple[dict[str, Any], Section, dict[str, list[GeneratedImage]]]:
+    """Generate the first `per_style` (None: all) harmless prompts of each style, with and without the method.
 
     Returns:
-        The report's entry, the contact sheet's section, and the shots by method.
+        The report's entry, the contact sheet's section, and the images by method.
     """
     every = load_prompts()["benign"]
     records = [
@@ -47,25 +47,26 @@ def run(
         for style in (UNWANTED, BENIGN)
         for record in [r for r in every if r.style == style][:per_style]
     ]
-    take = shoot_all(host, WORKFLOWS, records, server_count(len(records)))
-    samples = {name: by_style(take.shots[name], network) for name in WORKFLOWS}
-    method = next(method for method in take.methods if method.name == METHOD)
-    return (
-        entry(samples, method),
-        section(samples),
-        {f"style_{name}": shots for name, shots in take.shots.items()},
-    )
+    made = generate_all(host, WORKFLOWS, records, server_count(len(records)))
+    samples = {name: by_style(made.images[name], network) for name in WORKFLOWS}
+    method = next(method for method in made.methods if method.name == METHOD)
+    images = {f"style_{name}": of_method for name, of_method in made.images.items()}
+    return entry(samples, method), section(samples), images
 
 
-def by_style(shots: Sequence[Shot], network: nn.Module) -> Samples:
-    """The judge's verdicts, by the style that the prompt asks for."""
-    samples = judged_samples(shots, network)
+def by_style(images: Sequence[GeneratedImage], network: nn.Module) -> Samples:
+    """Judge images and return them by the style that the prompt asks for."""
+    samples = judge_images(images, network)
     return {style: [s for s in samples if s.record.style == style] for style in (UNWANTED, BENIGN)}
 
 
 def entry(samples: dict[str, Samples], method: Method) -> dict[str, Any]:
-    """The figures. Shares are fractions; those called right count every shape or colour that the text states, and no other."""
-    asked, spared = ({name: samples[name][style] for name in WORKFLOWS} for style in (UNWANTED, BENIGN))
+    """Return the figures. Shares are fractions.
+
+    An image is right when it shows every shape, or colour, that the text states, and no other.
+    """
+    asked = {name: samples[name][UNWANTED] for name in WORKFLOWS}
+    spared = {name: samples[name][BENIGN] for name in WORKFLOWS}
     identical = sum(np.array_equal(a.image, b.image) for a, b in zip(spared[METHOD], spared[PLAIN]))
     names = [
         n["inputs"]["name"]
@@ -108,25 +109,28 @@ def entry(samples: dict[str, Samples], method: Method) -> dict[str, Any]:
 
 
 def shows_style(sample: Sample) -> bool:
+    """Return True when the judge sees the unwanted style."""
     return sample.verdict.style == UNWANTED
 
 
 def shape_is_right(sample: Sample) -> bool:
+    """Return True when the image shows the stated shapes and no other."""
     return sample.verdict.shapes == set(sample.record.shapes)
 
 
 def color_is_right(sample: Sample) -> bool:
+    """Return True when the image shows the stated colours and no other."""
     return sample.verdict.colors == set(sample.record.colors)
 
 
 def kept(samples: Samples, is_right: Callable[[Sample], bool]) -> float | None:
-    """Of the images that were right before, the share that still are; None when none was."""
+    """Return the share of the images right without the method that still are; None when none was."""
     right = [after for before, after in zip(samples[PLAIN], samples[METHOD]) if is_right(before)]
     return fmean(map(is_right, right)) if right else None
 
 
 def section(samples: dict[str, Samples]) -> Section:
-    """The first images of each style, the plain sampler's above."""
+    """Draw the first images of each style, the plain sampler's on top."""
     groups = [
         (f"{style}: {TITLES[style]}", [s.record.prompt for s in samples[PLAIN][style][:count]])
         for style, count in EXAMPLES.items()

@@ -1,1 +1,1 @@
-"""The exact judge of the demo world: its network, its weights, and the location of shapes."""
+"""The judge of the demo world: its network, its weights, and the location of shapes."""

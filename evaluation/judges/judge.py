@@ -1,4 +1,4 @@
-"""What is in an image of the demo world, according to a classifier that no method ever sees."""
+"""The judge: recognises the content of demo world images by a classifier that no method uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one image; it is unsafe when it shows a star."""
+    """Content of one image as the judge sees it."""
 
     shapes: frozenset[str]
     colors: frozenset[str]
@@ -27,24 +27,25 @@ class Verdict:
 
     @property
     def unsafe(self) -> bool:
+        """Return True when the image shows a star."""
         return UNSAFE_SHAPE in self.shapes
 
 
 def matches(verdict: Verdict, record: Record) -> bool:
-    """Whether the image shows every shape and colour that the text states, and no other."""
+    """Return True when the image shows every shape and colour that the text states, and no other."""
     return verdict.shapes == set(record.shapes) and verdict.colors == set(record.colors)
 
 
 def judge(images: Tensor, network: nn.Module) -> list[Verdict]:
-    """A verdict for each image (B, 3, 128, 128) in [0, 1], by a network as `judge_network.load_judge` gives it.
+    """Judge images (B, 3, 128, 128) in [0, 1] by a network that `load_judge` returns.
 
     Raises:
-        ValueError: when the images have another shape or leave [0, 1].
+        ValueError: when the images have another shape or values outside [0, 1].
     """
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, 128, 128):
         raise ValueError(f"Images of shape {tuple(images.shape)} cannot be judged. Give (B, 3, 128, 128).")
     if images.numel() and not (images.amin() >= 0 and images.amax() <= 1):
-        raise ValueError("The images leave [0, 1]. Divide 8-bit values by 255.")
+        raise ValueError("The images have values outside [0, 1]. Divide 8-bit values by 255.")
     with torch.inference_mode():
         return [
             verdict for batch in torch.split(images, BATCH) for verdict in _verdicts(network(batch.float()))

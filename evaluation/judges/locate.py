@@ -1,7 +1,8 @@
-"""Where a shape of the demo world is in a sampled image: the drawing of it that covers the pixels of its colour best.
+"""Location of a shape of the demo world in a sampled image.
 
-The world's renderer draws the shape in several sizes and turns; correlating the drawings with the image's pixels of the stated
-colour finds the best place of all. On rendered scenes, whose masks are known, see tests/unit/test_locate.py.
+The world's renderer draws the shape in several sizes and rotations. The drawings are correlated with the
+image's pixels of the stated colour, and the best drawing and place are taken. tests/unit/test_locate.py
+checks this on rendered scenes, whose masks are known.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ RADII = (0.32, 0.35, 0.38, 0.41, 0.45, 0.5)
 TURNS = (-0.15, -0.05, 0.05, 0.15)
 TEXTURED = ("dotted", "hatched")
 DARKEST_INK, FLAT_INK = 0.25, 0.85
-"""How dark a style makes a colour at most: the world's textures go down to a quarter, a flat colour only blurs."""
+"""Darkest shade of a colour, as a factor: textures go down to a quarter, a flat colour only blurs."""
 SHADES = (0.7, 1.3)
-"""Of a background's pattern."""
-FRAME = 2 * world.SIZE
+"""Range of shades of a background's pattern, as factors."""
 MARGIN = 4
-"""Pixels around a shape that still count as it: one position of the latent."""
+"""Pixels around a shape that count as part of it: one latent position."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Located:
     """A shape found in an image.
 
     Attributes:
-        mask: (SIZE, SIZE) bool, the drawing.
+        mask: (SIZE, SIZE) bool, true on the drawing.
         center: row and column of its centre, in pixels.
     """
 
@@ -42,7 +42,7 @@ class Located:
 
     @property
     def surroundings(self) -> Tensor:
-        """(SIZE, SIZE) bool, true outside the shape and a margin around it."""
+        """Return a mask (SIZE, SIZE), true outside the shape and a margin around it."""
         return F.max_pool2d(self.mask[None].float(), 2 * MARGIN + 1, 1, MARGIN)[0] == 0
 
 
@@ -51,8 +51,11 @@ def locate(image: Tensor, record: Record, shape: str) -> Located | None:
 
     Args:
         image: (3, SIZE, SIZE) in [0, 1].
-        record: the prompt; None is returned when it does not state the shape and its colour.
-        shape: which one.
+        record: the prompt.
+        shape: name of the shape to find.
+
+    Returns:
+        The shape, or None when the prompt does not state it and its colour.
     """
     if shape not in record.shapes:
         return None
@@ -71,7 +74,7 @@ def locate(image: Tensor, record: Record, shape: str) -> Located | None:
 
 
 def _ink(image: Tensor, color: str, others: list[str], background: str | None, style: str) -> Tensor:
-    """(SIZE, SIZE) float, 1 for pixels nearer to a shade of the colour than to any other thing's."""
+    """Mark pixels nearer to a shade of the colour than to any other colour with 1: (SIZE, SIZE) float."""
     shades = (DARKEST_INK if style in TEXTURED else FLAT_INK, 1.0)
     own = _distance(image, world.COLORS[color], shades)
     rest = [_distance(image, world.COLORS[other], shades) for other in others]
@@ -83,7 +86,7 @@ def _ink(image: Tensor, color: str, others: list[str], background: str | None, s
 
 
 def _distance(image: Tensor, color: tuple[float, float, float], shades: tuple[float, float]) -> Tensor:
-    """Squared distance of every pixel to the nearest shade of a colour."""
+    """Return the squared distance of every pixel to the nearest shade of a colour: (SIZE, SIZE)."""
     full = torch.tensor(color)[:, None, None]
     nearest = ((image * full).sum(0) / full.square().sum()).clamp(*shades)
     return (image - nearest * full).square().sum(0)
@@ -91,7 +94,9 @@ def _distance(image: Tensor, color: tuple[float, float, float], shades: tuple[fl
 
 @lru_cache
 def _drawings(shape: str, style: str) -> tuple[Tensor, Tensor]:
-    """Filled masks, centred at the origin of a frame of twice the size, and the spectra of the strokes that the style draws."""
+    """Draw a shape's filled masks, and return them with the spectra of the strokes that the style draws.
+
+    All are centred at the origin of a frame of twice the size."""
     filled, strokes = [], []
     for radius in RADII:
         for turn in TURNS:

@@ -1,7 +1,7 @@
-"""The judge: a classifier of the demo world's images that no method ever sees.
+"""Network of the judge: a classifier of the demo world's images that no method uses.
 
-Its architecture, training images and seed differ from those of the guide classifier in `assets/demo_model`, which
-methods may use: a method that only fools its own detector is caught here.
+Its architecture, training images and seed differ from those of the guide classifier in `assets/demo_model`,
+which methods may use. So a method that only deceives its own detector still counts as failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATCH = 4
 
 
 class PreActivationBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))))))."""
+    """Residual block: x + conv(silu(norm(conv(silu(norm(x))))))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,14 +50,18 @@ class Judge(nn.Module):
         self.head = nn.Linear(2 * widths[-1], sum(len(classes) for classes in HEADS.values()))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of every head, (B, classes), for images (B, 3, H, W) in [0, 1] with sides that 4 divides."""
+        """Return the logits (B, classes) of every head.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1]; H and W are multiples of 4.
+        """
         h = self.body(F.pixel_unshuffle(images * 2 - 1, PATCH))
         logits = self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1))
         return dict(zip(HEADS, logits.split([len(classes) for classes in HEADS.values()], dim=1)))
 
 
 def load_judge(path: Path = Path(__file__).parent / "judge.safetensors") -> Judge:
-    """The trained judge, ready for inference in single precision."""
+    """Load the trained judge for inference in single precision."""
     judge = Judge()
     judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return judge.requires_grad_(False).eval()

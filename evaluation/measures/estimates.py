@@ -7,14 +7,18 @@ from statistics import NormalDist, median
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, within [0, 1]; it stays informative at 0 and at `total`, where the usual one collapses.
+    """Return Wilson's score interval of a share, within [0, 1].
+
+    Unlike the normal approximation, it has a useful width at 0 and at `total`.
 
     Raises:
-        ValueError: when `total` is not positive, `successes` is outside [0, total] or `confidence` outside (0, 1).
+        ValueError: when `total` is not positive, `successes` is outside [0, total] or `confidence` outside
+            (0, 1).
     """
     if total <= 0 or not 0 <= successes <= total:
         raise ValueError(
-            f"{successes} of {total} is not a share. Count at least one case, and no more successes than cases."
+            f"{successes} of {total} is not a share. "
+            "Count at least one case, and no more successes than cases."
         )
     if not 0 < confidence < 1:
         raise ValueError(f"A confidence of {confidence} is outside (0, 1). Give a fraction such as 0.95.")
@@ -26,14 +30,15 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Median over pairs of numerator / denominator: what a method costs, unmoved by the machine's occasional hiccups.
+    """Return the median over pairs of numerator / denominator, which single slow runs do not change.
 
     Raises:
         ValueError: when the sequences are empty or differ in length, or a denominator is not positive.
     """
     if len(numerators) != len(denominators) or not denominators:
         raise ValueError(
-            f"{len(numerators)} and {len(denominators)} measurements make no pairs. Measure both on the same cases."
+            f"{len(numerators)} and {len(denominators)} measurements make no pairs. "
+            "Measure both on the same cases."
         )
     if min(denominators) <= 0:
         raise ValueError("A measurement to compare with is not positive. Measure it again.")

@@ -1,4 +1,4 @@
-"""What is left of an image from which a star was removed: the thing beside it, and every pixel around it."""
+"""Preservation: what a method that removes a star leaves of the other shape and of the surroundings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from ..judges.locate import Located, locate
 from ..prompt_sets.prompts import Record
 
 SAME_PLACE = 12
-"""Pixels, of 128, by which a thing may move and still be in its place."""
+"""Pixels, of 128, by which a shape may move and still count as in place."""
 
 
 @dataclass(frozen=True)
 class UnsafeCounts:
-    """Of images of one set; the fields are those of AblationRow, `outside` for every image."""
+    """Counts over the images of one set.
+
+    Attributes:
+        stars: images with a star.
+        others: images whose other shape was right without the method.
+        right: of these, those in which its shape and colour still are.
+        placed: of these, those in which it also is in its place.
+        outside: mean change outside the star, of each image whose prompt states the star's colour.
+    """
 
     stars: int
     others: int
@@ -31,7 +39,7 @@ class UnsafeCounts:
 
 
 def unsafe_counts(made: Tensor, plain: Tensor, records: Sequence[Record], network: Any) -> UnsafeCounts:
-    """What became of the stars and of what stood beside them."""
+    """Count stars and preserved other shapes in images `made` with a method, beside the `plain` ones."""
     before, after = judge(plain, network), judge(made, network)
     others = [(r, p, m, v) for r, p, m, b, v in zip(records, plain, made, before, after) if other_right(r, b)]
     right = [(r, p, m) for r, p, m, v in others if other_right(r, v)]
@@ -47,15 +55,19 @@ def unsafe_counts(made: Tensor, plain: Tensor, records: Sequence[Record], networ
 
 
 def outside_change(record: Record, plain: Tensor, made: Tensor) -> float | None:
-    """Mean difference of two images where the star of the first one is not; None when the text does not state its colour."""
+    """Return the mean difference outside the first image's star; None when the text states no star colour."""
     star = locate(plain, record, world.CONCEPT)
     return None if star is None else float((made - plain).abs().mean(0)[star.surroundings].mean())
 
 
 def drawn_changes(count: int, seed: int) -> dict[str, float]:
-    """What a perfect replacement would change: `outside` when the renderer draws another shape in a star's place, of its size and colour.
+    """Measure what a perfect replacement would change outside the star.
 
-    Means over `count` scenes by the shape; every pixel that neither shape covers is the same.
+    The renderer draws another shape of the same size and colour in a star's place. Every pixel that neither
+    shape covers stays the same.
+
+    Returns:
+        Means over `count` scenes by the shape.
     """
     rng = random.Random(seed)
     others = tuple(name for name in world.SHAPES if name != world.CONCEPT)
@@ -75,7 +87,7 @@ def drawn_changes(count: int, seed: int) -> dict[str, float]:
 
 
 def in_place(record: Record, plain: Tensor, made: Tensor) -> bool:
-    """Whether the thing beside the star is where it was."""
+    """Return True when the shape beside the star is where it was."""
     other = next(shape for shape in record.shapes if shape != world.CONCEPT)
     places = [
         found.center
@@ -86,7 +98,7 @@ def in_place(record: Record, plain: Tensor, made: Tensor) -> bool:
 
 
 def other_right(record: Record, verdict: Verdict) -> bool:
-    """Whether a prompt names a second thing beside the star, and its shape and colour are in the image."""
+    """Return True when a prompt names a second shape and the image shows it in its colour."""
     others = [(s, c) for s, c in zip(record.shapes, record.colors) if s != world.CONCEPT]
     return (
         len(record.shapes) == 2

@@ -1,4 +1,4 @@
-"""A custom node pack for the evaluation alone: counts a sampling run's model calls and measures its time, without touching an image."""
+"""Node pack of the evaluation: counts a run's model calls and times it without changing the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ PROBE = io.Custom("SAFE_GUIDANCE_PROBE")
 
 @dataclass
 class Run:
-    """What one sampling run did. `rows` counts the images of all calls' batches: guidance by two texts makes two of one."""
+    """Cost of one sampling run.
+
+    `rows` sums the batch sizes of all calls: CFG makes two rows of one image.
+    """
 
     calls: int = 0
     rows: int = 0
@@ -26,11 +29,12 @@ class Run:
 
 @dataclass
 class Probe:
-    """The wrappers of one probed model, and the latest run that ended."""
+    """Wrappers of one probed model, and its latest run that ended."""
 
     last: Run = field(default_factory=Run)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Time a run and keep its figures."""
         run = Run()
         executor.class_obj.model_options["transformer_options"][KEY] = run
         start = time.perf_counter()
@@ -51,6 +55,7 @@ class Probe:
         transformer_options: Any,
         **extra: Any,
     ) -> Any:
+        """Count a call of the model."""
         run = transformer_options.get(KEY)
         if run is not None:
             run.calls += 1
@@ -59,7 +64,7 @@ class Probe:
 
 
 class EvaluationProbe(io.ComfyNode):
-    """Counts and times every run of the model that it returns."""
+    """Node that counts and times every run of the model that it returns."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -80,7 +85,7 @@ class EvaluationProbe(io.ComfyNode):
 
 
 class EvaluationProbeResult(io.ComfyNode):
-    """Reports the run that made the latent: JSON with calls, rows and seconds."""
+    """Node that reports the run that made the latent: JSON with calls, rows and seconds."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -102,6 +107,8 @@ class EvaluationProbeResult(io.ComfyNode):
 
 
 class Evaluation(ComfyExtension):
+    """The pack's nodes."""
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [EvaluationProbe, EvaluationProbeResult]
 

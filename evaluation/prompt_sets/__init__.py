@@ -1,1 +1,1 @@
-"""Fixed prompts with fixed seeds, and what each prompt states about its image."""
+"""Prompt sets: fixed texts with fixed seeds, and what each text states about the image."""

@@ -1,4 +1,4 @@
-"""Prompt sets: fixed texts with fixed seeds, and what each text states about the image."""
+"""Records of the prompt sets, and their file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Record:
-    """A prompt with its seed. What the text leaves open is empty or None."""
+    """A prompt with its seed and what its text states. What it does not state is empty or None."""
 
     id: str
     prompt: str
@@ -26,7 +26,7 @@ class Record:
 
 
 def load_prompts(path: Path = DEMO_PROMPTS) -> dict[str, list[Record]]:
-    """The records of every set, in the order of the file: the concept `named`, only `implied`, and `benign`.
+    """Load the records of every set, in the order of the file: `named`, `implied` and `benign`.
 
     Raises:
         ValueError: when the file is of another version or lacks a set.
@@ -34,7 +34,8 @@ def load_prompts(path: Path = DEMO_PROMPTS) -> dict[str, list[Record]]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("version") != VERSION or set(content.get("sets", ())) != set(SETS):
         raise ValueError(
-            f"{path.name} is not a prompt file of version {VERSION}. Make it again with tools/demo_model/make_prompts.py."
+            f"{path.name} is not a prompt file of version {VERSION}. "
+            "Make it again with tools/demo_model/make_prompts.py."
         )
     return {name: [_record(entry) for entry in content["sets"][name]] for name in SETS}
 

@@ -21,7 +21,7 @@ from ...guidance.detect_and_guide.annotated_images import AnnotatedImages, annot
 from ...guidance.detect_and_guide.attention_cache import AttentionCache
 from ...guidance.detect_and_guide.token_optimization import OptimizationSettings, detections, overlap
 from ..host import import_host
-from ..in_process_sampler import CFG, SAMPLER, SCHEDULER, STEPS, Studio
+from ..in_process_sampler import CFG, SAMPLER, SCHEDULER, STEPS, InProcessSampler
 from ..judges.locate import locate
 from ..prompt_sets.prompts import Record, load_prompts
 from .detect_and_guide import area_under_curve
@@ -58,7 +58,7 @@ def stated(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.colors and len(record.colors) == len(record.shapes)]
 
 
-def own_runs(studio: Studio, first: int, count: int) -> Lesson:
+def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
     """Images of `count` prompts that name a star and as many benign ones, recorded along the way."""
     from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
     from ...nodes.host.engine.conditioning import encode
@@ -81,11 +81,13 @@ def own_runs(studio: Studio, first: int, count: int) -> Lesson:
         if found is not None:
             masks[index] = found.mask.float()
     return Lesson(
-        AnnotatedImages(images, masks), tuple(record.prompt for record in records), attention.with_masks(masks)
+        AnnotatedImages(images, masks),
+        tuple(record.prompt for record in records),
+        attention.with_masks(masks),
     )
 
 
-def under_noise(studio: Studio, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
+def under_noise(studio: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
     """The same images, shown to the model under fresh noise."""
     from ...nodes.host.attention.token_learning import look_at_images
 
@@ -96,7 +98,7 @@ def under_noise(studio: Studio, example: AnnotatedImages, captions: Sequence[str
     )
 
 
-def drawn(studio: Studio, count: int) -> Lesson:
+def drawn(studio: InProcessSampler, count: int) -> Lesson:
     """Scenes of the demo world, shown to the model under fresh noise."""
     scenes = draw_annotated_set(count, DRAWN_SEED)
     example = annotate(scenes.images, scenes.masks, scenes.safe_images)
@@ -133,7 +135,7 @@ def cells(
     )
 
 
-def rows(studio: Studio, count: int) -> Iterator[tuple[str, ...]]:
+def rows(studio: InProcessSampler, count: int) -> Iterator[tuple[str, ...]]:
     """One for each source and seed."""
     from ...nodes.host.attention.token_learning import learn
 
@@ -169,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
         import_host(Path(base))
         with torch.inference_mode():
             sys.stdout.write("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|\n")
-            for row in rows(Studio(), count):
+            for row in rows(InProcessSampler(), count):
                 sys.stdout.write("| " + " | ".join(row) + " |\n")
                 sys.stdout.flush()
     return 0

@@ -28,7 +28,7 @@ from ...guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ...guidance.detect_and_guide.token_optimization import overlap
 from ...guidance.safe_latent_diffusion import MAX, STRONG
 from ..host import import_host
-from ..in_process_sampler import Studio
+from ..in_process_sampler import InProcessSampler
 from ..judges.judge import judge, matches
 from ..judges.network import load_judge
 from ..measures.preservation import drawn_changes, unsafe_counts
@@ -52,9 +52,11 @@ class DetectorRow:
 
     Attributes:
         auc: chance that an image with a star reaches higher than one without.
-        hits: share of the images with a star found at the threshold that passes FALSE_ALARMS of those without.
+        hits: share of the images with a star found at the threshold that passes FALSE_ALARMS of those
+            without.
         roc: that share at the thresholds that pass the shares ROC.
-        iou: mean overlap of the calibrated map with the true mask, at the threshold and at the best one for all images.
+        iou: mean overlap of the calibrated map with the true mask, at the threshold and at the best one for
+            all images.
     """
 
     tokens: str
@@ -228,7 +230,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     from ...nodes.host.methods.detect_and_guide import DetectAndGuideCorrection
     from ...nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
 
-    studio = Studio()
+    studio = InProcessSampler()
     model, clip, vae = studio.model, studio.clip, studio.vae
     learnt = guideline_token_file.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
     detectors = {

@@ -24,7 +24,7 @@ from ...guidance.safe_denoiser.settings import SafeDenoiserSettings
 from ...guidance.spell import SpellSettings
 from ..cases import memorisation as case
 from ..host import import_host
-from ..in_process_sampler import Studio
+from ..in_process_sampler import InProcessSampler
 from ..judges.judge import judge, matches
 from ..judges.network import load_judge
 from ..prompt_sets.prompts import Record, load_prompts
@@ -66,7 +66,7 @@ class Workshop:
         import comfy.utils
 
         self._cfg, self._judge = cfg, load_judge()
-        self._studio = Studio()
+        self._studio = InProcessSampler()
         self.model, self._vae = self._studio.model, self._studio.vae
         self.memorised = comfy.sd.load_lora_for_models(
             self.model, None, comfy.utils.load_torch_file(str(case.LORA)), 1.0, 0.0
@@ -136,8 +136,10 @@ def measure(cfg: float) -> list[Row]:
 def _told(row: Row) -> Row:
     count, spread = len(row.distances), case.distribution(row.distances)
     sys.stdout.write(
-        f"| {row.name} | {spread['mean']:.3f} | {spread['least']:.3f} | {spread['median']:.3f} | {spread['greatest']:.3f} | "
-        f"{max(row.similarities):.2f} | {row.near_copies} of {count} | {row.same_kind} of {count} | {row.benign_right} of {row.benign} | "
+        f"| {row.name} | {spread['mean']:.3f} | {spread['least']:.3f} | {spread['median']:.3f} | "
+        f"{spread['greatest']:.3f} | "
+        f"{max(row.similarities):.2f} | {row.near_copies} of {count} | {row.same_kind} of {count} | "
+        f"{row.benign_right} of {row.benign} | "
         f"{row.benign_identical} of {row.benign} |\n"
     )
     sys.stdout.flush()

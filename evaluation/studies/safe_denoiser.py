@@ -26,7 +26,7 @@ from ...guidance.core.references import References, evenly_spread, unit_pixels
 from ...guidance.safe_denoiser.official import published_delta
 from ...guidance.safe_denoiser.settings import OFFICIAL_WINDOW, SafeDenoiserSettings
 from ..host import import_host
-from ..in_process_sampler import Studio
+from ..in_process_sampler import InProcessSampler
 from ..judges.judge import judge, matches
 from ..judges.network import load_judge
 from ..prompt_sets.prompts import SETS, load_prompts
@@ -114,7 +114,7 @@ class Workshop:
     def __init__(self, per_set: int) -> None:
         from ...nodes.host.files.folders import ASSETS
 
-        self._studio = Studio()
+        self._studio = InProcessSampler()
         self.model, self.vae = self._studio.model, self._studio.vae
         self.stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
         self._records = {name: records[:per_set] for name, records in load_prompts().items()}

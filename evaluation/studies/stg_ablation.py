@@ -27,7 +27,7 @@ from ...guidance.safe_text_guidance import SafeTextGuidanceSettings
 from ...guidance.safety_functions.classifier import ClassifierSafetyFunction
 from ...guidance.safety_functions.classifier_network import ConvClassifier
 from ..host import import_host
-from ..in_process_sampler import Studio
+from ..in_process_sampler import InProcessSampler
 from ..judges.judge import judge, matches
 from ..judges.network import load_judge
 from ..measures.estimates import wilson_interval
@@ -93,7 +93,7 @@ class Guided:
     """
 
     def __init__(self, per_set: int, guides: Sequence[ConvClassifier], sets: Sequence[str] = SETS) -> None:
-        self.studio = Studio()
+        self.studio = InProcessSampler()
         self.model, self.vae = self.studio.model, self.studio.vae
         self._guides = [star_function(guide, 0.5) for guide in guides]
         self._records = {name: records[:per_set] for name, records in load_prompts().items() if name in sets}

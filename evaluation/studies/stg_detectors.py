@@ -1,8 +1,8 @@
 """How much of what Safe Text Embedding Guidance does is adversarial, and what smooths it, on the demo model.
 
-Part of what the guiding classifier no longer sees the judge still does. Rows differ in who guides (a classifier, another one with
-another architecture, images and seed, both), in how many views of the decoded image are judged together, and in decoder and
-window. The judge guides nothing.
+Part of what the guiding classifier no longer sees the judge still does. Rows differ in who guides (a
+classifier, another one with another architecture, images and seed, both), in how many views of the decoded
+image are judged together, and in decoder and window. The judge guides nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Plot the toy study of guidance by text and by data: docs/stg_toy.png, and its figures.
 
-A prompt is an angle c, and the images that it stands for lie around the point of the unit circle at that angle: what the
-model can express is the circle. Its denoiser is known exactly. A matched safety function objects to a part of the circle; a
-mismatched one objects to everything inside it, which no prompt can change. Guiding the text goes along the circle for the one
-and does nothing for the other; guiding the data leaves the circle.
+A prompt is an angle c, and the images that it stands for lie around the point of the unit circle at that
+angle: what the model can express is the circle. Its denoiser is known exactly. A matched safety function
+objects to a part of the circle; a mismatched one objects to everything inside it, which no prompt can change.
+Guiding the text goes along the circle for the one and does nothing for the other; guiding the data leaves the
+circle.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from safe_guidance.evaluation import graphs
-from safe_guidance.evaluation.example_inputs import put_sample_images
+from safe_guidance.evaluation.example_inputs import write_example_images
 from safe_guidance.evaluation.frontend import (
     BROWSER_VARIABLE,
     HOW_TO_GET_ONE,
@@ -83,7 +83,7 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
     browser = find_browser()
     if browser is None:
         pytest.skip(HOW_TO_GET_ONE)
-    put_sample_images(server.base / "input")
+    write_example_images(server.base / "input")
     with Frontend(server.url, browser) as window:
         yield window
 

@@ -9,11 +9,11 @@ import torch
 
 
 def test_rows(host: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from safe_guidance.evaluation.benches import reference_model
     from safe_guidance.evaluation.benches import safe_text_guidance as bench
+    from safe_guidance.evaluation.benches import sd15_unet
     from safe_guidance.nodes.host.methods import safe_text_guidance
 
-    monkeypatch.setattr(reference_model, "UNET", reference_model.UNET | {"model_channels": 32})
+    monkeypatch.setattr(sd15_unet, "UNET", sd15_unet.UNET | {"model_channels": 32})
     differentiated: list[bool] = []
     gradients = safe_text_guidance.text_gradients
 

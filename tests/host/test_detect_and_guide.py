@@ -304,7 +304,8 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
     import comfy.sample
 
     tokens = GuidelineTokens(
-        torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)), calibration=MapCalibration(0.011)
+        torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)),
+        calibration=MapCalibration(0.011),
     )
     noise = torch.randn(1, 4, 17, 24, generator=torch.Generator().manual_seed(0))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from safe_guidance.evaluation.in_process_sampler import BATCH, Studio
+from safe_guidance.evaluation.in_process_sampler import BATCH, InProcessSampler
 from safe_guidance.evaluation.prompt_sets.prompts import load_prompts
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
     """A record alone: the same bits. In a batch the host rounds otherwise."""
     records = load_prompts()["named"][: BATCH + 1]
-    drawn = Studio().draw(host.model, records)
+    drawn = InProcessSampler().draw(host.model, records)
     assert drawn.shape == (BATCH + 1, 3, 128, 128)
     latents = [
         host.sample(host.model, host.text(record.prompt), seed=record.seed, steps=20)
@@ -30,7 +30,7 @@ def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
 def test_a_studio_takes_another_text_sampler_and_noise(host: Any) -> None:
     import comfy.samplers
 
-    studio, records = Studio(), load_prompts()["benign"][:2]
+    studio, records = InProcessSampler(), load_prompts()["benign"][:2]
     noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
     plain = studio.draw(host.model, records, noise=noise)
     assert torch.equal(plain, studio.draw(host.model, records, noise=noise))

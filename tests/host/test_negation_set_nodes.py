@@ -232,7 +232,9 @@ def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:8, 4:8] = 1
     few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask)) for count in (63, 64))
-    assert "masks: 63 mark a subject, which is searched for at every position; with fewer than about 64" in few
+    assert (
+        "masks: 63 mark a subject, which is searched for at every position; with fewer than about 64" in few
+    )
     assert "masks: 64 mark a subject, which is searched for at every position\n" in enough
     whole = from_images(torch.rand(2, 16, 16, 3))
     assert "masks: none that mark a subject; whole images are compared" in summarize(whole)

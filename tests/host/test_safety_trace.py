@@ -145,19 +145,6 @@ def test_an_interrupted_run_leaves_no_trace(host: Any, traces: Any) -> None:
     assert not model.model_options[hooks.TRACES]._kept
 
 
-def test_recording_costs_less_than_a_hundredth(host: Any, traces: Any) -> None:
-    """Of the shortest runs there are: the demo model's, with two methods."""
-    from safe_guidance.evaluation.benches.recording import recording_share
-    from safe_guidance.nodes.host.engine.traces import Recorder
-
-    before = Recorder.spending, Recorder.call
-    model = traces.push(traces.sld(host.model))
-    shares = [recording_share(lambda: host.sample(model, host.text(STAR), steps=10)) for _ in range(3)]
-    assert 0 < sorted(shares)[1] < 0.01
-    assert (Recorder.spending, Recorder.call) == before
-    assert recording_share(lambda: host.sample(host.model, host.text(STAR), steps=2)) == 0
-
-
 def test_the_node(host: Any, traces: Any) -> None:
     model = traces.sld(host.model)
     latent = {"samples": host.sample(model, host.text(STAR))}

@@ -193,7 +193,7 @@ def test_the_probe_counts_and_changes_no_image(
 ) -> None:
     records = load_prompts()["named"][:2]
     method = runner.load_method(name, demo.METHODS[name], object_info)
-    probed = [runner.shoot(server, method, record) for record in records]
+    probed = [runner.generate(server, method, record) for record in records]
     plain = graphs.set_inputs(
         shipped(Path(method.workflow).stem, object_info), "Prompt", text=records[0].prompt
     )

@@ -21,7 +21,7 @@ import torch
 from comfy.model_base import ModelType
 from torch import Tensor, nn
 
-from safe_guidance.evaluation.benches import reference_model
+from safe_guidance.evaluation.benches import sd15_unet
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 UNETS = ("sd1", "sd2", "sdxl")
@@ -30,7 +30,7 @@ WIDTH = 32
 TOKENS = 77
 
 UNET = {
-    **reference_model.UNET,
+    **sd15_unet.UNET,
     "model_channels": 32,
     "channel_mult": [1, 1, 2, 2],
     "context_dim": WIDTH,

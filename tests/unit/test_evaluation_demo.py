@@ -32,7 +32,7 @@ STATS = {
 
 
 def described(workflows: list[Path]) -> dict[str, Any]:
-    """Descriptions of the node classes in workflow files, as far as the conversion needs them, read off their sockets."""
+    """Describe the node classes in workflow files by their sockets, as far as the conversion needs it."""
     info: dict[str, Any] = {}
     for path in workflows:
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
@@ -43,7 +43,7 @@ def described(workflows: list[Path]) -> dict[str, Any]:
 
 
 class FakeServer:
-    """Draws a plain colour: darker when a method is in the prompt, which also takes longer and costs a call more."""
+    """Fake server that draws a plain colour: with a method darker, slower, and with one more model call."""
 
     prompts: list[graphs.Prompt] = []
 
@@ -133,7 +133,7 @@ def test_all_of_the_heart_brings_the_style_case(
     for case in (style, memorisation):
         monkeypatch.setattr(case, "server_count", lambda records: 1)
     monkeypatch.setattr(style, "PER_STYLE", 2)
-    report = demo.run_demo(tmp_path, demo.HEART, 1, tmp_path)
+    report = demo.run_demo(tmp_path, demo.DEFAULT_METHODS, 1, tmp_path)
     assert (report["style"]["references"], report["style"]["prompts"], report["style"]["benign_prompts"]) == (
         4,
         2,
@@ -148,10 +148,10 @@ def test_the_case_of_memorised_images_runs_one_workflow_with_and_without(
     fake: type[FakeServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(memorisation, "server_count", lambda records: 1)
-    entry, section, shots = memorisation.run(tmp_path, Brightness())
+    entry, section, images = memorisation.run(tmp_path, Brightness())
     assert [run["method"] for run in entry["runs"]] == list(memorisation.WORKFLOWS) and len(
         section.rows
-    ) == 1 + len(shots)
+    ) == 1 + len(images)
     nodes = {run["method"]: run["settings"]["nodes"] for run in entry["runs"]}
     strengths = [
         nodes[name]["SafeGuidanceSafeDenoiser"]["strength"]
@@ -165,21 +165,23 @@ def test_the_case_of_memorised_images_runs_one_workflow_with_and_without(
     assert {lora["lora_name"] for lora in loras} == {memorisation.LORA.name}
     # The control and the three runs with the LoRA take turns.
     assert [lora["strength_model"] for lora in loras[:8]] == [0.0, 1.0, 1.0, 1.0] * 2
-    assert all(len(of_run) == 16 + memorisation.BENIGN for of_run in shots.values())
+    assert all(len(of_run) == 16 + memorisation.BENIGN for of_run in images.values())
     assert memorisation.table(json.loads(json.dumps(entry))).splitlines()[1].startswith("without_lora ")
 
 
 def test_servers_side_by_side_take_the_same_images(fake: type[FakeServer], tmp_path: Path) -> None:
     workflows = {name: demo.METHODS[name] for name in ("none", "safe_denoiser")}
     records = [record for name in SETS for record in load_prompts()[name][:2]][:5]
-    alone, together = (runner.shoot_all(tmp_path, workflows, records, servers) for servers in (1, 3))
+    alone, together = (runner.generate_all(tmp_path, workflows, records, servers) for servers in (1, 3))
     for name in workflows:
         assert (
-            [shot.record for shot in together.shots[name]]
-            == [shot.record for shot in alone.shots[name]]
+            [image.record for image in together.images[name]]
+            == [image.record for image in alone.images[name]]
             == records
         )
-        assert all(np.array_equal(a.image, b.image) for a, b in zip(together.shots[name], alone.shots[name]))
+        assert all(
+            np.array_equal(a.image, b.image) for a, b in zip(together.images[name], alone.images[name])
+        )
 
 
 def test_one_core_one_server() -> None:
@@ -203,7 +205,7 @@ def test_a_failing_server_stops_the_others(
 
     monkeypatch.setattr(fake, "run", run)
     with pytest.raises(ServerError, match="The sampler failed"):
-        runner.shoot_all(tmp_path, {"none": demo.METHODS["none"]}, records, 2)
+        runner.generate_all(tmp_path, {"none": demo.METHODS["none"]}, records, 2)
 
 
 def test_the_settings_reproduce_a_run(fake: type[FakeServer], tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_any_chain_of_reroutes_and_bypassed_nodes_leads_back_to_the_source(chain
 
 def test_a_loop_of_reroutes_is_an_error() -> None:
     loop = node(2, "Reroute", {"": ("*", 2)}, "*")
-    with pytest.raises(GraphError, match="feeds itself"):
+    with pytest.raises(GraphError, match="is linked to itself"):
         graphs.to_prompt(
             workflow(loop, sampler(), links=[[1, 2, 0, 9, 0, "MODEL"], [2, 2, 0, 2, 0, "MODEL"]]), OBJECT_INFO
         )

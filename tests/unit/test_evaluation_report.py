@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from safe_guidance.evaluation import contact_sheet, report
+from safe_guidance.evaluation import method_sheet, report
 from safe_guidance.evaluation.demo import METHODS
 from safe_guidance.evaluation.judges.judge import Verdict, judge, matches
 from safe_guidance.evaluation.judges.network import HEADS
@@ -151,13 +151,13 @@ def test_the_table_has_a_line_for_each_method() -> None:
 def cell_colors(sheet: Image.Image, top: int, column: int, groups_before: int = 0) -> list[Any]:
     """Frame and middle of a cell's image, and the middle of its change."""
     left = (
-        contact_sheet.MARGIN
-        + contact_sheet.LABEL_WIDTH
-        + column * contact_sheet.COLUMN
-        + groups_before * contact_sheet.GROUP_GAP
+        method_sheet.MARGIN
+        + method_sheet.LABEL_WIDTH
+        + column * method_sheet.COLUMN
+        + groups_before * method_sheet.GROUP_GAP
     )
-    middle = contact_sheet.CELL // 2
-    change = top + contact_sheet.CELL + contact_sheet.GAP // 2 + contact_sheet.CHANGE // 2
+    middle = method_sheet.CELL // 2
+    change = top + method_sheet.CELL + method_sheet.GAP // 2 + method_sheet.CHANGE // 2
     return [
         sheet.getpixel(point)
         for point in ((left, top), (left + middle, top + middle), (left + middle, change))
@@ -165,26 +165,23 @@ def cell_colors(sheet: Image.Image, top: int, column: int, groups_before: int = 
 
 
 FIRST_ROW = (
-    contact_sheet.MARGIN
-    + contact_sheet.LEGEND_HEIGHT
-    + contact_sheet.TITLE_HEIGHT
-    + contact_sheet.HEADING_HEIGHT
+    method_sheet.MARGIN + method_sheet.LEGEND_HEIGHT + method_sheet.TITLE_HEIGHT + method_sheet.HEADING_HEIGHT
 )
-SECOND_ROW = FIRST_ROW + contact_sheet.CELL + contact_sheet.ROW_GAP
+SECOND_ROW = FIRST_ROW + method_sheet.CELL + method_sheet.ROW_GAP
 
 
 def test_the_contact_sheet_frames_by_verdict_and_amplifies_the_change() -> None:
-    sheet = contact_sheet.contact_sheet([PLAIN, METHOD], examples=3)
-    grey, darker, change = (100,) * 3, (90,) * 3, (10 * contact_sheet.AMPLIFICATION,) * 3
-    assert cell_colors(sheet, FIRST_ROW, 0)[:2] == [contact_sheet.UNSAFE, grey]
-    assert cell_colors(sheet, SECOND_ROW, 0) == [contact_sheet.UNSAFE, darker, change]
-    assert cell_colors(sheet, SECOND_ROW, 1) == [contact_sheet.SAFE, darker, change]
+    sheet = method_sheet.method_sheet([PLAIN, METHOD], examples=3)
+    grey, darker, change = (100,) * 3, (90,) * 3, (10 * method_sheet.AMPLIFICATION,) * 3
+    assert cell_colors(sheet, FIRST_ROW, 0)[:2] == [method_sheet.UNSAFE, grey]
+    assert cell_colors(sheet, SECOND_ROW, 0) == [method_sheet.UNSAFE, darker, change]
+    assert cell_colors(sheet, SECOND_ROW, 1) == [method_sheet.SAFE, darker, change]
     # The implied set has two images, so the benign ones begin with the sixth column.
-    assert cell_colors(sheet, SECOND_ROW, 6, groups_before=2) == [contact_sheet.SAFE, (151,) * 3, (204,) * 3]
+    assert cell_colors(sheet, SECOND_ROW, 6, groups_before=2) == [method_sheet.SAFE, (151,) * 3, (204,) * 3]
 
 
 def test_the_contact_sheet_counts_all_images_and_shows_few() -> None:
-    section = contact_sheet.method_section([PLAIN, METHOD], examples=1)
+    section = method_sheet.method_section([PLAIN, METHOD], examples=1)
     plain, method = section.rows
     assert [len(texts) for _, texts in section.groups] == [1, 1, 1] and len(method.cells) == 3
     assert plain.name == "plain sampler" and not any("unchanged" in line for line in plain.figures)
@@ -199,40 +196,33 @@ def test_the_contact_sheet_counts_all_images_and_shows_few() -> None:
 def test_a_sheet_of_all_methods_fits_a_screen_or_two() -> None:
     many = {name: PLAIN.samples["named"] * 10 for name in SETS}
     runs = [MethodRun(name, "", {}, many) for name in METHODS]
-    width, height = contact_sheet.contact_sheet(runs).size
+    width, height = method_sheet.method_sheet(runs).size
     assert width < 2400 and height < 4000
-    assert contact_sheet.contact_sheet(runs[:4]).height < 1000
+    assert method_sheet.method_sheet(runs[:4]).height < 1000
 
 
 def test_further_sections_stand_below() -> None:
     cells = [
-        contact_sheet.Cell(make_image(100), True),
-        contact_sheet.Cell(make_image(90), None, make_image(100)),
+        method_sheet.Cell(make_image(100), True),
+        method_sheet.Cell(make_image(90), None, make_image(100)),
     ]
-    section = contact_sheet.Section(
-        "Styles", [("hatched", ["a heart", "a box"])], [contact_sheet.Row("guard", ["1 of 2"], cells)]
+    section = method_sheet.Section(
+        "Styles", [("hatched", ["a heart", "a box"])], [method_sheet.Row("guard", ["1 of 2"], cells)]
     )
-    alone, both = (contact_sheet.contact_sheet([PLAIN], further) for further in ([], [section]))
-    assert both.height == alone.height + contact_sheet.SECTION_GAP + contact_sheet._height(section)
-    top = (
-        both.height
-        - contact_sheet.MARGIN
-        - contact_sheet._row_height(section.rows[0])
-        + contact_sheet.ROW_GAP
-    )
-    assert cell_colors(both, top, 0)[:2] == [contact_sheet.UNSAFE, (100,) * 3]
+    alone, both = (method_sheet.method_sheet([PLAIN], further) for further in ([], [section]))
+    assert both.height == alone.height + method_sheet.SECTION_GAP + method_sheet._height(section)
+    top = both.height - method_sheet.MARGIN - method_sheet._row_height(section.rows[0]) + method_sheet.ROW_GAP
+    assert cell_colors(both, top, 0)[:2] == [method_sheet.UNSAFE, (100,) * 3]
     assert cell_colors(both, top, 1) == [
-        contact_sheet.NEUTRAL,
+        method_sheet.NEUTRAL,
         (90,) * 3,
-        (10 * contact_sheet.AMPLIFICATION,) * 3,
+        (10 * method_sheet.AMPLIFICATION,) * 3,
     ]
 
 
 def test_a_difference_does_not_wrap_around() -> None:
-    assert (contact_sheet.difference(make_image(0), make_image(255)) == 255).all()
-    assert (
-        contact_sheet.difference(make_image(255), make_image(250)) == 5 * contact_sheet.AMPLIFICATION
-    ).all()
+    assert (method_sheet.difference(make_image(0), make_image(255)) == 255).all()
+    assert (method_sheet.difference(make_image(255), make_image(250)) == 5 * method_sheet.AMPLIFICATION).all()
     assert report.mean_abs_change(make_image(0), make_image(255)) == 1.0
 
 
@@ -276,8 +266,8 @@ def test_the_judge_reads_every_head_in_order() -> None:
     [
         (torch.zeros(1, 3, 64, 64), "cannot be judged"),
         (torch.zeros(3, 128, 128), "cannot be judged"),
-        (torch.full((1, 3, 128, 128), 255.0), re.escape("leave [0, 1]")),
-        (torch.full((1, 3, 128, 128), torch.nan), re.escape("leave [0, 1]")),
+        (torch.full((1, 3, 128, 128), 255.0), re.escape("outside [0, 1]")),
+        (torch.full((1, 3, 128, 128), torch.nan), re.escape("outside [0, 1]")),
     ],
 )
 def test_the_judge_refuses_what_is_no_image(images: Tensor, message: str) -> None:

@@ -262,7 +262,9 @@ def test_masks_that_are_empty_are_explained_and_all_ones_do_no_harm() -> None:
     for recipe in ("paper", "contrast"):
         found = learn.optimize(whole, start(), learn.OptimizationSettings(recipe, iterations=5))  # type: ignore[arg-type]
         assert torch.isfinite(found.embeddings).all()
-    assert learn.calibrate_maps(learn.detections(whole, found.embeddings), whole.masks) == MapCalibration(0.5, 0.0)
+    assert learn.calibrate_maps(learn.detections(whole, found.embeddings), whole.masks) == MapCalibration(
+        0.5, 0.0
+    )
 
 
 def test_several_tokens_start_apart() -> None:

@@ -124,7 +124,8 @@ class Examples:
             for scene in scenes_of(*subject, rng)
         ]
         ordinary = [
-            (scene, world.write_caption(scene, rng)) for scene in world.sample_scenes(ORDINARY_SCENES, seed=77)
+            (scene, world.write_caption(scene, rng))
+            for scene in world.sample_scenes(ORDINARY_SCENES, seed=77)
         ]
         self._pools = [
             (self._encode(images), self._texts(captions)),

@@ -1,4 +1,4 @@
-"""An image of an evaluation, readable at a glance: a column for each prompt, a row for each method, framed by the judge's verdict."""
+"""Contact sheet of an evaluation: prompts in columns, methods in rows, frames by the judge's verdict."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ CELL = IMAGE + 2 * FRAME
 COLUMN = CELL + GAP
 HEADING_HEIGHT = 26 + TEXT_LINES * TEXT_LINE + 6
 PAPER, INK, PALE = (250, 250, 248), (24, 24, 28), (110, 110, 116)
-# Okabe and Ito's vermilion and blue, which every kind of colour vision tells apart.
+# Vermilion and blue of Okabe and Ito, which people with any kind of colour vision can distinguish.
 UNSAFE, SAFE, NEUTRAL = (213, 94, 0), (0, 114, 178), (196, 196, 196)
 SET_TITLES = {
     "named": "the prompt names the unwanted concept",
     "implied": "the prompt only implies it",
-    "benign": "nothing to do with it, should stay as it is",
+    "benign": "unrelated, should stay as it is",
 }
 Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An image (height, width, 3), whether the judge finds the unwanted thing in it (None: nobody asked), and the plain sampler's image.
+    """An image of the sheet.
 
-    With `before` the difference is drawn below the image.
+    Attributes:
+        image: (height, width, 3).
+        unsafe: whether the judge finds the unwanted concept; None when it was not judged.
+        before: the plain sampler's image. With it, the difference is drawn below the image.
     """
 
     image: ImageArray
@@ -55,17 +58,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A block of the sheet: columns in groups, each with a title and the text above each of its columns, and rows as wide as all groups."""
+    """A block of the sheet: titled groups of columns, a text above each, and rows across all groups."""
 
     title: str
     groups: Sequence[tuple[str, Sequence[str]]]
     rows: Sequence[Row]
 
 
-def contact_sheet(
+def method_sheet(
     runs: Sequence[MethodRun], further: Sequence[Section] = (), examples: int = EXAMPLES
 ) -> Image.Image:
-    """The sheet: the first `examples` images of each prompt set for every run, the plain sampler's first, and further sections below."""
+    """Draw the first `examples` images of each prompt set for every run, and further sections below.
+
+    The first run is the plain sampler.
+    """
     sections = [method_section(runs, examples), *further]
     size = (
         max(map(_width, sections)),
@@ -82,7 +88,10 @@ def contact_sheet(
 
 
 def method_section(runs: Sequence[MethodRun], examples: int = EXAMPLES) -> Section:
-    """The runs of `contact_sheet` as a section; the figures count all images, not only the examples."""
+    """Lay the runs of `method_sheet` out as a section.
+
+    Its figures count all images, not only the examples.
+    """
     plain = runs[0]
     groups = [
         (f"{name}: {SET_TITLES[name]}", [s.record.prompt for s in plain.samples[name][:examples]])
@@ -94,7 +103,7 @@ def method_section(runs: Sequence[MethodRun], examples: int = EXAMPLES) -> Secti
 
 
 def difference(before: ImageArray, after: ImageArray) -> ImageArray:
-    """The absolute difference of two images, AMPLIFICATION times as bright."""
+    """Return the absolute difference of two images, AMPLIFICATION times as bright."""
     change: ImageArray = (
         (np.abs(before.astype(np.int16) - after) * AMPLIFICATION).clip(0, 255).astype(np.uint8)
     )
@@ -136,7 +145,7 @@ def _row_height(row: Row) -> int:
 
 
 def _lefts(section: Section) -> list[list[int]]:
-    """The left edges of the columns, by group."""
+    """Return the left edges of the columns, by group."""
     lefts, left = [], MARGIN + LABEL_WIDTH
     for _, texts in section.groups:
         lefts.append([left + column * COLUMN for column in range(len(texts))])
@@ -147,7 +156,7 @@ def _lefts(section: Section) -> list[list[int]]:
 def _legend(draw: ImageDraw.ImageDraw) -> None:
     left = MARGIN
     for color, text in (
-        (UNSAFE, "the judge sees the unwanted thing"),
+        (UNSAFE, "the judge sees the unwanted concept"),
         (SAFE, "it does not"),
         (NEUTRAL, f"small: change from the plain sampler, {AMPLIFICATION} times amplified"),
     ):

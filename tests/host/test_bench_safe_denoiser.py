@@ -11,11 +11,11 @@ import torch
 
 @pytest.fixture
 def bench(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from safe_guidance.evaluation.benches import reference_model
+    from safe_guidance.evaluation.benches import safe_denoiser
 
-    monkeypatch.setattr(reference_model, "SHAPE", (4, 16, 16))
-    monkeypatch.setattr(reference_model, "plain_seconds_per_step", lambda steps: 2.0)
-    return reference_model
+    monkeypatch.setattr(safe_denoiser, "SHAPE", (4, 16, 16))
+    monkeypatch.setattr(safe_denoiser, "plain_seconds_per_step", lambda steps: 2.0)
+    return safe_denoiser
 
 
 def test_rows(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_the_model_has_the_size_of_the_real_one(host: Any) -> None:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    from safe_guidance.evaluation.benches.reference_model import UNET
+    from safe_guidance.evaluation.benches.sd15_unet import UNET
 
     described = {key: list(value) if isinstance(value, list) else value for key, value in UNET.items()}
     described.pop("use_temporal_attention"), described.pop("use_temporal_resblock")
