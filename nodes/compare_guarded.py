@@ -16,7 +16,7 @@ from ..reports.trace import Trace, in_words
 from .host.autograd.decoders import load_now
 from .host.engine.hooks import trace_of, unguarded
 from .host.engine.ksampler import sample
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .io_types import SafetyFunctionType, SafetyTraceType
 from .shared_inputs import changing_seed_input, sampler_inputs
 
@@ -157,7 +157,7 @@ class GuardedAndUnguarded(io.ComfyNode):
         if blur_unguarded:
             bare, change = blurred(bare), blurred(change)
         text = json.dumps(report(differences, trace, judged))
-        shown = with_text(told(differences, trace, judged))
+        shown = message_ui(told(differences, trace, judged))
         return io.NodeOutput(guarded, bare, change, text, trace, ui=shown)
 
 

@@ -15,7 +15,7 @@ from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..reports.curves import overlay
 from .host.attention.detection_maps import detect
 from .host.engine.hooks import attach
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.methods.detect_and_guide import DetectAndGuideCorrection
 from .io_types import GuidelineTokensType
 from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels, seed_input
@@ -324,7 +324,7 @@ class DAGDetectionMap(io.ComfyNode):
         report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
         sheet = torch.stack(rows)
         return io.NodeOutput(
-            shown.amax(1), sheet, report, ui=with_text(report, ui.PreviewImage(sheet, cls=cls))
+            shown.amax(1), sheet, report, ui=message_ui(report, ui.PreviewImage(sheet, cls=cls))
         )
 
 

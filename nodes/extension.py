@@ -22,7 +22,7 @@ from . import (
     semantic_guidance,
     spell,
 )
-from .host.engine.node_messages import telling
+from .host.engine.node_messages import with_error_messages
 from .host.files.folders import register_model_folders
 
 FAMILIES = (
@@ -52,4 +52,4 @@ class SafeGuidanceExtension(ComfyExtension):
         register_model_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [telling(node) for family in FAMILIES for node in family.NODES]
+        return [with_error_messages(node) for family in FAMILIES for node in family.NODES]

@@ -15,7 +15,7 @@ from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
 from .host.attention.token_learning import Example, learn, look_at_images, tokens_from_text
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType, RecordedAttentionType
 from .shared_inputs import (
@@ -116,7 +116,7 @@ class SaveGuidelineTokens(io.ComfyNode):
             "licence": licence or guideline_tokens.licence,
         }
         saved = save_guideline_tokens(replace(guideline_tokens, **texts), name, overwrite)
-        return io.NodeOutput(saved, ui=with_text(f"models/{GUIDELINE_TOKENS}/{saved}"))
+        return io.NodeOutput(saved, ui=message_ui(f"models/{GUIDELINE_TOKENS}/{saved}"))
 
 
 class GuidelineTokensFromText(io.ComfyNode):
@@ -297,7 +297,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         learnt = learn(model, clip, annotated, attention, words, tokens, settings)
         overlap = learnt.tokens.iou if learnt.tokens.iou is not None else 0.0
         return io.NodeOutput(
-            learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=with_text(learnt.report)
+            learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=message_ui(learnt.report)
         )
 
 

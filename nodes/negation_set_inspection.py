@@ -12,7 +12,7 @@ from ..guidance.safe_denoiser.similarity import closest
 from ..guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 from ..reports.contact_sheet import comparison_sheet, contact_sheet
 from ..reports.set_report import NEAR_DUPLICATE, report, thumbnail, thumbnails
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.files.negation_latents import encode, encode_images, usual_size
 from .io_types import NegationSetType
 
@@ -57,7 +57,7 @@ class PreviewNegationSet(io.ComfyNode):
     def execute(cls, negation_set: NegationSet, most: int, vae: Any = None) -> io.NodeOutput:
         sheet = contact_sheet(negation_set, most)[None]
         summary = summarize(negation_set, vae)
-        return io.NodeOutput(sheet, summary, ui=with_text(summary, ui.PreviewImage(sheet, cls=cls)))
+        return io.NodeOutput(sheet, summary, ui=message_ui(summary, ui.PreviewImage(sheet, cls=cls)))
 
 
 def summarize(negation_set: NegationSet, vae: Any = None) -> str:
@@ -170,7 +170,7 @@ class FindClosestReferences(io.ComfyNode):
             for row in range(len(images))
         )
         sheet = comparison_sheet(images, negation_set, places)[None]
-        shown = with_text(found, ui.PreviewImage(sheet, cls=cls))
+        shown = message_ui(found, ui.PreviewImage(sheet, cls=cls))
         return io.NodeOutput(sheet, found, values.max().item(), ui=shown)
 
 

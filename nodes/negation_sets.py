@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..formats import negation_set as files
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.files.folders import (
     input_folder,
     input_folders,
@@ -169,7 +169,7 @@ class NegationSetFromFolder(io.ComfyNode):
             f"{len(kept)} images, {len(found) - len(kept)} duplicates dropped, {len(skipped)} files skipped"
         ]
         report = "\n".join([*lines, *(f"{s.path}: {s.reason}" for s in skipped)])
-        return io.NodeOutput(kept, report, ui=with_text(report))
+        return io.NodeOutput(kept, report, ui=message_ui(report))
 
 
 class CombineNegationSets(io.ComfyNode):
@@ -258,7 +258,7 @@ class SaveNegationSet(io.ComfyNode):
     @classmethod
     def execute(cls, negation_set: files.NegationSet, file_name: str, overwrite: bool) -> io.NodeOutput:
         path = save_negation_set(negation_set, file_name, overwrite)
-        return io.NodeOutput(path, ui=with_text(f"{len(negation_set)} images in models/negation_sets/{path}"))
+        return io.NodeOutput(path, ui=message_ui(f"{len(negation_set)} images in models/negation_sets/{path}"))
 
 
 def origin_inputs() -> list[io.Input]:

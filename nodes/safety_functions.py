@@ -15,7 +15,7 @@ from ..guidance.safety_functions.interface import CombinedSafetyFunction, Safety
 from ..guidance.safety_functions.multi_view import Views
 from ..reports.overlay import overlay
 from .host.autograd.decoders import load_now
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .host.files.folders import BUNDLED_SUFFIX
 from .host.files.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
 from .host.files.safety_models import classifier, clip_model, nudenet_network
@@ -361,7 +361,7 @@ class ScoreImages(io.ComfyNode):
                 for i, image in enumerate(images)
             ]
         )
-        return io.NodeOutput(shown, report, ui=with_text(in_words(found), ui.PreviewImage(shown, cls=cls)))
+        return io.NodeOutput(shown, report, ui=message_ui(in_words(found), ui.PreviewImage(shown, cls=cls)))
 
 
 def _output(function: SafetyFunction, views: int) -> io.NodeOutput:

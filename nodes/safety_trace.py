@@ -12,7 +12,7 @@ from torch import Tensor
 from ..reports.trace import Trace, in_words, table
 from ..reports.trace_strip import strip
 from .host.engine.hooks import trace_of
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .io_types import SafetyTraceType
 
 CATEGORY = "safe guidance/evidence"
@@ -86,7 +86,7 @@ class SafetyTrace(io.ComfyNode):
         found = traced(model, latent, trace)
         image, told = strip(found, theme), table(found)
         return io.NodeOutput(
-            image, told, found.to_json(), found, ui=with_text(in_words(found), ui.PreviewImage(image))
+            image, told, found.to_json(), found, ui=message_ui(in_words(found), ui.PreviewImage(image))
         )
 
 

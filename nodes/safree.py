@@ -8,10 +8,10 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.safree import NUDITY_CONCEPTS
+from ..guidance.safree import ARTIST_VALIDATION, NUDITY_CONCEPTS, SelfValidation
 from .host.engine.hooks import attach
-from .host.engine.node_messages import with_text
-from .host.methods.safree import Filtered, Judged, filter_text, validation_for
+from .host.engine.node_messages import message_ui
+from .host.methods.safree import Filtered, TokenVerdict, filter_text, has_several_encoders
 from .host.methods.safree_reattention import ReattentionCorrection
 
 CATEGORY = "safe guidance/text"
@@ -23,7 +23,7 @@ def phrases(text: str) -> list[str]:
     return [phrase for part in re.split(r"[\n,]", text) if (phrase := part.strip())]
 
 
-def _by_encoder(toxic: list[Judged], several: bool) -> str:
+def _by_encoder(toxic: list[TokenVerdict], several: bool) -> str:
     """The words, each once; with several text encoders, under the name of the one that found them."""
     words: dict[str, dict[str, None]] = {}
     for judged in toxic:
@@ -35,21 +35,33 @@ def _by_encoder(toxic: list[Judged], several: bool) -> str:
 
 def report(found: Filtered) -> str:
     """Which tokens were judged and how, for people."""
-    toxic = [judged for judged in found.judged if judged.toxic]
+    toxic = [judged for judged in found.verdicts if judged.toxic]
     if not toxic:
         lines = ["Nothing was filtered: the conditioning is the prompt's own."]
     else:
         until = "all steps" if found.last_step is None else f"steps 0 to {found.last_step} of 50"
         lines = [
-            f"Filtered for {until}: {_by_encoder(toxic, len({judged.encoder for judged in found.judged}) > 1)}."
+            f"Filtered for {until}: {_by_encoder(toxic, len({judged.encoder for judged in found.verdicts}) > 1)}."
         ]
     lines += [f"The filter would change the whole prompt by {found.change:.3f} (0 = not at all).", ""]
     lines.append("Distance from the concepts without the token, relative to that without another:")
     lines += [
         f"{j.encoder:8} {j.ratio:6.3f}  {'filtered' if j.toxic else 'kept':8}  {j.token}"
-        for j in found.judged
+        for j in found.verdicts
     ]
     return "\n".join(lines)
+
+
+def validation_for(steps: str, clip: Any) -> SelfValidation | None:
+    """Return the self-validating filter that a choice of `steps` means, or None to filter all steps.
+
+    "as published" filters all steps of models with several text encoders.
+    """
+    if steps == "as published":
+        return None if has_several_encoders(clip) else SelfValidation()
+    return {"self-validating": SelfValidation(), "self-validating, artist": ARTIST_VALIDATION, "all": None}[
+        steps
+    ]
 
 
 class SafreeTextFilter(io.ComfyNode):
@@ -123,7 +135,7 @@ class SafreeTextFilter(io.ComfyNode):
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
         found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))
         told = report(found)
-        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=with_text(told))
+        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=message_ui(told))
 
 
 class SafreeReattention(io.ComfyNode):

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from .host.attention.capture import attention_width
 from .host.attention.recording import SamplerSettings, sample_and_look
 from .host.engine.conditioning import encode
-from .host.engine.node_messages import with_text
+from .host.engine.node_messages import message_ui
 from .io_types import RecordedAttentionType
 from .shared_inputs import (
     DAG_ALIASES,
@@ -140,7 +140,7 @@ class SampleAndRecordAttention(io.ComfyNode):
         )
         images = torch.cat([vae.decode(latent[None]) for latent in latents])
         told = f"{len(texts)} images, attention kept at sigma {', '.join(f'{sigma:.2g}' for sigma in attention.sigmas)}"
-        return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=with_text(told))
+        return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=message_ui(told))
 
 
 def seeds_of(text: str, first: int, count: int) -> list[int]:

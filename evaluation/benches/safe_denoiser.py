@@ -102,7 +102,19 @@ def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float
     device = comfy.model_management.get_torch_device()
     denoised = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(2)).to(device)
     level = NoiseLevel.variance_exploding(7.0)
-    step = Step(denoised + 7.0, 7.0, level, denoised, {}, 7.5, None, True)
+    step = Step(
+        x=denoised + 7.0,
+        timestep=torch.tensor([7.0]),
+        sigma=7.0,
+        level=level,
+        denoised=denoised,
+        predictions={},
+        guider=None,
+        model_options={},
+        cond_scale=7.5,
+        denoise_mask=None,
+        is_new=True,
+    )
     usual, negation_latents.RESIDENT_SHARE = negation_latents.RESIDENT_SHARE, resident_share
     seconds = []
     try:

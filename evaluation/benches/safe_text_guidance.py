@@ -96,9 +96,10 @@ def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, 
     class WithoutVae(SafeTextGuidanceCorrection):
         """STG with a given decoder, of random weights or fitted to random data, instead of a VAE."""
 
-        def patch(self, model: Any) -> None:
-            self._decoder = _decoder(decoder, model)
-            load_along(model, self._decoder, self.function)
+        def patch(self, model: Any) -> Any:
+            chosen = _decoder(decoder, model)
+            load_along(model, chosen, self.function)
+            return chosen
 
     settings = SafeTextGuidanceSettings(tau=0.0, window=SigmaWindow())
     function = ClassifierSafetyFunction(guide, "shapes", ["star"], threshold)

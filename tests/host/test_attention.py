@@ -37,7 +37,6 @@ def reading(host: Any) -> Any:
         def patch(self, model: Any) -> None:
             def receiver(run: Any) -> Callable[[Any], None]:
                 collector = run.state_of(self)
-                self.conds = run.guider.conds
 
                 def receive(call: Any) -> None:
                     self.calls.append(call)
@@ -54,7 +53,7 @@ def reading(host: Any) -> Any:
             return True
 
         def correct(self, step: Any, state: Any) -> None:
-            self.seen.append(state.take(self.conds["positive"], step))
+            self.seen.append(state.take(step))
 
     return SimpleNamespace(capture=capture, Reader=Reader, attach=hooks.attach)
 

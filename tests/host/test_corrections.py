@@ -83,11 +83,11 @@ def runs(host: Any) -> Any:
         def begin(self, context: Any) -> dict[str, bool]:
             return {"done": False}
 
-        def steer(self, step: Any, state: dict[str, bool], evaluation: Any) -> torch.Tensor | None:
+        def steer(self, step: Any, state: dict[str, bool]) -> torch.Tensor | None:
             if state["done"]:
                 return None
             state["done"] = True
-            guider = evaluation.guider
+            guider = step.guider
             guider.conds["positive"] = next(
                 conds for key, conds in guider.conds.items() if key.startswith(hooks.KEY)
             )
@@ -164,11 +164,11 @@ def test_the_next_part_of_an_image_gets_what_the_last_one_left(host: Any, runs: 
         def begin(self, context: Any) -> dict[str, int]:
             return {"steps": 0}
 
-        def carried(self, state: dict[str, int]) -> int | None:
+        def resume_data(self, state: dict[str, int]) -> int | None:
             return state["steps"] or None
 
-        def resume(self, state: dict[str, int], carried: int) -> None:
-            state["steps"] = carried
+        def resume(self, state: dict[str, int], data: int) -> None:
+            state["steps"] = data
 
         def correct(self, step: Any, state: dict[str, int]) -> None:
             state["steps"] += 1
@@ -205,7 +205,7 @@ def test_the_next_part_of_an_image_gets_what_the_last_one_left(host: Any, runs: 
     finished = part(model, host.empty_latent(), "enable", 0, 6, "disable")
     host.sample(model, text, finished, steps=4, denoise=0.5)
     assert counts.last == 4
-    store = model.model_options[runs.module.LEFTOVERS]
+    store = model.model_options[runs.module.RESUME]
     for seed in range(12):
         store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), [seed], None)
     assert len(store._kept) == 8

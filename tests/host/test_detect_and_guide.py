@@ -340,10 +340,8 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
 
 
 def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
-    from types import SimpleNamespace
+    from safe_guidance.nodes.host.engine.correction import KEY, RunContext
 
-    from safe_guidance.nodes.host.engine.correction import KEY
-
-    (correction,) = guarded(host, stars).model_options[KEY]
-    with pytest.raises(ValueError, match="looks at single images"):
-        correction.begin(SimpleNamespace(latent_shape=(1, 4, 2, 8, 8)))
+    (attachment,) = guarded(host, stars).model_options[KEY]
+    with pytest.raises(ValueError, match="DAG works on single images"):
+        attachment.correction.begin(RunContext(host.model, (1, 4, 2, 8, 8), torch.zeros(1), None))

@@ -136,8 +136,10 @@ def test_what_only_reads_along_is_not_told_of(host: Any, shown: dict[str, str]) 
 
 
 def test_without_a_server_nothing_is_sent(host: Any) -> None:
+    from safe_guidance.nodes.host.engine.correction import KEY
     from safe_guidance.nodes.host.engine.hooks import attach
 
-    correction = sld(host)
-    host.sample(attach(host.model, correction), host.text(STAR), steps=1)
-    assert correction.node is None
+    model = attach(host.model, sld(host))
+    host.sample(model, host.text(STAR), steps=1)
+    (attachment,) = model.model_options[KEY]
+    assert attachment.node is None

@@ -34,8 +34,8 @@ def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
             def is_active(self, level: Any) -> bool:
                 return not found
 
-            def steer(self, step: Any, state: Any, evaluation: Any) -> None:
-                found.append(look(evaluation))
+            def steer(self, step: Any, state: Any) -> None:
+                found.append(look(step))
 
             def correct(self, step: Any, state: Any) -> None:
                 return None

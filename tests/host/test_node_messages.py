@@ -22,18 +22,18 @@ def test_a_report_is_shown_and_kept(shown: dict[str, str]) -> None:
 
 
 def test_without_a_prompt_nothing_is_shown(shown: dict[str, str]) -> None:
-    from safe_guidance.nodes.host.engine.node_messages import with_text
+    from safe_guidance.nodes.host.engine.node_messages import message_ui
 
-    assert with_text("words")["text"] == ("words",) and shown == {}
+    assert message_ui("words")["text"] == ("words",) and shown == {}
 
 
 def test_an_error_stands_under_its_node_until_it_is_mended(shown: dict[str, str]) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
-    from safe_guidance.nodes.host.engine.node_messages import telling
+    from safe_guidance.nodes.host.engine.node_messages import with_error_messages
     from safe_guidance.nodes.negation_sets import LoadNegationSet
 
-    node = telling(telling(LoadNegationSet))
+    node = with_error_messages(with_error_messages(LoadNegationSet))
     with CurrentNodeContext("prompt", "4"):
         with pytest.raises(FileNotFoundError):
             node.EXECUTE_NORMALIZED(name="none")

@@ -241,10 +241,14 @@ def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
 
 
 def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.nodes.host.files.negation_latents import references_for
+    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.nodes.host.engine.correction import RunContext
+    from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
-    with pytest.raises(ValueError, match="video or audio"):
-        references_for(host.model, host.vae, copies, (1, 16, 5, 32, 32))
+    correction = SafeDenoiserCorrection(copies, host.vae, SafeDenoiserSettings(strength=1.0))
+    context = RunContext(host.model, (1, 16, 5, 32, 32), torch.zeros(1), None, correction.patch(host.model))
+    with pytest.raises(ValueError, match="Safe Denoiser works on single images"):
+        correction.begin(context)
 
 
 def test_interrupting_the_encoding(host: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -211,18 +211,18 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
     """From the classifier's score through decoder, CFG and network to the embedding."""
     from safe_guidance.nodes.host.autograd import gradients
     from safe_guidance.nodes.host.engine import hooks
-    from safe_guidance.nodes.host.methods.safe_text_guidance import (
-        SafeTextGuidanceCorrection,
-        TextGuidanceState,
-    )
+    from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
     function = Brightness(score=lambda images: torch.sin(3 * images).mean((1, 2, 3)))
     correction = SafeTextGuidanceCorrection(host.vae, function, SafeTextGuidanceSettings())
     found: list[tuple[float, float]] = []
 
     class Compare(hooks.Correction):
-        def patch(self, model: Any) -> None:
-            correction.patch(model)
+        def patch(self, model: Any) -> Any:
+            return correction.patch(model)
+
+        def begin(self, context: Any) -> Any:
+            return correction.begin(context)
 
         def is_active(self, level: Any) -> bool:
             return level.sigma < 3 and not found
@@ -230,29 +230,24 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
         def correct(self, step: Any, state: Any) -> None:
             return None
 
-        def steer(self, step: Any, state: Any, evaluation: Any) -> None:
-            current = gradients.embeddings(evaluation)
-            (gradient,) = correction._gradients(
-                step, correction.look(step, None), evaluation, current, torch.tensor([0]), False
-            )
+        def steer(self, step: Any, state: Any) -> None:
+            current = gradients.embeddings(step)
+            verdict = correction.assess(step, state)
+            (gradient,) = correction._gradients(step, state, verdict, current, torch.tensor([0]), False)
             direction = gradient / gradient.norm()
 
             def slope(width: float) -> float:
                 scores = []
                 for sign in (1, -1):
-                    gradients.set_embeddings(evaluation, [current[0] + sign * width * direction])
-                    guider = evaluation.guider
-                    denoised = guider.predict_noise(
-                        evaluation.x, evaluation.timestep, evaluation.model_options, None
-                    )
-                    scores.append(float(function(correction.decoder(denoised)).score.double()))
+                    gradients.set_embeddings(step, [current[0] + sign * width * direction])
+                    denoised = step.guider.predict_noise(step.x, step.timestep, step.model_options, None)
+                    scores.append(float(function(state.decoder(denoised)).score.double()))
                 return (scores[0] - scores[1]) / (2 * width)
 
             # Richardson: what is left of the curvature is of fourth order, so that the width can stand above rounding.
             found.append((float(gradient.norm()), (4 * slope(0.2) - slope(0.4)) / 3))
-            gradients.set_embeddings(evaluation, current)
+            gradients.set_embeddings(step, current)
 
-    assert TextGuidanceState(None).steps == 0
     host.sample(hooks.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
     norm, difference = found[0]
     assert norm > 1e-5
@@ -501,8 +496,10 @@ def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either:
         either(Brightness(), tiny.tiny_model("flux"), tiny.tiny_vae(4))
 
 
-def test_models_of_video_are_refused(host: Any) -> None:
-    from safe_guidance.nodes.host.methods.detector_correction import require_images
+@pytest.mark.parametrize("name", ["STG", "SDG"])
+def test_video_models_raise_an_error(host: Any, stg: Any, sdg: Any, name: str) -> None:
+    from safe_guidance.nodes.host.engine.correction import KEY, RunContext
 
-    with pytest.raises(ValueError, match="single images"):
-        require_images(SimpleNamespace(latent_shape=(1, 16, 5, 8, 8)), "STG")  # type: ignore[arg-type]
+    (attachment,) = {"STG": stg, "SDG": sdg}[name](Brightness()).model_options[KEY]
+    with pytest.raises(ValueError, match=f"{name} works on single images"):
+        attachment.correction.begin(RunContext(host.model, (1, 16, 5, 8, 8), torch.zeros(1), None))

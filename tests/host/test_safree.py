@@ -45,13 +45,13 @@ def test_a_prompt_without_toxic_words_is_encoded_as_ever(host: Any, safree: Any)
 
 def test_the_named_concept_is_found_and_leaves_the_concept_space(host: Any, safree: Any) -> None:
     found = safree.filtered(STAR)
-    assert "star" in [judged.token for judged in found.judged if judged.toxic]
+    assert "star" in [judged.token for judged in found.verdicts if judged.toxic]
     assert [
-        judged.token for judged in found.judged
+        judged.token for judged in found.verdicts
     ] == "a yellow star in the center on a black plain background , flat style".split()
     plain, filtered = encoded(host, STAR), found.conditioning[0][0]
     toxic = torch.tensor(
-        [False, *(judged.toxic for judged in found.judged), *[False] * (76 - len(found.judged))]
+        [False, *(judged.toxic for judged in found.verdicts), *[False] * (76 - len(found.verdicts))]
     )
     assert torch.equal((filtered != plain).any(dim=-1)[0], toxic)
     projector = safree.inside.concept_projectors(host.clip, ["star"])["clip_l"].float()
@@ -70,7 +70,7 @@ def test_the_encoders_are_themselves_again_afterwards(host: Any, safree: Any) ->
     before = encoded(host, STAR)
     safree.filtered(STAR)
     with pytest.raises(RuntimeError, match="in between"):
-        with safree.inside._standing_in(host.clip, lambda *_: None):
+        with safree.inside._replaced_encoders(host.clip, lambda *_: None):
             raise RuntimeError("in between")
     assert "encode_token_weights" not in vars(host.clip.cond_stage_model.clip_l)
     assert torch.equal(encoded(host, STAR), before)
@@ -83,7 +83,7 @@ def test_long_and_weighted_prompts(host: Any, safree: Any) -> None:
     assert found.conditioning[0][0].shape == plain.shape and plain.shape[1] == 154
     changed = (found.conditioning[0][0] != plain).any(dim=-1)[0]
     # The first section holds 75 tokens between its marks, the second the rest.
-    toxic = [judged.toxic for judged in found.judged]
+    toxic = [judged.toxic for judged in found.verdicts]
     assert changed[1:76].tolist() == toxic[:75] and changed[78 : 78 + len(toxic) - 75].tolist() == toxic[75:]
     assert any(toxic[:75]) and any(toxic[75:]) and int(changed.sum()) == sum(toxic)
 
@@ -136,19 +136,19 @@ def test_models_with_two_encoders_are_filtered_per_encoder(host: Any, tiny: Modu
     clip = tiny.tiny_clip("sdxl")
     plain = clip.encode_from_tokens_scheduled(clip.tokenize(STAR))[0]
     found = safree.filtered(STAR, clip=clip, alpha=0.001)
-    assert {judged.encoder for judged in found.judged} == {"clip_l", "clip_g"}
+    assert {judged.encoder for judged in found.verdicts} == {"clip_l", "clip_g"}
     conditioning = found.conditioning[0]
     assert conditioning[0].shape == plain[0].shape == (1, 77, 96)
     changed = conditioning[0] != plain[0]
     for name, columns in (("clip_l", slice(0, 32)), ("clip_g", slice(32, 96))):
-        toxic = torch.tensor([judged.toxic for judged in found.judged if judged.encoder == name])
+        toxic = torch.tensor([judged.toxic for judged in found.verdicts if judged.encoder == name])
         assert toxic.any() and torch.equal(changed[0, 1 : 1 + len(toxic), columns].any(dim=-1), toxic)
         projector = safree.inside.concept_projectors(clip, ["star"])[name].float()
         rows = conditioning[0][0, 1 : 1 + len(toxic), columns][toxic]
         assert (rows @ projector).abs().max() < 1e-3
     assert torch.equal(conditioning[1]["pooled_output"], plain[1]["pooled_output"])
-    assert safree.inside.validation_for("as published", clip) is None
-    assert safree.inside.validation_for("as published", host.clip) == SelfValidation()
+    assert safree.node.validation_for("as published", clip) is None
+    assert safree.node.validation_for("as published", host.clip) == SelfValidation()
 
 
 PLACES = {
@@ -170,7 +170,7 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
     )
     changed, expected = conditioning[0][0] != plain[0][0], torch.zeros(plain[0].shape[1:], dtype=torch.bool)
     for name, (first, columns) in PLACES[family].items():
-        toxic = torch.tensor([judged.toxic for judged in found.judged if judged.encoder == name])
+        toxic = torch.tensor([judged.toxic for judged in found.verdicts if judged.encoder == name])
         assert not toxic.all()
         expected[first : first + len(toxic), columns] = toxic[:, None]
         filtered = conditioning[0][0, first : first + len(toxic), columns][toxic]
@@ -196,11 +196,11 @@ def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, 
     clip = tiny.tiny_clip("flux")
     _, _, _, told = safree.node.SafreeTextFilter.execute(clip, STAR, "star", 0.01, "all").args
     found = safree.filtered(STAR, clip=clip)
-    of = {name: [j for j in found.judged if j.encoder == name] for name in ("clip_l", "t5xxl")}
+    of = {name: [j for j in found.verdicts if j.encoder == name] for name in ("clip_l", "t5xxl")}
     for name, judged in of.items():
         toxic = list(dict.fromkeys(j.token for j in judged if j.toxic))
         assert toxic and f"{name}: {', '.join(toxic)}" in told.splitlines()[0]
-    assert all(judged.token.strip() for judged in found.judged), (
+    assert all(judged.token.strip() for judged in found.verdicts), (
         "a token that is a mere space must have a name"
     )
     lines = told.splitlines()
@@ -223,7 +223,7 @@ def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.
     once = sum(sentences)
     sentences.clear()
     found = safree.filtered(STAR, "star", "badge")
-    assert sum(sentences) == len(found.judged) + 2 * once + 2 * (1 + once)
+    assert sum(sentences) == len(found.verdicts) + 2 * once + 2 * (1 + once)
 
 
 def test_the_node(host: Any, safree: Any) -> None:

@@ -184,8 +184,11 @@ def test_a_set_needs_a_vae(host: Any, copies: NegationSet) -> None:
         SparseRepellency.execute(model=host.model, negation_set=copies)
 
 
-def test_video_models_are_refused(host: Any) -> None:
-    from safe_guidance.nodes.host.files.negation_latents import check_images
+def test_video_models_raise_an_error(host: Any, copies: NegationSet) -> None:
+    from safe_guidance.guidance.spell import SpellSettings
+    from safe_guidance.nodes.host.engine.correction import RunContext
+    from safe_guidance.nodes.host.methods.spell import SpellCorrection
 
-    with pytest.raises(ValueError, match="video or audio"):
-        check_images((1, 16, 5, 32, 32))
+    correction = SpellCorrection(copies, host.vae, SpellSettings(radius=1.0))
+    with pytest.raises(ValueError, match="SPELL works on single images"):
+        correction.begin(RunContext(host.model, (1, 16, 5, 32, 32), torch.zeros(1), None))

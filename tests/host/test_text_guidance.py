@@ -316,14 +316,14 @@ def test_momentum_goes_on_in_the_next_part(
     host: Any, text: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KSampler Advanced in parts equals one run, but for rounding between the parts that a threshold may make larger."""
-    from safe_guidance.nodes.host.engine.resume import Leftovers
+    from safe_guidance.nodes.host.engine.resume import ResumeStore
 
     star, concept = host.text("star"), Concept(scale=4.0, window=STRONG.window)
     sega = SemanticGuidanceSettings((concept,), momentum_scale=0.5, momentum_decay=0.7)
     model = text.sld(host.model, star, STRONG) if name == "SLD" else text.sega(host.model, [star], sega)
     whole = host.sample_in_parts(model, host.text(STAR), (0, 10))
     joined = [host.sample_in_parts(model, host.text(STAR), bounds) for bounds in ((0, 2, 10), (0, 4, 7, 10))]
-    monkeypatch.setattr(Leftovers, "find", lambda *_: None)
+    monkeypatch.setattr(ResumeStore, "find", lambda *_: None)
     forgetful = host.sample_in_parts(model, host.text(STAR), (0, 4, 7, 10))
     assert all((parts - whole).norm() < 0.02 * (forgetful - whole).norm() for parts in joined)
 

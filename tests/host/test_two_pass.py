@@ -40,7 +40,7 @@ def methods(host: Any) -> Any:
         """The same, in some rows, after a rehearsal; everywhere, though it says that it acts on the left."""
 
         name = "Looks first"
-        rehearses = True
+        two_pass = True
 
         def __init__(self, rows: list[bool], window: SigmaWindow | None = None) -> None:
             super().__init__()
@@ -51,23 +51,24 @@ def methods(host: Any) -> Any:
                 [],
             )
 
-        def begin(self, context: Any) -> list[float]:
+        def begin(self, context: Any) -> Any:
             self.begun += 1
-            return []
+            return SimpleNamespace(sigmas=[], is_decided=False)
 
         def is_active(self, level: Any) -> bool:
             return level in self.window
 
-        def watch(self, step: Any, state: list[float]) -> None:
-            state.append(step.sigma)
+        def observe(self, step: Any, state: Any) -> None:
+            if not state.is_decided:
+                state.sigmas.append(step.sigma)
 
-        def region(self, state: list[float]) -> torch.Tensor | None:
-            self.steps = list(state)
+        def end_first_pass(self, state: Any) -> torch.Tensor | None:
+            self.steps, state.is_decided = list(state.sigmas), True
             columns = LEFT.expand(len(self.rows), 1, 32, 32)
             return columns & self.rows[:, None, None, None] if bool(self.rows.any()) else None
 
-        def correct(self, step: Any, state: list[float]) -> Change:
-            assert state == self.steps, "the run goes on with the state of the rehearsal"
+        def correct(self, step: Any, state: Any) -> Change:
+            assert state.sigmas == self.steps, "the second pass continues with the state of the first one"
             return Change(self.amount * step.denoised, self.rows)
 
     class Steers(Push):
@@ -79,11 +80,11 @@ def methods(host: Any) -> Any:
         def begin(self, context: Any) -> dict[str, bool]:
             return {"done": False}
 
-        def steer(self, step: Any, state: dict[str, bool], evaluation: Any) -> torch.Tensor | None:
+        def steer(self, step: Any, state: dict[str, bool]) -> torch.Tensor | None:
             if state["done"]:
                 return None
             state["done"] = True
-            conds = evaluation.guider.conds
+            conds = step.guider.conds
             conds["positive"] = next(entries for key, entries in conds.items() if key.startswith(hooks.KEY))
             return step.every_row
 
@@ -238,7 +239,7 @@ def test_a_sampler_that_chooses_its_steps_runs_on_and_says_so(
 ) -> None:
     samples = guided(host, methods.attach(host.model, methods.LooksFirst([True])), 1, sampler="dpm_adaptive")
     assert bool(samples.isfinite().all())
-    assert caplog.text.count("chooses its steps as it goes") == 1
+    assert caplog.text.count("chooses its own steps") == 1
 
 
 def test_the_parts_of_an_image_keep_what_one_run_keeps(host: Any, methods: Any) -> None:
@@ -248,11 +249,13 @@ def test_the_parts_of_an_image_keep_what_one_run_keeps(host: Any, methods: Any) 
     model = methods.attach(host.model, methods.LooksFirst([True, False]))
     assert same_outside(host.sample_in_parts(model, text, (0, 3, 6)), plain)
     early = methods.LooksFirst([True, False])
-    early.region = lambda state: (
-        methods.LooksFirst.region(early, state) if len(state) == 3 and state[0] > 10 else None
+    early.end_first_pass = lambda state: (
+        methods.LooksFirst.end_first_pass(early, state)
+        if len(state.sigmas) == 3 and state.sigmas[0] > 10
+        else None
     )
     early.correct = lambda step, state: (
-        methods.LooksFirst.correct(early, step, state) if state[0] > 10 else None
+        methods.LooksFirst.correct(early, step, state) if state.sigmas[0] > 10 else None
     )
     changed = host.sample_in_parts(methods.attach(host.model, early), text, (0, 3, 6))
     assert same_outside(changed, plain)

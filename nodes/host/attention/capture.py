@@ -1,13 +1,13 @@
-"""What a UNet's cross-attention layers ask: read beside the ordinary forward, which stays bit-identical.
+"""Capture of a UNet's cross-attention during the ordinary forward, which stays bit-identical.
 
-The host hands every attn2 patch the hidden states before the query projection. Layers are named "output.3.0": output block 3,
-transformer block 0 in it.
+The host gives every attn2 patch the hidden states before the query projection. A layer's name such as "output.3.0" means
+transformer block 0 in output block 3.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,12 +32,12 @@ BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_b
 
 
 def family(model: ModelPatcher) -> str:
-    """Name of the model's family, as the host's configuration of it is called."""
+    """Return the name of the model's family, which is that of the host's configuration class."""
     return type(model.model.model_config).__name__
 
 
 def attention_width(model: ModelPatcher) -> int:
-    """Width of the text embeddings that the model's cross-attention reads.
+    """Return the width of the text embeddings that the model's cross-attention reads.
 
     Raises:
         ValueError: the model has no cross-attention layers of a UNet.
@@ -52,7 +52,7 @@ def attention_width(model: ModelPatcher) -> int:
 
 
 def layer_names(unet: Any) -> Iterator[str]:
-    """Names of the cross-attention layers, in the order in which they run; none for models that are no UNet."""
+    """Yield the names of the cross-attention layers in the order in which they run; none for models without a UNet."""
     for side, attribute in BLOCKS.items():
         found = getattr(unet, attribute, None)
         if found is None:
@@ -64,7 +64,7 @@ def layer_names(unet: Any) -> Iterator[str]:
 
 
 def attention_layer(unet: Any, name: str) -> Any:
-    """The cross-attention module of a layer."""
+    """Return the cross-attention module of a layer."""
     side, number, index = name.split(".")
     found = getattr(unet, BLOCKS[side])
     return _transformers(found if side == "middle" else found[int(number)])[int(index)].attn2
@@ -79,15 +79,15 @@ def _transformers(block: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One layer's part of one forward, of one conditioning's rows.
+    """Call of one cross-attention layer in one forward, for the rows of one conditioning.
 
     Attributes:
-        name: the layer.
-        hidden: (B, height * width, channels), what its query projection gets.
+        name: the layer's name.
+        hidden: (B, height * width, channels) input of its query projection.
         size: (height, width) of the layer's map.
-        latent_size: (height, width) of the latent that was evaluated; an area's, where the conditioning has one.
+        latent_size: (height, width) of the evaluated latent, or of the area if the conditioning has one.
         module: the layer.
-        uuid: the host's name for the conditioning.
+        uuid: the host's identifier of the conditioning.
     """
 
     name: str
@@ -99,15 +99,15 @@ class LayerCall:
 
     @property
     def factor(self) -> int:
-        """How many times smaller than the latent the layer's map is."""
+        """Return the ratio of the latent's width to the width of the layer's map."""
         return round(self.latent_size[-1] / self.size[-1])
 
     def queries(self) -> Queries:
-        """Of the layer, by its own weights, LoRAs included."""
+        """Compute the layer's queries with its own weights, LoRAs included."""
         return Queries(split_heads(self.module.to_q(self.hidden), self.module.heads), self.size)
 
     def keys(self, embeddings: Tensor) -> Tensor:
-        """(heads, T, d) keys of text embeddings (T, width)."""
+        """Compute the keys of text embeddings (T, width), (heads, T, d)."""
         return split_heads(self.module.to_k(embeddings.to(self.hidden)[None])[0], self.module.heads)
 
 
@@ -115,15 +115,15 @@ Receiver = Callable[[LayerCall], None]
 
 
 def listen(model: ModelPatcher, receiver_of: Callable[[Run], Receiver | None]) -> None:
-    """Have every cross-attention layer's call reported while a guider evaluates its positive branch.
+    """Report every cross-attention layer's call while a guider evaluates its positive branch.
 
     Args:
-        model: a clone that takes part in runs (`runs.attach`).
-        receiver_of: who listens in a run; None for nobody.
+        model: a clone that takes part in runs (`hooks.attach`).
+        receiver_of: returns the function that gets a run's calls, or None to report nothing.
     """
 
     def patch(*args: Any, **options: Any) -> Any:
-        # Models without a UNet call such patches with other arguments; `attention_width` has refused them by then.
+        # Models without a UNet call such patches with other arguments; `attention_width` has raised an error for them.
         hidden, context, value, extra = args
         run: Run | None = extra.get(KEY)
         receiver = receiver_of(run) if run is not None and run.is_guiders_forward else None
@@ -136,27 +136,35 @@ def listen(model: ModelPatcher, receiver_of: Callable[[Run], Receiver | None]) -
 
 
 def _positive_calls(run: Run, hidden: Tensor, extra: dict[str, Any]) -> Iterator[LayerCall]:
+    """Yield the layer call of every positive conditioning in a batch of several conditionings."""
     positive = {entry["uuid"] for entry in run.guider.conds.get(COND) or ()}
-    chunks = hidden.chunk(len(extra["uuids"]))
+    chunks = hidden.chunk(len(extra["uuids"]))  # one (B, height * width, channels) per conditioning
     for uuid, chunk in zip(extra["uuids"], chunks):
         if uuid in positive:
             side, number = extra["block"]
             name = f"{side}.{number}.{extra['block_index']}"
             module = attention_layer(run.guider.inner_model.diffusion_model, name)
-            size, latent_size = (tuple(extra[key][-2:]) for key in ("activations_shape", "original_shape"))
+            size = tuple(extra["activations_shape"][-2:])
+            latent_size = tuple(extra["original_shape"][-2:])
             yield LayerCall(name, chunk, size, latent_size, module, uuid)
 
 
 @dataclass
 class MapCollector:
-    """Token maps of one evaluation, of one or several concepts."""
+    """Collector of the token maps of one evaluation, for one or several concepts.
+
+    Attributes:
+        concepts: the guideline tokens.
+        layers: token maps (B, 1 + K, height, width) by conditioning, then by concept's index and layer's name.
+        latent_sizes: (height, width) of the evaluated latent or area, by conditioning.
+    """
 
     concepts: tuple[GuidelineTokens, ...]
     layers: dict[Any, dict[tuple[int, str], Tensor]] = field(default_factory=dict)
     latent_sizes: dict[Any, tuple[int, int]] = field(default_factory=dict)
 
     def receive(self, call: LayerCall) -> None:
-        """Take one layer's call; an evaluation that is made anew replaces the calls of the one before."""
+        """Take one layer's call. An evaluation that is made again replaces the calls of the one before."""
         wanted = [i for i, concept in enumerate(self.concepts) if reads(call, concept.layers or FACTORS)]
         if not wanted:
             return
@@ -166,14 +174,14 @@ class MapCollector:
             maps = token_probabilities(queries, call.keys(self.concepts[index].embeddings))
             self.layers.setdefault(call.uuid, {})[index, call.name] = maps
 
-    def take(self, positive: Sequence[dict[str, Any]], step: Step) -> list[Tensor] | None:
-        """Token maps (B, 1 + K, h, w) of every concept, then begin anew; None when nothing that fits was heard.
+    def take(self, step: Step) -> list[Tensor] | None:
+        """Return the token maps (B, 1 + K, h, w) of every concept and start over; None if no suitable layer was called.
 
-        The positive conditionings, if there are several, are averaged by the host's own weights of their areas and masks.
+        Several positive conditionings are averaged with the host's own weights of their areas and masks.
         """
         layers, sizes = self.layers, self.latent_sizes
         self.layers, self.latent_sizes = {}, {}
-        entries = [entry for entry in positive if entry["uuid"] in layers]
+        entries = [entry for entry in step.guider.conds.get(COND) or () if entry["uuid"] in layers]
         if not entries:
             return None
         found = []
@@ -182,11 +190,8 @@ class MapCollector:
             if not all(parts):
                 return None
             averaged = [average_over_layers(part, sizes[e["uuid"]]) for part, e in zip(parts, entries)]
-            placed = (
-                averaged[0]
-                if _covers_everything(entries, averaged, step)
-                else _placed(entries, averaged, step)
-            )
+            whole = _covers_everything(entries, averaged, step)
+            placed = averaged[0] if whole else _placed(entries, averaged, step)
             if placed is None:
                 return None
             found.append(placed)
@@ -194,17 +199,21 @@ class MapCollector:
 
 
 def reads(call: LayerCall, layers: Collection[int | str]) -> bool:
-    """Whether a layer is among those chosen by name or by how many times smaller than the latent its map is."""
+    """Return True if a layer is among those chosen by name or by factor (see `LayerCall.factor`)."""
     return call.name in layers or call.factor in layers
 
 
 def _covers_everything(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> bool:
+    """Return True for a single conditioning without area and mask, whose maps need no placing."""
     whole = maps[0].shape[-2:] == step.x.shape[-2:] and len(maps[0]) == len(step.x)
     return whole and len(entries) == 1 and not entries[0].keys() & {"area", "mask"}
 
 
 def _placed(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> Tensor | None:
-    """Maps of areas, each in its place, averaged by the weights that the host gives the areas' predictions."""
+    """Return the average of the maps of areas, each at its place, with the host's weights of the areas' predictions.
+
+    Returns None if a map does not fit its place.
+    """
     timestep = step.x.new_full((len(step.x),), step.sigma)
     total = maps[0].new_zeros(len(step.x), maps[0].shape[1], *step.x.shape[-2:])
     weights = total[:, :1].clone()
@@ -216,7 +225,7 @@ def _placed(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> Te
             or of_entry.shape[-2:] != prepared.mult.shape[-2:]
         ):
             log.warning(
-                "Attention maps of shape %s cannot be placed in the image, so nothing is detected in it.",
+                "Attention maps of shape %s do not fit the image, so nothing is detected in this step.",
                 tuple(of_entry.shape),
             )
             return None

@@ -1,13 +1,13 @@
-"""What a model's cross-attention asks: of given images under noise, or along the way while the model makes them.
+"""Recording cross-attention queries, of given images under noise or of images while the model samples them.
 
-Either is what guideline tokens are learnt from. The paper records images that the model makes.
+Guideline tokens are learnt from either. The paper records images that the model samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -23,56 +23,83 @@ from ....guidance.detect_and_guide.attention_cache import AttentionCache
 from ..engine.correction import Correction, RunContext, Step
 from ..engine.hooks import attach
 from ..engine.run import Run
-from .capture import LayerCall, attention_layer, listen, reads
+from .capture import LayerCall, Receiver, attention_layer, listen, reads
 
 BATCH = 8
 SAME_SIGMA = 1e-3
-"""Relative difference up to which a sampler's noise level is that of its schedule: some samplers compute it anew."""
+"""Relative difference up to which a sampler's noise level counts as that of its schedule; some samplers recompute it."""
 
 
-class _Recorder(Correction):
-    """Keeps the queries of the last sampling run: per noise level, by layer. Of all evaluations, or of the first at each of some levels."""
+@dataclass
+class _Recording:
+    """Queries of a sampling run.
+
+    Attributes:
+        levels: per recorded noise level, the queries (B, heads, height * width, d) by layer.
+        sizes: (height, width) of the map, by layer.
+    """
+
+    levels: list[dict[str, Tensor]] = field(default_factory=list)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class _RecordingState:
+    """State of one run: the layer calls of the current evaluation, and the noise levels still to be recorded."""
+
+    remaining: list[float]
+    calls: dict[str, LayerCall] = field(default_factory=dict)
+
+
+class _RecordingCorrection(Correction):
+    """Correction that changes nothing and writes the queries of a sampling run into a recording.
+
+    Args:
+        layers: layers to record, by name or by how many times smaller than the latent their map is.
+        recording: receives the queries of the last run.
+        sigmas: noise levels to record, each at its first evaluation; None for every evaluation.
+    """
 
     name = ""
 
-    def __init__(self, layers: Collection[int | str], sigmas: Sequence[float] | None = None) -> None:
-        self.layers = layers
-        self.sigmas = sigmas
-        self.current: dict[str, LayerCall] = {}
-        self.levels: list[dict[str, Tensor]] = []
-        self.sizes: dict[str, tuple[int, int]] = {}
+    def __init__(
+        self, layers: Collection[int | str], recording: _Recording, sigmas: Sequence[float] | None = None
+    ) -> None:
+        self.layers, self.recording, self.sigmas = layers, recording, sigmas
 
     def patch(self, model: ModelPatcher) -> None:
-        def receiver(run: Run) -> Callable[[LayerCall], None]:
-            return self._receive
+        def receiver_of(run: Run) -> Receiver:
+            state: _RecordingState = run.state_of(self)
 
-        listen(model, receiver)
+            def receive(call: LayerCall) -> None:
+                if reads(call, self.layers):
+                    state.calls[call.name] = call
 
-    def begin(self, context: RunContext) -> list[float]:
-        # A run may be rehearsed, so it begins twice: what is still to be kept is the run's own.
-        self.levels = []
-        return list(self.sigmas or ())
+            return receive
+
+        listen(model, receiver_of)
+
+    def begin(self, context: RunContext) -> _RecordingState:
+        # With a two-pass method on the model a run begins twice; the recording keeps the second pass.
+        self.recording.levels.clear()
+        return _RecordingState(list(self.sigmas or ()))
 
     def is_active(self, level: Any) -> bool:
         return True
 
-    def _receive(self, call: LayerCall) -> None:
-        if reads(call, self.layers):
-            self.current[call.name] = call
-
-    def correct(self, step: Step, state: list[float]) -> None:
+    def correct(self, step: Step, state: _RecordingState) -> None:
         if self.sigmas is not None:
-            if not state or not math.isclose(step.sigma, state[0], rel_tol=SAME_SIGMA):
+            if not state.remaining or not math.isclose(step.sigma, state.remaining[0], rel_tol=SAME_SIGMA):
                 return
-            state.pop(0)
-        queries = {name: call.queries() for name, call in self.current.items()}
-        self.levels.append({name: q.values.to("cpu", torch.float16) for name, q in queries.items()})
-        self.sizes |= {name: q.size for name, q in queries.items()}
-        self.current = {}
+            state.remaining.pop(0)
+        queries = {name: call.queries() for name, call in state.calls.items()}
+        self.recording.levels.append({name: q.values.to("cpu", torch.float16) for name, q in queries.items()})
+        self.recording.sizes |= {name: q.size for name, q in queries.items()}
+        state.calls = {}
 
 
 class _Look(comfy.samplers.Sampler):
-    """Evaluates the model once at every noise level on the latent under fresh noise, and samples nothing."""
+    """Sampler that evaluates the model once at every noise level, on the latent under fresh noise, and returns the latent."""
 
     def __init__(self, noises: Sequence[Tensor]) -> None:
         self.noises = noises
@@ -104,39 +131,35 @@ def look_at(
     layers: Collection[int | str],
     seed: int,
 ) -> AttentionCache:
-    """Cache the queries for images under noise at chosen levels. Shows progress; interrupting the prompt interrupts.
+    """Record the queries for images under noise at chosen levels. Shows progress, and stops when the prompt is interrupted.
 
     Args:
-        model: any UNet model; what is attached to it acts as it does when sampling.
+        model: any UNet model; corrections attached to it act as they do when sampling.
         latents: (N, C, h, w) in VAE space.
-        masks: (N, H, W) in [0, 1], where the concept is.
-        conditioning: what the images show: one row for all, or one for each.
+        masks: (N, H, W) in [0, 1], 1 where the image shows the concept.
+        conditioning: the images' prompt as CONDITIONING, with one row for all images or one per image.
         sigmas: noise levels, in the sampler's units.
-        layers: which to keep, by their names or by how many times smaller than the latent their maps are.
-        seed: of the noise.
+        layers: layers to record, by name or by how many times smaller than the latent their map is.
+        seed: seed of the noise.
 
     Raises:
         ValueError: the model has no such layers.
     """
     progress = comfy.utils.ProgressBar(len(latents))
-    recorders = []
+    recordings = []
     for first in range(0, len(latents), BATCH):
-        rows = slice(first, min(first + BATCH, len(latents)))
-        recorders.append(_Recorder(layers))
-        _run(
-            attach(model, recorders[-1]),
-            latents[rows],
-            _rows_of(conditioning, rows, len(latents)),
-            sigmas,
-            seed + first,
-        )
-        progress.update_absolute(rows.stop, len(latents))
-    return _joined(model, recorders, sigmas, latents.shape[-2:]).with_masks(masks)
+        batch = slice(first, min(first + BATCH, len(latents)))
+        prompt = _conditioning_of(conditioning, batch, len(latents))
+        recordings.append(_Recording())
+        recorded_model = attach(model, _RecordingCorrection(layers, recordings[-1]))
+        _run(recorded_model, latents[batch], prompt, sigmas, seed + first)
+        progress.update_absolute(batch.stop, len(latents))
+    return _joined(model, layers, recordings, sigmas, latents.shape[-2:]).with_masks(masks)
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How images are made, as KSampler takes it."""
+    """Settings of a KSampler run."""
 
     steps: int
     cfg: float
@@ -154,25 +177,25 @@ def sample_and_look(
     sigmas: Sequence[float],
     layers: Collection[int | str],
 ) -> tuple[Tensor, AttentionCache]:
-    """Make images one by one, each exactly as KSampler makes it, and cache the queries at the steps nearest to some noise levels.
+    """Sample images one by one, exactly as KSampler does, and record the queries at the steps nearest to given noise levels.
 
-    Shows progress over all images with previews; interrupting the prompt interrupts.
+    Shows progress over all images with previews, and stops when the prompt is interrupted.
 
     Args:
-        model: any UNet model; what is attached to it acts.
-        conditionings: what each image shows.
-        negative: what none shows.
-        seeds: of each image's noise.
-        latent: of which the first row is what every image starts from.
-        sampler: for all images.
-        sigmas: noise levels, highest first, in the sampler's units; those nearest to the same step are one.
-        layers: which to keep, as in `look_at`.
+        model: any UNet model; corrections attached to it act.
+        conditionings: each image's positive CONDITIONING.
+        negative: the negative CONDITIONING of all images.
+        seeds: each image's seed.
+        latent: LATENT whose first sample every image starts from.
+        sampler: settings for all images.
+        sigmas: noise levels in the sampler's units, highest first; levels nearest to the same step are recorded once.
+        layers: layers to record, as in `look_at`.
 
     Returns:
-        latents (N, C, h, w) in VAE space, and the cache, without masks.
+        Latents (N, C, h, w) in VAE space, and the recorded queries without masks.
 
     Raises:
-        ValueError: the model has no such layers, or the sampler does not stop at the noise levels of its schedule.
+        ValueError: the model has no such layers, or the sampler chooses its own noise levels.
     """
     schedule = comfy.samplers.KSampler(
         model, sampler.steps, model.load_device, sampler.sampler_name, sampler.scheduler, 1.0
@@ -183,16 +206,17 @@ def sample_and_look(
     )
     total = sampler.steps * len(seeds)
     preview = latent_preview.prepare_callback(model, total)
-    recorders, latents = [], []
+    recordings: list[_Recording] = []
+    latents = []
     for index, (positive, seed) in enumerate(zip(conditionings, seeds)):
 
         def callback(step: int, x0: Tensor, x: Tensor, steps: int, index: int = index) -> None:
             preview(index * sampler.steps + step, x0, x, total)
 
-        recorders.append(_Recorder(layers, levels))
+        recordings.append(_Recording())
         latents.append(
             comfy.sample.sample(
-                attach(model, recorders[-1]),
+                attach(model, _RecordingCorrection(layers, recordings[-1], levels)),
                 comfy.sample.prepare_noise(start, seed),
                 sampler.steps,
                 sampler.cfg,
@@ -206,23 +230,26 @@ def sample_and_look(
                 seed=seed,
             )
         )
-        if len(recorders[-1].levels) < len(levels):
+        if len(recordings[-1].levels) < len(levels):
             raise ValueError(
                 f"The sampler {sampler.sampler_name} chooses its own noise levels. Choose another one, such as euler."
             )
-    return torch.cat(latents), _joined(model, recorders, levels, start.shape[-2:])
+    return torch.cat(latents), _joined(model, layers, recordings, levels, start.shape[-2:])
 
 
 def nearest_levels(schedule: Sequence[float], sigmas: Sequence[float]) -> list[float]:
-    """The levels of a schedule that are nearest to given ones, in ratio; highest first, each once."""
-    return sorted(
-        {min(schedule, key=lambda level: abs(math.log(level / sigma))) for sigma in sigmas}, reverse=True
-    )
+    """Return the levels of a schedule that are nearest to given ones in ratio, each once and highest first."""
+
+    def nearest(sigma: float) -> float:
+        return min(schedule, key=lambda level: abs(math.log(level / sigma)))
+
+    return sorted({nearest(sigma) for sigma in sigmas}, reverse=True)
 
 
 def _run(
     model: ModelPatcher, latents: Tensor, conditioning: list[Any], sigmas: Sequence[float], seed: int
 ) -> None:
+    """Evaluate the model once per noise level on the latents under fresh noise, without CFG."""
     generator = torch.Generator().manual_seed(seed)
     noises = [torch.randn(latents.shape, generator=generator) for _ in sigmas]
     guider = comfy.samplers.CFGGuider(model)
@@ -231,27 +258,32 @@ def _run(
     guider.sample(noises[0], latents, _Look(noises), torch.tensor(list(sigmas)), disable_pbar=True, seed=seed)
 
 
-def _rows_of(conditioning: list[Any], rows: slice, count: int) -> list[Any]:
-    """The conditioning of some images."""
+def _conditioning_of(conditioning: list[Any], batch: slice, count: int) -> list[Any]:
+    """Return the conditioning of a batch out of `count` images; a row that serves all images stays as it is."""
 
     def part(value: Any) -> Any:
-        return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == count else value
+        is_per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+        return value[batch] if is_per_image else value
 
     return [[part(c), {name: part(value) for name, value in options.items()}] for c, options in conditioning]
 
 
 def _joined(
-    model: ModelPatcher, recorders: Sequence[_Recorder], sigmas: Sequence[float], latent_size: torch.Size
+    model: ModelPatcher,
+    layers: Collection[int | str],
+    recordings: Sequence[_Recording],
+    sigmas: Sequence[float],
+    latent_size: torch.Size,
 ) -> AttentionCache:
-    """What several runs recorded, without masks."""
-    layers, sizes = recorders[0].layers, recorders[0].sizes
+    """Return the recordings of several runs as one cache, without masks."""
+    sizes = recordings[0].sizes
     if not sizes:
         shown = ", ".join(map(str, layers))
         raise ValueError(
             f"The model has none of the attention layers {shown}. Choose other scales, or tokens made for this model."
         )
     queries = tuple(
-        tuple(torch.cat([r.levels[level][name] for r in recorders]) for name in sizes)
+        tuple(torch.cat([recording.levels[level][name] for recording in recordings]) for name in sizes)
         for level in range(len(sigmas))
     )
     comfy.model_management.load_models_gpu([model])
@@ -262,7 +294,7 @@ def _joined(
 
 
 def _weight(projection: Any) -> Tensor:
-    """A linear layer's weight as the host applies it, patches included: its answers to the unit vectors."""
+    """Return a linear layer's weight as the host applies it, LoRAs included: the layer's outputs for the unit vectors."""
     like = next(projection.parameters())
     eye = torch.eye(
         projection.in_features, device=comfy.model_management.get_torch_device(), dtype=like.dtype

@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..engine.correction import COND, KEY, Evaluation
+from ..engine.correction import COND, KEY, Step
 from .differentiable_layers import differentiable, ordinary
 
 CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
@@ -49,27 +49,27 @@ def reserve_memory(model: ModelPatcher) -> None:
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
 
 
-def embeddings(evaluation: Evaluation) -> list[Tensor | None]:
+def embeddings(step: Step) -> list[Tensor | None]:
     """(B, tokens, width) float32 of every positive entry of the run; None for one that has no text embedding."""
-    batch = len(evaluation.x)
+    batch = len(step.x)
 
     def of(entry: Entry) -> Tensor | None:
         cond = entry["model_conds"].get("c_crossattn")
         return None if cond is None else comfy.utils.repeat_to_batch_size(cond.cond, batch).float()
 
-    return [of(entry) for entry in evaluation.guider.conds[COND]]
+    return [of(entry) for entry in step.guider.conds[COND]]
 
 
-def set_embeddings(evaluation: Evaluation, values: list[Tensor | None]) -> None:
+def set_embeddings(step: Step, values: list[Tensor | None]) -> None:
     """Make the run go on with these embeddings. The conditioning that the workflow gave is not touched."""
-    entries = evaluation.guider.conds[COND]
+    entries = step.guider.conds[COND]
     for index, value in enumerate(values):
         if value is not None:
             entries[index] = _with_embedding(entries[index], value)
 
 
 def text_gradients(
-    evaluation: Evaluation,
+    step: Step,
     values: list[Tensor | None],
     cotangent: Tensor,
     rows: Tensor,
@@ -78,7 +78,7 @@ def text_gradients(
     """d(sum(cotangent * prediction of the positive branch)) / d(embedding), for some rows of the batch.
 
     Args:
-        evaluation: the model evaluation.
+        evaluation: the model step.
         values: embeddings (B, tokens, width) as `embeddings` gives them; None where none is wanted.
         cotangent: (n, C, h, w), for the n rows.
         rows: (n,) row numbers.
@@ -90,17 +90,17 @@ def text_gradients(
     Raises:
         ValueError: gradients do not flow through this model.
     """
-    entries: list[Entry] = evaluation.guider.conds[COND]
+    entries: list[Entry] = step.guider.conds[COND]
     _refuse_hooks(entries)
-    chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, len(evaluation.x))
+    chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, len(step.x))
 
     def run(model_options: dict[str, Any]) -> list[Tensor | None]:
-        with differentiable(*_networks(evaluation, entries), checkpointed=checkpointed):
+        with differentiable(*_networks(step, entries), checkpointed=checkpointed):
             leaves = [None if v is None else v[chosen].clone().requires_grad_(True) for v in values]
-            prepared = [_prepared(e, chosen, len(evaluation.x), leaf) for e, leaf in zip(entries, leaves)]
-            x, timestep = evaluation.x[chosen].clone(), evaluation.timestep[chosen].clone()
+            prepared = [_prepared(e, chosen, len(step.x), leaf) for e, leaf in zip(entries, leaves)]
+            x, timestep = step.x[chosen].clone(), step.timestep[chosen].clone()
             predicted = comfy.samplers.calc_cond_batch(
-                evaluation.guider.inner_model, [prepared], x, timestep, model_options
+                step.guider.inner_model, [prepared], x, timestep, model_options
             )[0]
             wanted = [leaf for leaf in leaves if leaf is not None]
             if not predicted.requires_grad:  # no entry is active at this noise level
@@ -112,19 +112,17 @@ def text_gradients(
             )
             return [None if leaf is None else next(found) for leaf in leaves]
 
-    gradients = _attempt(run, evaluation)
+    gradients = _attempt(run, step)
     return [g if g is None or len(g) == len(rows) else g[rows] for g in gradients]
 
 
-def latent_gradient(
-    evaluation: Evaluation, cotangent: Tensor, rows: Tensor, checkpointed: bool = False
-) -> Tensor:
+def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: bool = False) -> Tensor:
     """d(sum(cotangent * guider's prediction)) / d(noisy latent) through all of its branches, (n, C, h, w) for n rows.
 
     Raises:
         ValueError: gradients do not flow through this model.
     """
-    guider, batch = evaluation.guider, len(evaluation.x)
+    guider, batch = step.guider, len(step.x)
     entries: list[Entry] = [entry for cond in guider.conds.values() if cond for entry in cond]
     _refuse_hooks(entries)
     chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, batch)
@@ -132,19 +130,17 @@ def latent_gradient(
     def run(model_options: dict[str, Any]) -> Tensor:
         # Solvers record the unconditional prediction through these: the gradient pass must not overwrite it.
         model_options.pop("sampler_post_cfg_function", None)
-        with differentiable(*_networks(evaluation, entries), checkpointed=checkpointed):
+        with differentiable(*_networks(step, entries), checkpointed=checkpointed):
             conds = {
                 k: [_prepared(e, chosen, batch, None) for e in cond] if cond else cond
                 for k, cond in guider.conds.items()
             }
-            leaf = evaluation.x[chosen].clone().requires_grad_(True)
+            leaf = step.x[chosen].clone().requires_grad_(True)
             with _swapped_conds(guider, conds):
-                predicted = guider.predict_noise(
-                    leaf, evaluation.timestep[chosen].clone(), model_options, None
-                )
+                predicted = guider.predict_noise(leaf, step.timestep[chosen].clone(), model_options, None)
             return torch.autograd.grad(predicted, leaf, ordinary(cotangent).to(predicted.dtype))[0]
 
-    gradient = _attempt(run, evaluation)
+    gradient = _attempt(run, step)
     return gradient if len(gradient) == len(rows) else gradient[rows]
 
 
@@ -166,9 +162,9 @@ def in_parts(rows: Tensor, compute: Callable[[Tensor, bool], list[Tensor | None]
     return [None if columns[0] is None else torch.cat(columns) for columns in zip(*parts)]
 
 
-def _networks(evaluation: Evaluation, entries: list[Entry]) -> Iterator[nn.Module]:
+def _networks(step: Step, entries: list[Entry]) -> Iterator[nn.Module]:
     """The sampled network, and those of the ControlNets that its predictions depend on."""
-    yield evaluation.guider.inner_model.diffusion_model
+    yield step.guider.inner_model.diffusion_model
     for control in {id(e["control"]): e["control"] for e in entries if e.get("control") is not None}.values():
         while control is not None:
             network = getattr(control, "control_model", None)
@@ -230,9 +226,9 @@ def _swapped_conds(guider: Any, conds: dict[str, Any]) -> Iterator[None]:
         guider.conds = before
 
 
-def _attempt(run: Callable[[dict[str, Any]], Any], evaluation: Evaluation) -> Any:
+def _attempt(run: Callable[[dict[str, Any]], Any], step: Step) -> Any:
     """Run a gradient pass with other packs' patches, and once more without them if they cannot be differentiated."""
-    options = evaluation.model_options
+    options = step.model_options
     failure: RuntimeError | None = None
     for keep_patches in (True, False):
         try:

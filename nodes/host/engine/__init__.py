@@ -1,1 +1,1 @@
-"""The sampling engine: the correction interface, the state of a run, the host's hooks, traces and node messages."""
+"""Sampling engine: the correction interface, sampling runs, the host's hooks, two-pass sampling, traces and messages."""

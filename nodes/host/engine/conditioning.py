@@ -1,4 +1,4 @@
-"""Texts as the host's conditionings."""
+"""Encoding texts into the host's CONDITIONING."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def encode(clip: Any, text: str) -> list[Any]:
-    """What the host's CLIP Text Encode makes of a text.
+    """Return the CONDITIONING of a text, exactly as the host's CLIP Text Encode makes it.
 
     Raises:
-        ValueError: when there is no text encoder.
+        ValueError: there is no text encoder.
     """
     if clip is None:
         raise ValueError(
@@ -24,15 +24,17 @@ def encode(clip: Any, text: str) -> list[Any]:
 
 
 def encode_each(clip: Any, texts: Sequence[str]) -> list[Any]:
-    """One conditioning with a row for each text, which is what a batch of images with texts of their own needs.
+    """Return one CONDITIONING with a row per text, for a batch of images that each have their own text.
 
-    Embeddings of different lengths are repeated to a common one, as the host does before it evaluates texts together:
-    attention over the repeated ones is the same.
+    Embeddings of different lengths are repeated to a common length, as the host does before it evaluates texts together.
+    Attention over a repeated embedding gives the same result.
     """
     encoded = [encode(clip, text)[0] for text in texts]
     length = math.lcm(*(embedding.shape[1] for embedding, _ in encoded))
-    rows = torch.cat([embedding.repeat(1, length // embedding.shape[1], 1) for embedding, _ in encoded])
+    embeddings = torch.cat(  # (number of texts, length, width)
+        [embedding.repeat(1, length // embedding.shape[1], 1) for embedding, _ in encoded]
+    )
     options = dict(encoded[0][1])
     if options.get("pooled_output") is not None:
         options["pooled_output"] = torch.cat([of_text["pooled_output"] for _, of_text in encoded])
-    return [[rows, options]]
+    return [[embeddings, options]]

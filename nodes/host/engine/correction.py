@@ -1,4 +1,4 @@
-"""What a method is to the scheduler: a correction, what it is told about a run and a step, and what it may ask for."""
+"""Interface between a guidance method and the sampling engine."""
 
 from __future__ import annotations
 
@@ -14,118 +14,159 @@ from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 
 KEY = "safe_guidance"
-"""Under which the pack keeps what is its own in the host's options, hooks and lists."""
+"""The pack's key in the host's options, hooks and lists."""
 
 COND, UNCOND = "positive", "negative"
-"""The guider's own branches, by the host's names; `Correction.wanted_texts` may ask for them too, for guiders that skip one."""
+"""The guider's own branches, by the host's names. `Correction.wanted_texts` may ask for them too, for guiders that skip one."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What is known when a sampling run starts, before the model is loaded.
+    """Facts about a sampling run, known when it starts and before the model is loaded.
 
-    `latent_shape` is (B, C, h, w) or (B, C, T, h, w); `latent` is what sampling starts from, as the VAE makes it (zeros for
-    an empty one); `denoise_mask` is the host's inpainting mask at that size, 1 where the image is sampled.
+    Attributes:
+        model: the patched MODEL that is sampled.
+        latent_shape: (B, C, h, w), or (B, C, T, h, w) for video.
+        latent: the latent that sampling starts from, in VAE space; zeros for an empty one.
+        denoise_mask: the host's inpainting mask at that size, 1 where the image is sampled; None without inpainting.
+        resources: the object that `Correction.patch` returned for this MODEL; it outlives the run.
     """
 
     model: ModelPatcher
     latent_shape: tuple[int, ...]
     latent: Tensor
     denoise_mask: Tensor | None
+    resources: Any = None
+
+    def require_images(self, method: str) -> None:
+        """Check that the run samples single images.
+
+        Raises:
+            ValueError: it samples video or audio.
+        """
+        if len(self.latent_shape) != 4:
+            raise ValueError(
+                f"{method} works on single images, and this model samples video or audio. "
+                "Remove its node from this MODEL."
+            )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
-    """One model evaluation, all of it in the model's latent space.
+    """One model evaluation, with all tensors in the model's latent space.
 
     Attributes:
         x: (B, C, h, w) noisy latent.
+        timestep: (B,) the noise level as the host passes it on.
         sigma: the sampler's noise level.
-        level: the same as a forward process.
-        denoised: the guider's prediction, not corrected.
-        predictions: denoised predictions by name: those asked for, with `denoised` in the rows that were not, and the
-            guider's own branches COND and UNCOND when it evaluated them.
+        level: the noise level as a forward process.
+        denoised: (B, C, h, w) the guider's prediction, not corrected.
+        predictions: denoised predictions by name: the guider's own branches COND and UNCOND if it evaluated them, and in
+            `correct` the predictions asked for, which equal `denoised` in the samples that nobody asked for.
+        guider: the host's guider; its `conds` are the run's conditioning.
+        model_options: the host's options of this evaluation, as its `calc_cond_batch` takes them.
         cond_scale: the guider's CFG scale.
         denoise_mask: the host's inpainting mask or None.
         is_new: False when the solver visits a noise level again, so that state must not advance.
     """
 
     x: Tensor
+    timestep: Tensor
     sigma: float
     level: NoiseLevel
     denoised: Tensor
     predictions: Mapping[str, Tensor]
+    guider: Any
+    model_options: dict[str, Any]
     cond_scale: float
     denoise_mask: Tensor | None
     is_new: bool
 
     @property
     def every_row(self) -> Tensor:
-        """(B,) bool, all True."""
+        """Return a (B,) bool mask of all samples of the batch."""
         return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The host's side of a model evaluation, as its `calc_cond_batch` wants it."""
-
-    guider: Any
-    x: Tensor
-    timestep: Tensor
-    model_options: dict[str, Any]
-
-
 class Correction:
-    """A method attached to a model. One object serves many runs, so it holds settings only."""
+    """A guidance method as the engine calls it.
+
+    A correction holds settings only, because one object serves many models and runs. Two other places hold the rest:
+
+    - *resources* belong to one patched MODEL: a decoder, a cache. `patch` returns them, they live as long as the MODEL,
+      and every run finds them in `RunContext.resources`.
+    - *state* belongs to one sampling run. `begin` makes it, every later hook gets it, and it is dropped when the run ends.
+
+    At each evaluation the engine calls the hooks of all active corrections in this order: `steer`, `observe`,
+    `wanted_texts`, `correct`. Only `steer` and `correct` change the image, and `wanted_texts` changes nothing at all.
+    """
 
     name: str = "correction"
-    """What the method is called in a trace; empty for one that only reads along, of which its user is told nothing."""
-
-    node: str | None = None
-    """Id of the node that attached it, for messages to its user."""
+    """The method's name in traces and messages; empty for a correction that only records and needs no message."""
 
     texts: dict[str, list[Any]] = {}
-    """CONDITIONING by name, of which `wanted_texts` may ask for predictions."""
+    """CONDITIONING by name. `wanted_texts` may ask for predictions of these."""
 
-    def patch(self, model: ModelPatcher) -> None:
-        """Put further hooks on the clone of the model that this correction is attached to."""
+    two_pass: bool = False
+    """True to sample every run twice. In the first pass the engine calls only `observe` of this correction."""
 
-    rehearses: bool = False
-    """Whether every run is sampled once before, in which this correction only watches, to keep what it does not act on."""
+    def patch(self, model: ModelPatcher) -> Any:
+        """Add further hooks to the clone of the model that `attach` makes, and return this MODEL's resources or None."""
+        return None
 
     def begin(self, context: RunContext) -> Any:
-        """Make what the run needs (state, prepared tensors). May load other models; the sampled one is not loaded yet."""
+        """Return the state of a new run. May load other models; the sampled one is not loaded yet."""
         return None
 
-    def carried(self, state: Any) -> Any:
-        """What a run needs that goes on where this one stopped (KSampler Advanced in parts), kept after this one; None for nothing."""
+    def resume_data(self, state: Any) -> Any:
+        """Return what a run needs that continues where this one stopped (KSampler Advanced), or None for nothing."""
         return None
 
-    def resume(self, state: Any, carried: Any) -> None:
-        """Go on with what the part before has `carried`, not None. Called right after `begin`."""
+    def resume(self, state: Any, data: Any) -> None:
+        """Continue from the `resume_data` of the previous run, not None. Called right after `begin`."""
 
-    def watch(self, step: Step, state: Any) -> None:
-        """See one step of the rehearsal. Called in it instead of `steer`, `wanted_texts` and `correct`; needs `rehearses`."""
+    def is_active(self, level: NoiseLevel) -> bool:
+        """Return True if the method may act at a noise level. If not, the engine calls none of the hooks below."""
+        raise NotImplementedError
 
-    def region(self, state: Any) -> Tensor | None:
-        """Where the correction will act in the run, (B, 1, h, w) bool, once the rehearsal is over; None for nowhere at all.
+    def steer(self, step: Step, state: Any) -> Tensor | None:
+        """Change the run's conditioning (`step.guider.conds`).
 
-        The run goes on with the same state.
+        Returns:
+            (B,) bool, the samples whose prediction must be made again; None for no sample.
         """
         return None
 
-    def is_active(self, level: NoiseLevel) -> bool:
-        """Whether the method may act at a noise level. When it may not, nothing below is called and no forward runs for it."""
-        raise NotImplementedError
-
-    def steer(self, step: Step, state: Any, evaluation: Evaluation) -> Tensor | None:
-        """Change the run's conditioning (`evaluation.guider.conds`). Returns (B,) bool, the rows whose prediction must be made anew."""
-        return None
+    def observe(self, step: Step, state: Any) -> None:
+        """Read the predictions and the attention of this step, update the state and decide what to do."""
 
     def wanted_texts(self, step: Step, state: Any) -> Mapping[str, Tensor]:
-        """Names, of `texts` or COND or UNCOND, whose predictions `correct` needs, each with the rows (B,) bool that need it."""
+        """Return the predictions that `correct` needs: names of `texts`, COND or UNCOND, each with (B,) bool samples."""
         return {}
 
     def correct(self, step: Step, state: Any) -> Change | None:
-        """The change for this step, or None when there is nothing to do."""
+        """Return the change of the denoised prediction at this step, or None for no change."""
         raise NotImplementedError
+
+    def end_first_pass(self, state: Any) -> Tensor | None:
+        """Decide from what the first pass has shown; the second pass continues with the same state.
+
+        Returns:
+            (B, 1, h, w) bool, where the second pass may change the image; None for nowhere.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A correction on a patched MODEL, kept in the options of that MODEL and of its clones.
+
+    Attributes:
+        correction: the method's settings and hooks.
+        node: id of the node that attached it, where messages to its user appear; None outside a prompt.
+        resources: the object that `Correction.patch` returned.
+    """
+
+    correction: Correction
+    node: str | None
+    resources: Any

@@ -25,9 +25,9 @@ def sample(
     latent: dict[str, Any],
     denoise: float,
 ) -> dict[str, Any]:
-    """Exactly what the host's KSampler node does, with its previews, masks and batch indices."""
+    """Sample exactly as the host's KSampler node does, with its previews, masks and batch indices; return the LATENT."""
     # `nodes` is the host's module here; a type checker sees the pack's folder of that name.
     run = nodes.common_ksampler  # type: ignore[attr-defined]
-    return run(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[
-        0
-    ]
+    settings = (model, seed, steps, cfg, sampler_name, scheduler)
+    sampled: dict[str, Any] = run(*settings, positive, negative, latent, denoise=denoise)[0]
+    return sampled

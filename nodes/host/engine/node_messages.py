@@ -1,4 +1,4 @@
-"""Text under a node: the interface itself shows the texts of few nodes' outputs, and none of other packs'."""
+"""Messages on nodes: the web interface shows texts of few nodes by itself, and none of other packs' nodes."""
 
 from __future__ import annotations
 
@@ -12,56 +12,57 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 _failed: set[str | None] = set()
-"""Ids of nodes under which an error stands."""
+"""Ids of nodes that show an error."""
 
 
 def executing_node() -> str | None:
-    """Id of the node that the host is executing; None outside a prompt."""
+    """Return the id of the node that the host is executing; None outside a prompt."""
     context = get_executing_context()
     return None if context is None else context.node_id
 
 
-def show_text(text: str, node: str | None) -> None:
-    """Show a text under a node in the window that queued the prompt; nothing where there is no server or no node."""
+def show_message(text: str, node: str | None) -> None:
+    """Show a message on a node, in the browser window that queued the prompt; do nothing without a server or a node."""
     # The server is a module of the host's program, absent where its libraries are used alone.
     instance: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if node is not None and hasattr(instance, "send_progress_text"):
         instance.send_progress_text(text, node)
 
 
-def with_text(text: str, images: ui.PreviewImage | None = None) -> dict[str, Any]:
-    """What a node returns as `ui` to show a text, below images if it has any, and to leave both in the history."""
-    show_text(text, executing_node())
+def message_ui(text: str, images: ui.PreviewImage | None = None) -> dict[str, Any]:
+    """Show a message on the executing node, and return the `ui` that keeps it and the images in the history."""
+    show_message(text, executing_node())
     return {**(images.as_dict() if images else {}), **ui.PreviewText(text).as_dict()}
 
 
 @contextmanager
-def error_shown(node: str | None) -> Iterator[None]:
-    """Show an error's sentence under a node and raise it again: the interface itself says no more than that a node failed."""
+def errors_shown_at(node: str | None) -> Iterator[None]:
+    """Show the text of an error as a message of a node and raise it again; the interface itself only marks the node."""
     try:
         yield
     except (ValueError, RuntimeError, ImportError, OSError) as error:
-        show_text(str(error), node)
+        show_message(str(error), node)
         _failed.add(node)
         raise
 
 
-def telling(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node class, whose execution shows its errors under it, and takes them away once it succeeds."""
+def with_error_messages(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """Make a node class show its errors as messages, and remove them after its next success; return the class."""
     execute = vars(node)["execute"].__func__
-    if not hasattr(execute, "__wrapped__"):
+    if hasattr(execute, "__wrapped__"):
+        return node
 
-        @functools.wraps(execute)
-        def told(cls: type[io.ComfyNode], *inputs: Any, **named: Any) -> io.NodeOutput:
-            executing = executing_node()
-            with error_shown(executing):
-                output: io.NodeOutput = execute(cls, *inputs, **named)
-            if executing in _failed:
-                _failed.discard(executing)
-                # A text of the node's own is there by now, if it has one.
-                if not output.ui:
-                    show_text("", executing)
-            return output
+    @functools.wraps(execute)
+    def execute_and_show(cls: type[io.ComfyNode], *inputs: Any, **named: Any) -> io.NodeOutput:
+        executing = executing_node()
+        with errors_shown_at(executing):
+            output: io.NodeOutput = execute(cls, *inputs, **named)
+        if executing in _failed:
+            _failed.discard(executing)
+            # A message of the node's own has replaced the error already.
+            if not output.ui:
+                show_message("", executing)
+        return output
 
-        node.execute = classmethod(told)  # type: ignore[method-assign, assignment]
+    node.execute = classmethod(execute_and_show)  # type: ignore[method-assign, assignment]
     return node

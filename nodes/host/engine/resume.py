@@ -1,4 +1,4 @@
-"""An image sampled in parts, as KSampler Advanced and split sigmas do: what a part leaves to the next."""
+"""Resumed runs: KSampler Advanced and split sigmas sample one image in several runs, and methods keep their state."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ import torch
 from torch import Tensor
 
 from .traces import fingerprint
+from .two_pass import FirstPassEnd
 
 KEPT = 8
 """Unfinished images that a model remembers."""
 
 
 @dataclass(frozen=True)
-class Rehearsed:
-    """Where the rehearsal of a part stopped: its latents, and (B, 1, h, w) bool, where the part itself may differ from them."""
+class ResumePoint:
+    """State of an unfinished image.
 
-    samples: Tensor
-    region: Tensor
+    Attributes:
+        data: the `Correction.resume_data` of every correction.
+        first_pass: the end of the run's first pass; None when the run had one pass.
+    """
 
-
-@dataclass(frozen=True)
-class Leftover:
-    """What a part leaves: what each correction carries, and its rehearsal, which goes on as well."""
-
-    carried: tuple[Any, ...]
-    rehearsed: Rehearsed | None
+    data: tuple[Any, ...]
+    first_pass: FirstPassEnd | None
 
 
-class Leftovers:
-    """What the corrections of a MODEL had come to in runs that stopped before the noise was gone.
+class ResumeStore:
+    """Resume points of a MODEL's runs that stopped before the noise was gone.
 
-    The next part is known by starting from the very latents that came out, at the noise level at which that run stopped, and
-    by adding no noise of its own. Image-to-image from a finished image is a run of its own, with nothing to go on from.
+    A run resumes another one if it starts from the very latents that came out, at the noise level at which that run stopped,
+    and adds no noise of its own. Image-to-image from a finished image is a new run.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Leftover] = OrderedDict()
+        self._kept: OrderedDict[str, ResumePoint] = OrderedDict()
 
     def keep(
-        self, samples: Tensor, sigmas: Tensor, carried: Sequence[Any], rehearsed: Rehearsed | None
+        self, samples: Tensor, sigmas: Tensor, data: Sequence[Any], first_pass: FirstPassEnd | None
     ) -> None:
-        """Remember what a run leaves, unless it ended without noise or leaves nothing."""
-        if not float(sigmas[-1]) or (rehearsed is None and all(value is None for value in carried)):
+        """Remember the end of a run, unless it ended without noise or has nothing to continue from."""
+        is_finished = not float(sigmas[-1])
+        has_nothing = first_pass is None and all(value is None for value in data)
+        if is_finished or has_nothing:
             return
-        self._kept[_key(samples, sigmas[-1])] = Leftover(tuple(carried), rehearsed)
+        self._kept[_key(samples, sigmas[-1])] = ResumePoint(tuple(data), first_pass)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
-    def find(self, noise: Tensor, latent: Tensor, sigmas: Tensor) -> Leftover | None:
-        """What the run that this one goes on from has left, or None."""
+    def find(self, noise: Tensor, latent: Tensor, sigmas: Tensor) -> ResumePoint | None:
+        """Return the resume point that a run with these inputs continues from, or None for a new run."""
         if not self._kept or bool(torch.count_nonzero(noise)):
             return None
         return self._kept.get(_key(latent, sigmas[0]))

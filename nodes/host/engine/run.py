@@ -1,33 +1,34 @@
-"""One scheduler for the corrections of all methods, with state that lives as long as a sampling run.
+"""A sampling run: the state of its corrections, and the correction of every model evaluation.
 
-Every model evaluation of a run ends here with the denoised prediction of whatever guider is in use. First the active
-corrections may steer: change the run's conditioning and have the prediction made anew. Then they get it together with the
-extra predictions they asked for (evaluated in one batch for the samples that need them, identical texts once), and their
-changes are summed under a joint cap.
+Every evaluation of a run ends here with the denoised prediction of the guider in use, whatever guider that is. The active
+corrections may first steer: they change the run's conditioning, and the prediction is made again. Then they observe it and
+ask for extra predictions, which are evaluated in one batch. At last their changes are summed under a joint cap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from torch import Tensor
 
 from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
 from ....guidance.core.noise_level import NoiseLevel
-from . import diagnostics
-from .correction import COND, KEY, UNCOND, Correction, Evaluation, RunContext, Step
-from .node_messages import error_shown
+from .correction import COND, UNCOND, Attachment, Correction, RunContext, Step
+from .node_messages import errors_shown_at
+from .text_predictions import TextPredictions
 from .traces import Recorder
-from .two_pass import Rehearsal
+from .two_pass import FirstPass
+
+GuiderForward = Callable[[], Tensor]
+"""Function that evaluates the guider once, (B, C, h, w)."""
 
 
 def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
-    """The forward process at a sampler's sigma, from the host's own way of adding noise, whatever the model family."""
+    """Return the forward process at a sampler's sigma, measured from the host's own way of adding noise."""
     one, zero = torch.ones(1, 1, device=sigma.device), torch.zeros(1, 1, device=sigma.device)
     sigma = sigma[:1].float()
     signal = model_sampling.noise_scaling(sigma, zero, one)
@@ -36,265 +37,179 @@ def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
 
 
 class Run:
-    """State of one sampling run."""
+    """State of one sampling run, of one pass if it has two.
+
+    Attributes:
+        guider: the guider whose predictions are corrected.
+        recorder: records what each correction does.
+        is_guiders_forward: True while the model is evaluated for the guider itself, not for a method's extra prediction.
+    """
 
     def __init__(
         self,
-        corrections: Sequence[Correction],
+        attachments: Sequence[Attachment],
         context: RunContext,
         guider: Any,
-        rehearsal: Rehearsal | None = None,
+        first_pass: FirstPass | None = None,
     ) -> None:
-        self._corrections = corrections
-        self._rehearsal = rehearsal
-        # In a rehearsal those that asked for it only watch.
-        is_rehearsal = rehearsal is not None and not rehearsal.is_over
-        self._watchers = [
-            i for i, correction in enumerate(corrections) if is_rehearsal and correction.rehearses
-        ]
-        self._context = context
+        self._attachments = attachments
+        self._corrections = [attachment.correction for attachment in attachments]
+        self._first_pass = first_pass
+        self._denoise_mask = context.denoise_mask
         self._clock = SigmaClock()
-        self._text_keys: dict[tuple[int, str], str] = {}
-        self._branches: dict[str, Tensor] | None = None
-        self._register_texts(guider)
-        self._guider = guider
-        self.recorder = Recorder([correction.name for correction in corrections])
-        seen = {} if rehearsal is None else rehearsal.states
+        self._branches: dict[str, Tensor] = {}
+        self.is_guiders_forward = False
+        self.guider = guider
+        self.recorder = Recorder([correction.name for correction in self._corrections])
+        self._texts = TextPredictions(self._corrections, guider, self.recorder)
+        in_first_pass = first_pass is not None and not first_pass.is_finished
+        self._observers = [i for i, c in enumerate(self._corrections) if in_first_pass and c.two_pass]
+        known = {} if first_pass is None else first_pass.states
         self._states = [
-            seen[i] if i in seen else self._begun(correction, context)
-            for i, correction in enumerate(corrections)
+            known[i] if i in known else self._begin(attachment, context)
+            for i, attachment in enumerate(attachments)
         ]
 
     @staticmethod
-    def _begun(correction: Correction, context: RunContext) -> Any:
-        with error_shown(correction.node):
-            return correction.begin(context)
+    def _begin(attachment: Attachment, context: RunContext) -> Any:
+        with errors_shown_at(attachment.node):
+            return attachment.correction.begin(replace(context, resources=attachment.resources))
 
-    def _register_texts(self, guider: Any) -> None:
-        # Conditionings that the guider holds are prepared by the host like its own: areas, timestep ranges, ControlNet.
-        known: list[tuple[list[Any], str]] = []
-        for index, correction in enumerate(self._corrections):
-            for name, conditioning in correction.texts.items():
-                key = next((key for other, key in known if _same_conditioning(conditioning, other)), None)
-                if key is None:
-                    key = f"{KEY}_{len(known)}"
-                    known.append((conditioning, key))
-                    guider.conds[key] = comfy.sampler_helpers.convert_cond(conditioning)
-                    for entry in guider.conds[key]:
-                        entry.setdefault("prompt_type", "positive")
-                self._text_keys[index, name] = key
-
-    def resume(self, carried: Sequence[Any]) -> None:
-        """Go on where another run stopped, with what each correction carried out of it."""
-        for correction, state, value in zip(self._corrections, self._states, carried):
+    def resume(self, data: Sequence[Any]) -> None:
+        """Continue from another run, given the `resume_data` of every correction."""
+        for correction, state, value in zip(self._corrections, self._states, data):
             if value is not None:
                 correction.resume(state, value)
 
-    def carried(self) -> list[Any]:
-        """What each correction carries into a run that goes on where this one stopped."""
-        return [correction.carried(state) for correction, state in zip(self._corrections, self._states)]
+    def resume_data(self) -> list[Any]:
+        """Return every correction's data for a run that continues where this one stopped."""
+        return [correction.resume_data(state) for correction, state in zip(self._corrections, self._states)]
 
-    @property
-    def guider(self) -> Any:
-        """The guider whose predictions are corrected."""
-        return self._guider
+    def end_first_pass(self) -> tuple[dict[int, Any], list[Tensor]]:
+        """Return the states of the corrections that only observed, by index, and the regions in which they will act."""
+        states = {i: self._states[i] for i in self._observers}
+        regions = [self._corrections[i].end_first_pass(state) for i, state in states.items()]
+        return states, [region for region in regions if region is not None]
 
     def state_of(self, correction: Correction) -> Any:
-        """What a correction made when the run began, for its hooks inside the model."""
+        """Return the state of a correction, for its hooks inside the model."""
         return next(state for c, state in zip(self._corrections, self._states) if c is correction)
 
     def conditioning(self, correction: Correction, name: str) -> list[dict[str, Any]]:
-        """One of a correction's `texts`, as the host prepared it for this run."""
-        index = self._corrections.index(correction)
-        entries: list[dict[str, Any]] = self._guider.conds[self._text_keys[index, name]]
-        return entries
+        """Return one of a correction's `texts`, as the host prepared it for this run."""
+        return self._texts.conditioning(self._corrections.index(correction), name)
 
     def charged_to(self, correction: Correction) -> AbstractContextManager[None]:
-        """What happens inside is charged to a correction that acts inside the model."""
+        """Charge the cost of the block to a correction that acts inside the model."""
         return self.recorder.spending(self._corrections.index(correction))
 
     def note_change(self, correction: Correction, change: Change, before: Tensor) -> None:
         """Record what a correction changed inside the model."""
         self.recorder.changed(self._corrections.index(correction), change, before)
 
-    @property
-    def is_guiders_forward(self) -> bool:
-        """Whether the model is being evaluated for the guider itself, not for a method's extra prediction."""
-        return self._branches is not None
-
-    def record(self, conds: Sequence[Any], denoised: Sequence[Tensor]) -> None:
-        """Count the predictions, and keep those of the guider's own branches while it evaluates them."""
-        self.recorder.forwards += sum(len(out) for cond, out in zip(conds, denoised) if cond is not None)
-        if self._branches is None:
+    def record_predictions(self, conds: Sequence[Any], denoised: Sequence[Tensor]) -> None:
+        """Count the predictions, and keep those of the guider's own branches during its forward."""
+        evaluated = [(cond, out) for cond, out in zip(conds, denoised) if cond is not None]
+        self.recorder.forwards += sum(len(out) for _, out in evaluated)
+        if not self.is_guiders_forward:
             return
         for name in (COND, UNCOND):
-            entries = self._guider.conds.get(name)
-            self._branches.update(
-                (name, out) for cond, out in zip(conds, denoised) if cond is not None and cond is entries
-            )
+            entries = self.guider.conds.get(name)
+            self._branches.update((name, out) for cond, out in evaluated if cond is entries)
 
-    def rehearsed(self) -> tuple[dict[int, Any], list[Tensor]]:
-        """What the corrections that watched this rehearsal know, and the regions in which they will act."""
-        states = {i: self._states[i] for i in self._watchers}
-        regions = [self._corrections[i].region(state) for i, state in states.items()]
-        return states, [region for region in regions if region is not None]
-
-    def predict(self, guiders: Callable[[], Tensor], evaluation: Evaluation) -> Tensor:
-        """The prediction with the changes of all corrections that are active at this noise level."""
-        corrected = self._corrected(guiders, evaluation)
-        return (
-            corrected
-            if self._rehearsal is None
-            else self._rehearsal.settled(float(evaluation.timestep[0]), corrected)
-        )
-
-    def _corrected(self, guiders: Callable[[], Tensor], evaluation: Evaluation) -> Tensor:
-        sigma = float(evaluation.timestep[0])
-        level = noise_level(evaluation.guider.inner_model.model_sampling, evaluation.timestep)
+    def predict(
+        self, forward: GuiderForward, guider: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+    ) -> Tensor:
+        """Return the prediction with the changes of all corrections that are active at this noise level, (B, C, h, w)."""
+        sigma = float(timestep[0])
+        level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
         active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
-        self.recorder.call(sigma, len(evaluation.x), active)
-        if not active:
-            return guiders()
-        denoised, branches = self._listen(guiders)
-        mask = self._context.denoise_mask
+        self.recorder.call(sigma, len(x), active)
+        if active:
+            denoised, branches = self._evaluate_guider(forward)
+            step = Step(
+                x=x,
+                timestep=timestep,
+                sigma=sigma,
+                level=level,
+                denoised=denoised,
+                predictions=branches,
+                guider=guider,
+                model_options=model_options,
+                cond_scale=_cond_scale(guider),
+                denoise_mask=self._denoise_mask,
+                is_new=is_new,
+            )
+            corrected = self._correct(step, active, forward)
+        else:
+            corrected = forward()
+        return corrected if self._first_pass is None else self._first_pass.apply(sigma, corrected)
 
-        def step(predictions: Mapping[str, Tensor]) -> Step:
-            return Step(
-                evaluation.x,
-                sigma,
-                level,
-                denoised,
-                predictions,
-                _cond_scale(evaluation.guider),
-                mask,
-                is_new,
+    def _correct(self, step: Step, active: Sequence[int], forward: GuiderForward) -> Tensor:
+        """Call the hooks of the active corrections; in a first pass, two-pass corrections only observe."""
+        acting = [i for i in active if i not in self._observers]
+        for index in acting:
+            step = self._steer(index, step, forward)
+        for index in active:
+            with self._hook_of(index):
+                self._corrections[index].observe(step, self._states[index])
+        predictions = self._predict_wanted_texts(acting, step)
+        changes = []
+        for index in acting:
+            own_step = replace(step, predictions={**step.predictions, **predictions[index]})
+            with self._hook_of(index):
+                change = self._corrections[index].correct(own_step, self._states[index])
+            if change is not None:
+                self.recorder.changed(index, change, step.denoised)
+                changes.append(change)
+        return combine(step.denoised, changes, step.denoise_mask)
+
+    def _steer(self, index: int, step: Step, forward: GuiderForward) -> Step:
+        """Let a correction steer; return the step with the prediction made again in the rows that it named."""
+        with self._hook_of(index):
+            rows = self._corrections[index].steer(step, self._states[index])  # (B,) bool
+            if rows is None or not bool(rows.any()):
+                return step
+            again, branches = self._evaluate_guider(forward)
+            self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
+            return replace(
+                step,
+                denoised=_where_rows(rows, again, step.denoised),
+                predictions={
+                    name: _where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
+                },
             )
 
-        watching = [i for i in self._watchers if i in active]
-        active = [i for i in active if i not in watching]
-        for index in active:
-            with self.recorder.spending(index):
-                rows = self._corrections[index].steer(step(branches), self._states[index], evaluation)
-                if rows is not None and bool(rows.any()):
-                    anew, new_branches = self._listen(guiders)
-                    self.recorder.changed(index, Change(anew - denoised, rows), denoised)
-                    denoised = _where_rows(rows, anew, denoised)
-                    branches = {
-                        name: _where_rows(rows, out, branches[name]) for name, out in new_branches.items()
-                    }
-        for index in watching:
-            with self.recorder.spending(index):
-                self._corrections[index].watch(step(branches), self._states[index])
-        predictions = self._predict_texts({i: step(branches) for i in active}, evaluation)
-        changes = []
-        for index in active:
-            with self.recorder.spending(index), error_shown(self._corrections[index].node):
-                change = self._corrections[index].correct(
-                    step({**branches, **predictions[index]}), self._states[index]
-                )
-            if change is not None:
-                self.recorder.changed(index, change, denoised)
-                changes.append(change)
-        return combine(denoised, changes, mask)
+    def _predict_wanted_texts(self, acting: Sequence[int], step: Step) -> Mapping[int, Mapping[str, Tensor]]:
+        """Return the predictions that each correction asked for, by index and name."""
+        wanted = {}
+        for index in acting:
+            with self._hook_of(index):
+                wanted[index] = self._corrections[index].wanted_texts(step, self._states[index])
+        return self._texts.predict(wanted, step)
 
-    def _listen(self, guiders: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The guider's prediction, and those of its branches."""
+    @contextmanager
+    def _hook_of(self, index: int) -> Iterator[None]:
+        """Charge the block to a correction, and show its errors at the node that attached it."""
+        with self.recorder.spending(index), errors_shown_at(self._attachments[index].node):
+            yield
+
+    def _evaluate_guider(self, forward: GuiderForward) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the guider's prediction and those of its branches, by name."""
         branches = self._branches = {}
+        self.is_guiders_forward = True
         try:
-            return guiders(), branches
+            return forward(), branches
         finally:
-            self._branches = None
-
-    def _predict_texts(
-        self, steps: Mapping[int, Step], evaluation: Evaluation
-    ) -> dict[int, dict[str, Tensor]]:
-        """By correction, the predictions it asked for, in one batched evaluation of the rows that any correction asked for."""
-        wanted: dict[tuple[int, str], str] = {}
-        rows = None
-        for index, step in steps.items():
-            for name, of_name in self._corrections[index].wanted_texts(step, self._states[index]).items():
-                if name not in step.predictions and bool(of_name.any()):
-                    key = self._text_keys.get((index, name), name)
-                    if evaluation.guider.conds.get(key) is None:
-                        self.recorder.notes.append(diagnostics.missing_branch(self._corrections[index].name))
-                        continue
-                    if name == UNCOND:
-                        self.recorder.notes.append(diagnostics.costly_branch(self._corrections[index].name))
-                    wanted[index, name] = key
-                    rows = of_name if rows is None else rows | of_name
-        if rows is None:
-            return {i: {} for i in steps}
-        by_key = self._predict_keys(wanted, rows, evaluation)
-        denoised = next(iter(steps.values())).denoised
-        return {
-            i: {n: _scattered(by_key[k], rows, denoised) for (j, n), k in wanted.items() if j == i}
-            for i in steps
-        }
-
-    def _predict_keys(
-        self, wanted: Mapping[tuple[int, str], str], rows: Tensor, evaluation: Evaluation
-    ) -> dict[str, Tensor]:
-        # Each conditioning is charged to the correction that asked for it first.
-        first: dict[str, int] = {}
-        for (index, _), key in wanted.items():
-            first.setdefault(key, index)
-        with self.recorder.spending(*first.values()):
-            return _predict_rows(list(first), rows, evaluation)
+            self.is_guiders_forward, self._branches = False, {}
 
 
 def _cond_scale(guider: Any) -> float:
-    """How strongly the guider's prediction follows its positive branch; 1 for guiders that have only that."""
+    """Return how strongly the guider's prediction follows its positive branch; 1 for guiders that have only that one."""
     return float(getattr(guider, "cfg1", guider.cfg))
 
 
 def _where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return `new` in some rows (B,) bool and `old` in the others."""
     return torch.where(per_sample(rows.to(new.device), new), new, old)
-
-
-def _predict_rows(keys: list[str], rows: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
-    """Predictions of the conditionings under `keys`, of some rows only where those do not differ between rows."""
-    conds = [evaluation.guider.conds[key] for key in keys]
-    x, timestep = evaluation.x, evaluation.timestep
-    if not bool(rows.all()) and all(_serves_any_row(entry) for cond in conds for entry in cond):
-        x, timestep = x[rows], timestep[rows]
-    predicted = comfy.samplers.calc_cond_batch(
-        evaluation.guider.inner_model, conds, x, timestep, evaluation.model_options
-    )
-    return {
-        key: out if len(out) < len(rows) or bool(rows.all()) else out[rows]
-        for key, out in zip(keys, predicted)
-    }
-
-
-def _serves_any_row(entry: dict[str, Any]) -> bool:
-    """Whether a prepared conditioning has nothing that belongs to certain rows of the batch."""
-    tensors = [getattr(cond, "cond", None) for cond in entry.get("model_conds", {}).values()] + [
-        entry.get("mask")
-    ]
-    return "control" not in entry and all(
-        len(t) == 1 for t in tensors if isinstance(t, Tensor) and t.ndim > 0
-    )
-
-
-def _scattered(values: Tensor, rows: Tensor, denoised: Tensor) -> Tensor:
-    """`denoised` with `values` in the given rows."""
-    return denoised.to(values.dtype).clone().index_copy_(0, rows.nonzero()[:, 0].to(values.device), values)
-
-
-def _same_conditioning(a: list[Any], b: list[Any]) -> bool:
-    """Whether two conditionings are the same text: equal embeddings, and options that are equal or the same objects."""
-    if a is b:
-        return True
-    return len(a) == len(b) and all(
-        torch.equal(x[0], y[0])
-        and x[1].keys() == y[1].keys()
-        and all(_same_value(x[1][k], y[1][k]) for k in x[1])
-        for x, y in zip(a, b)
-    )
-
-
-def _same_value(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return a is b or (isinstance(a, str | int | float) and a == b)

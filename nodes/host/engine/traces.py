@@ -1,4 +1,4 @@
-"""Recording of traces while the host samples, and finding an image's trace afterwards."""
+"""Traces: recording them while the host samples, and finding the trace of an image afterwards."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ....guidance.core.composition import Change
 from ....reports.trace import Record, Trace, numbered
 
 KEPT = 32
-"""Runs that a model remembers."""
+"""Number of runs that a model remembers."""
 
 
 @dataclass
 class _Entry:
-    """A record whose values are still tensors on the sampler's device: reading them would make the host wait for it."""
+    """Record of one correction at one model call, with values left on the sampler's device: reading them would wait for it."""
 
     method: int
     call: int
@@ -34,14 +34,14 @@ class _Entry:
 
 @dataclass
 class Recorder:
-    """Notes what the corrections of one run do. Never changes a value, and waits for no device."""
+    """Record of what the corrections of one run do. It changes no value and waits for no device."""
 
     names: Sequence[str]
     notes: list[str] = field(default_factory=list)
     forwards: int = 0
-    """Predictions evaluated so far for anyone, counted per sample."""
-    rehearsal: int = 0
-    """Predictions of the rehearsal before this run."""
+    """Number of predictions evaluated so far, for the guider and for all corrections, counted per sample."""
+    first_pass_forwards: int = 0
+    """Predictions of the first pass, if the run is the second one of two."""
 
     def __post_init__(self) -> None:
         self._sigmas: list[float] = []
@@ -50,7 +50,7 @@ class Recorder:
         self._batch = 1
 
     def call(self, sigma: float, batch: int, active: Sequence[int]) -> None:
-        """A model call begins, at which the corrections of these indices may act."""
+        """Begin a model call, at which the corrections with these indices may act."""
         self._now = {index: _Entry(index, len(self._sigmas), sigma) for index in active}
         self._sigmas.append(sigma)
         self._entries += self._now.values()
@@ -58,7 +58,7 @@ class Recorder:
 
     @contextmanager
     def spending(self, *indices: int) -> Iterator[None]:
-        """What happens inside is charged to these corrections, in equal parts."""
+        """Charge the time and the predictions of the block to these corrections, in equal parts."""
         start, forwards = time.perf_counter(), self.forwards
         try:
             yield
@@ -68,7 +68,7 @@ class Recorder:
                 self._now[index].forwards += (self.forwards - forwards) // len(indices)
 
     def changed(self, index: int, change: Change, denoised: Tensor) -> None:
-        """What a correction wants to add to the prediction."""
+        """Record what a correction adds to the prediction."""
         active = change.active.to(change.delta.device)
         share = _norm(change.delta) / _norm(denoised).clamp_min(1e-6)
         gate = torch.ones_like(share) if change.gate is None else change.gate.to(share)
@@ -79,12 +79,17 @@ class Recorder:
         )
 
     def trace(self) -> Trace:
-        """The run so far."""
+        """Return the trace of the run so far."""
         methods = numbered(self.names)
         records = tuple(self._record(entry, methods[entry.method]) for entry in self._entries)
         own = self.forwards - sum(entry.forwards for entry in self._entries)
         return Trace(
-            methods, tuple(self._sigmas), own, records, tuple(dict.fromkeys(self.notes)), self.rehearsal
+            methods,
+            tuple(self._sigmas),
+            own,
+            records,
+            tuple(dict.fromkeys(self.notes)),
+            self.first_pass_forwards,
         )
 
     def _record(self, entry: _Entry, method: str) -> Record:
@@ -99,24 +104,25 @@ def _norm(x: Tensor) -> Tensor:
 
 
 class TraceStore:
-    """The traces of a MODEL's last runs, found by the latents that came out."""
+    """Traces of a MODEL's last runs, found by the latents that came out."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Recorder] = OrderedDict()
 
     def keep(self, samples: Tensor, recorder: Recorder) -> None:
+        """Remember the trace of the run that gave these samples, and forget the oldest one beyond `KEPT`."""
         self._kept[fingerprint(samples)] = recorder
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
     def find(self, samples: Tensor) -> Trace | None:
-        """The trace of the run that gave these samples, or None."""
+        """Return the trace of the run that gave these samples, or None."""
         recorder = self._kept.get(fingerprint(samples))
         return None if recorder is None else recorder.trace()
 
 
 def fingerprint(samples: Tensor) -> str:
-    """What latents are told by, wherever they are and in whichever type."""
+    """Return a hash that identifies latents regardless of device and dtype."""
     # The host may hand latents between nodes on another device and in half precision; rounding both sides makes them equal.
     values = samples.detach().to("cpu", torch.float16).contiguous()
     return hashlib.blake2b(values.numpy().tobytes(), digest_size=16).hexdigest() + str(tuple(values.shape))

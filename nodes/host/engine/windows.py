@@ -1,4 +1,4 @@
-"""Windows of the schedule, for any model of the host."""
+"""Windows of the noise schedule, for any model of the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .run import noise_level
 
 
 def percent_window(model: ModelPatcher, start: float, end: float) -> SigmaWindow:
-    """The noise levels between two shares of the model's schedule, 0 for its beginning and 1 for its end.
+    """Return the noise levels between two shares of the model's schedule, 0 for its beginning and 1 for its end.
 
     Raises:
         ValueError: the end comes before the start.
@@ -20,8 +20,8 @@ def percent_window(model: ModelPatcher, start: float, end: float) -> SigmaWindow
             f"The window runs from {start:.0%} to {end:.0%} of the schedule. Make its start smaller than its end."
         )
     sampling = model.get_model_object("model_sampling")
-    high, low = (
-        noise_level(sampling, torch.tensor([sampling.percent_to_sigma(percent)])).sigma
-        for percent in (start, end)
-    )
-    return SigmaWindow(high=high, low=low)
+
+    def sigma_at(percent: float) -> float:
+        return noise_level(sampling, torch.tensor([sampling.percent_to_sigma(percent)])).sigma
+
+    return SigmaWindow(high=sigma_at(start), low=sigma_at(end))

@@ -110,14 +110,6 @@ def encode_images(images: Tensor, vae: Any) -> Tensor:
     return latents.cpu()
 
 
-def check_images(latent_shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless a run samples images."""
-    if len(latent_shape) != 4:
-        raise ValueError(
-            "This method compares single images, and this model samples video or audio. Remove the node from this MODEL."
-        )
-
-
 def references_for(
     model: ModelPatcher,
     vae: Any,
@@ -128,9 +120,8 @@ def references_for(
     """The set's references for a sampling run, in the space of the sampler's x and denoised predictions.
 
     Raises:
-        ValueError: the run's latents are not images, or the VAE is not the model's.
+        ValueError: the VAE is not the model's.
     """
-    check_images(latent_shape)
     latent_format = model.get_model_object("latent_format")
     height, width = latent_shape[-2:]
     encoded = encode(negation_set, vae, height, width, layout)

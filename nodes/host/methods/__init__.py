@@ -1,1 +1,1 @@
-"""One correction per method: what it needs of a step, when it is active, and what it changes."""
+"""Corrections, one per method: when it is active, what it needs of a step, and how it changes the prediction."""

@@ -1,4 +1,4 @@
-"""Detect-and-Guide as a correction: maps from the guider's own forward, the safety text only for samples that need it."""
+"""Detect-and-Guide as a correction: it detects in the guider's own forward, and guides only the samples that need it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ....guidance.detect_and_guide.guidance import (
     regulate,
 )
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
-from ..attention.capture import MapCollector, attention_width, family, listen
+from ..attention.capture import MapCollector, Receiver, attention_width, family, listen
 from ..engine.correction import COND, UNCOND, Correction, RunContext, Step
 from ..engine.run import Run
 
@@ -34,42 +34,42 @@ SAFETY = "safety"
 
 @dataclass
 class DetectionState:
-    """Of one run: what the current step's layers said, and what was made of it.
+    """State of one run: the attention maps of the current step, and the detection made from them.
 
     Attributes:
-        collector: hears the layers.
-        guider: of the run; None until the first layer was heard.
-        mask: (1, 1, h, w) where to look and act, or None for everywhere.
-        detection: of the step being corrected.
+        collector: collects the token maps of the model's layers.
+        mask: (1, 1, h, w) where to detect and act, or None for everywhere.
+        detection: detection of the step being corrected.
         map: (B, 1, h, w) detection map of that step.
-        held: (B,) bool, samples in which something was detected at an earlier step.
-        total, count: sum and number of the token maps of earlier steps, per concept, when maps are stacked.
-        seen: detection maps of a rehearsal's steps.
-        decided: whether `detection` and `map` are those of the whole rehearsal.
-        warned: whether the log has said that there is no negative conditioning.
+        held: (B,) bool, samples with a detection at an earlier step.
+        total: sum of the token maps of earlier steps, per concept, when maps are stacked.
+        count: number of these maps.
+        first_pass_maps: detection maps of the first pass's steps.
+        is_decided: True when `detection` and `map` come from the whole first pass and stay as they are.
+        has_warned: True once the log has said that there is no negative conditioning.
     """
 
     collector: MapCollector
     mask: Tensor | None
-    guider: Any = None
     detection: Detection | None = None
     map: Tensor | None = None
     held: Tensor | None = None
     total: list[Tensor] | None = None
     count: int = 0
-    seen: list[Tensor] = field(default_factory=list)
-    decided: bool = False
-    warned: bool = False
+    first_pass_maps: list[Tensor] = field(default_factory=list)
+    is_decided: bool = False
+    has_warned: bool = False
 
 
 class DetectAndGuideCorrection(Correction):
-    """Guides away from a safety text where, and as hard as, guideline tokens are detected.
+    """Guidance away from a safety text, where guideline tokens are detected and as strong as they are detected.
 
     Args:
         concepts: guideline tokens, one set or several.
-        safety_text: CONDITIONING of what to guide away from.
+        safety_text: CONDITIONING of the unwanted concept.
         settings: the method's constants.
-        mask: (N, h, w), where to look and act, the first one for all samples; None for everywhere.
+        mask: (N, h, w), where to detect and act, the first one for all samples; None for everywhere.
+        normalization: normalisation of the token maps, jointly or per token.
     """
 
     name = "DAG"
@@ -82,14 +82,10 @@ class DetectAndGuideCorrection(Correction):
         mask: Tensor | None = None,
         normalization: Normalization = "joint",
     ) -> None:
-        self.concepts, self.settings, self.mask, self.normalization = (
-            tuple(concepts),
-            settings,
-            mask,
-            normalization,
-        )
+        self.concepts, self.settings = tuple(concepts), settings
+        self.mask, self.normalization = mask, normalization
         self.texts = {SAFETY: safety_text}
-        self.rehearses = settings.look_first and settings.strength != 0
+        self.two_pass = settings.look_first and settings.strength != 0
         self._background = max(concept.calibration.background for concept in concepts)
 
     def patch(self, model: ModelPatcher) -> None:
@@ -99,18 +95,14 @@ class DetectAndGuideCorrection(Correction):
         if self.settings.strength == 0:
             return
 
-        def receive(run: Run) -> Any:
+        def receiver_of(run: Run) -> Receiver | None:
             state: DetectionState = run.state_of(self)
-            state.guider = run.guider
-            return None if state.decided else state.collector.receive
+            return None if state.is_decided else state.collector.receive
 
-        listen(model, receive)
+        listen(model, receiver_of)
 
     def begin(self, context: RunContext) -> DetectionState:
-        if len(context.latent_shape) != 4:
-            raise ValueError(
-                "Detect-and-Guide looks at single images, and this model samples video or audio. Remove the node."
-            )
+        context.require_images(self.name)
         mask = None
         if self.mask is not None:
             mask = F.interpolate(self.mask[:1, None].float(), size=context.latent_shape[-2:], mode="area")
@@ -119,17 +111,30 @@ class DetectAndGuideCorrection(Correction):
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
 
-    def watch(self, step: Step, state: DetectionState) -> None:
+    def observe(self, step: Step, state: DetectionState) -> None:
+        if state.is_decided:
+            return
         found = self._detect(step, state)
-        if found is not None and step.is_new:
-            state.seen.append(found)
+        if not self.two_pass:
+            self._decide(found, step, state)
+        elif found is not None and step.is_new:
+            state.first_pass_maps.append(found)
 
-    def region(self, state: DetectionState) -> Tensor | None:
-        state.decided = True
-        if not state.seen:
+    def _decide(self, found: Tensor | None, step: Step, state: DetectionState) -> None:
+        """Decide where and how strongly to guide at this step, from its detection map (B, 1, h, w)."""
+        state.detection, state.map = None, found
+        if found is None:
+            return
+        state.detection = regulate(found, self.settings, self._background, state.held)
+        if step.is_new:
+            state.held = state.detection.rows if state.held is None else state.held | state.detection.rows
+
+    def end_first_pass(self, state: DetectionState) -> Tensor | None:
+        state.is_decided = True
+        if not state.first_pass_maps:
             return None
-        state.map = torch.stack(state.seen).mean(0)
-        # The mean over all steps tells objects apart, however much of the image is faintly above the edit threshold.
+        state.map = torch.stack(state.first_pass_maps).mean(0)  # (B, 1, h, w)
+        # The mean over all steps separates objects, even if much of the image is slightly above the edit threshold.
         settings = replace(self.settings, coverage=math.inf)
         found = regulate(state.map, settings, self._background)
         state.detection = regulate(state.map, settings, self._background, found.rows)
@@ -137,25 +142,14 @@ class DetectAndGuideCorrection(Correction):
         return state.detection.scale > 0 if bool(rows.any()) else None
 
     def wanted_texts(self, step: Step, state: DetectionState) -> Mapping[str, Tensor]:
-        if not state.decided:
-            self._decide(step, state)
         if state.detection is None or not bool(state.detection.rows.any()):
             return {}
         names = (SAFETY, UNCOND, COND) if self.settings.host_mask == "SLD" else (SAFETY, UNCOND)
         return dict.fromkeys(names, state.detection.rows)
 
-    def _decide(self, step: Step, state: DetectionState) -> None:
-        """Where and how hard to guide at this step, from its own maps."""
-        state.detection, state.map = None, self._detect(step, state)
-        if state.map is None:
-            return
-        state.detection = regulate(state.map, self.settings, self._background, state.held)
-        if step.is_new:
-            state.held = state.detection.rows if state.held is None else state.held | state.detection.rows
-
     def _detect(self, step: Step, state: DetectionState) -> Tensor | None:
-        """(B, 1, h, w) detection map of this step."""
-        maps = None if state.guider is None else state.collector.take(state.guider.conds[COND], step)
+        """Return the detection map of this step, (B, 1, h, w), or None if no layer of the prompt was evaluated."""
+        maps = state.collector.take(step)
         if maps is None:
             return None
         if self.settings.stacked:
@@ -164,6 +158,7 @@ class DetectAndGuideCorrection(Correction):
         return found if state.mask is None else found * state.mask.to(found)
 
     def _stacked(self, maps: list[Tensor], step: Step, state: DetectionState) -> list[Tensor]:
+        """Return the mean of the token maps of all steps so far, per concept."""
         total = maps if state.total is None else [a + b for a, b in zip(state.total, maps)]
         count = state.count + 1
         if step.is_new:
@@ -175,20 +170,21 @@ class DetectAndGuideCorrection(Correction):
         if detection is None or state.map is None or not bool(detection.rows.any()):
             return None
         if SAFETY not in step.predictions or UNCOND not in step.predictions:
-            if not state.warned:
+            if not state.has_warned:
                 log.warning(
                     "Detect-and-Guide needs a negative conditioning, and this guider has none. Use a guider with CFG."
                 )
-            state.warned = True
+            state.has_warned = True
             return None
-        uncond, safety = (step.predictions[name].float() for name in (UNCOND, SAFETY))
+        uncond = step.predictions[UNCOND].float()
+        safety = step.predictions[SAFETY].float()
         cond = step.predictions.get(COND, uncond).float()
         delta = guidance_term(
             uncond, cond, safety, detection.scale, step.sigma, step.cond_scale, self.settings
         )
         if self.settings.bounded:
             delta = bounded(delta, step.denoised.float())
-        area = (detection.scale > 0).flatten(1).float().mean(1)
+        area = (detection.scale > 0).flatten(1).float().mean(1)  # (B,)
         return Change(
             delta,
             detection.rows,

@@ -1,4 +1,4 @@
-"""What corrections that follow a safety function share: the decoder, the look at the prediction, and its gradient."""
+"""Shared base of corrections that follow a safety function: decoder, assessment of predictions, gradient of the score."""
 
 from __future__ import annotations
 
@@ -22,25 +22,49 @@ from ..autograd.gradients import reserve_memory
 from ..engine.correction import KEY, Correction, RunContext, Step
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What a safety function saw in a step's predictions."""
+@dataclass
+class DetectorState:
+    """State of one run.
 
-    shown: Tensor
-    """(B, C, h, w), the predictions with what inpainting keeps in place."""
+    Attributes:
+        decoder: the patched MODEL's decoder from latents to images.
+        kept: (B, C, h, w) the latent that inpainting keeps, in the model's latent space; None without inpainting.
+    """
+
+    decoder: Decoder
+    kept: Tensor | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Assessment of a step's predictions by a safety function.
+
+    Attributes:
+        latents: (B, C, h, w) the assessed predictions, with the inpainted image's kept part in place.
+        score: (B,) unsafe scores.
+        is_unsafe: (B,) bool on the sampler's device.
+    """
+
+    latents: Tensor
     score: Tensor
-    """(B,), the unsafe scores."""
-    hit: Tensor
-    """(B,) bool on the sampler's device: images that the function objects to."""
+    is_unsafe: Tensor
 
     @property
-    def rows(self) -> Tensor:
-        """(R,), the indices of the hits."""
-        return self.hit.nonzero()[:, 0]
+    def indices(self) -> Tensor:
+        """Return the indices of the unsafe images, (R,)."""
+        return self.is_unsafe.nonzero()[:, 0]
 
 
 class DetectorCorrection(Correction):
-    """Looks at every prediction without a graph; differentiates only for images that the safety function objects to."""
+    """Base of corrections that assess every prediction, and differentiate only those that the safety function finds unsafe.
+
+    Args:
+        vae: the host's VAE of the model.
+        function: the safety function.
+        tau: score above which an image is unsafe, if the function's gate is open for it.
+        decoder: decoder between latents and the images that the function sees.
+        checkpointed: save memory in gradient passes at the price of time.
+    """
 
     def __init__(
         self,
@@ -50,71 +74,70 @@ class DetectorCorrection(Correction):
         decoder: DecoderName = "vae",
         checkpointed: bool = False,
     ) -> None:
-        self.vae, self.function, self.tau, self.checkpointed = vae, function, tau, checkpointed
-        self.decoder_name = decoder
-        self._decoder: Decoder | None = None
+        self.vae, self.function, self.tau = vae, function, tau
+        self.decoder_name, self.checkpointed = decoder, checkpointed
 
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder for the model that this is attached to."""
-        assert self._decoder is not None, "attached by `attach`, which calls `patch`"
-        return self._decoder
+    def patch(self, model: ModelPatcher) -> Decoder:
+        decoder = make_decoder(self.decoder_name, model, self.vae)
+        load_along(model, decoder, self.function)
+        return decoder
 
-    def patch(self, model: ModelPatcher) -> None:
-        self._decoder = make_decoder(self.decoder_name, model, self.vae)
-        load_along(model, self._decoder, self.function)
+    def begin(self, context: RunContext) -> DetectorState:
+        context.require_images(self.name)
+        return DetectorState(context.resources, kept_latent(context))
 
-    def look(self, step: Step, kept: Tensor | None) -> Sight:
-        """The safety function's verdict on the step's predictions; `kept` is what inpainting keeps."""
-        shown = inpainted(step.denoised, step.denoise_mask, kept)
-        found = assess(self.decoder, self.function, shown)
-        return Sight(shown, found.score, (found.gate & (found.score > self.tau)).to(step.x.device))
+    def assess(self, step: Step, state: DetectorState) -> Verdict:
+        """Return the safety function's verdict on the step's predictions, computed without a graph."""
+        latents = inpainted(step.denoised, step.denoise_mask, state.kept)
+        found = assess(state.decoder, self.function, latents)
+        is_unsafe = found.gate & (found.score > self.tau)
+        return Verdict(latents, found.score, is_unsafe.to(step.x.device))
 
-    def score_gradient(self, step: Step, sight: Sight, rows: Tensor) -> Tensor:
-        """Gradient (R, C, h, w) of the unsafe score with respect to the predictions of these rows, where the sampler may paint."""
-        gradient = prediction_gradient(self.decoder, self.function, sight.shown[rows]).to(step.x.device)
+    def score_gradient(self, step: Step, state: DetectorState, verdict: Verdict, indices: Tensor) -> Tensor:
+        """Return the gradient of the unsafe score with respect to the predictions at these indices, (R, C, h, w).
+
+        It is zero where inpainting keeps the image.
+        """
+        gradient = prediction_gradient(state.decoder, self.function, verdict.latents[indices]).to(
+            step.x.device
+        )
         if step.denoise_mask is not None:
-            gradient = gradient * step.denoise_mask.expand(len(sight.shown), -1, -1, -1)[rows]
+            gradient = gradient * step.denoise_mask.expand(len(verdict.latents), -1, -1, -1)[indices]
         return gradient
 
 
 def largest_entry(x: Tensor) -> Tensor:
-    """(B,), the largest magnitude in each sample, above zero.
+    """Return the largest magnitude in each sample, (B,), above zero.
 
-    Half-precision networks lose small numbers; their gradients are linear in what enters, so it enters at this scale.
+    Half-precision networks lose small numbers. Their gradients are linear in the vector that enters, so callers divide by
+    this value before a gradient pass and multiply by it afterwards.
     """
     return x.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def load_along(model: ModelPatcher, decoder: Decoder, function: SafetyFunction) -> None:
-    """Have the host load the decoder and the detectors whenever it loads the model, and leave memory for gradients."""
+    """Make the host load the decoder and the detectors whenever it loads the model, and leave memory for gradients."""
     ours = [*decoder.patchers, *(auxiliary_patcher(network) for network in function.networks)]
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), *ours])
     reserve_memory(model)
 
 
-def require_images(context: RunContext, method: str) -> None:
-    """Raise ValueError for models that sample something else than images."""
-    if len(context.latent_shape) != 4:
-        raise ValueError(
-            f"{method} looks at single images, and this model samples video or audio. Remove the node from this MODEL."
-        )
-
-
 def kept_latent(context: RunContext) -> Tensor | None:
-    """What inpainting keeps, in the model's latent space."""
+    """Return the latent that inpainting keeps, in the model's latent space; None without inpainting."""
     if context.denoise_mask is None:
         return None
-    latent_format = context.model.get_model_object("latent_format")
-    return (
-        latent_format.process_in(context.latent.float())
-        if bool(context.latent.any())
-        else context.latent.float()
-    )
+    latent = context.latent.float()
+    if not bool(context.latent.any()):
+        return latent
+    kept: Tensor = context.model.get_model_object("latent_format").process_in(latent)
+    return kept
 
 
 def inpainted(denoised: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:
-    """The prediction with what inpainting keeps in place, so that pre-existing content neither hides nor is pulled."""
+    """Return the prediction with the kept part of an inpainted image in place, (B, C, h, w).
+
+    The safety function thus sees the whole image, and is not distracted by a prediction that inpainting discards.
+    """
     if mask is None or kept is None:
         return denoised
     mask = mask.to(denoised.dtype)

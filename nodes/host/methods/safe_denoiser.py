@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....formats.layouts import PLAIN, Layout
@@ -42,13 +43,15 @@ class Prepared:
     """What the local search has decided in this run, or where it has found the style."""
     placed: bool = False
     """Whether the references are where the sampler works, or stream there."""
+    cache: dict[tuple[int, ...], Prepared] = field(default_factory=dict)
+    """The patched MODEL's cache, which outlives the run."""
 
 
 class SafeDenoiserCorrection(Correction):
     """Keeps predictions away from a negation set. The denoise mask of inpainting says where to look and to act.
 
-    The references of the last size sampled and their calibration are kept with the object; memory of the sampler's device is
-    taken for a run only.
+    The references of the last size sampled and their calibration are kept with the patched MODEL; memory of the sampler's
+    device is taken for a run only.
 
     In calibrated mode a set with masks is looked for locally, at every position; in a set with empty masks, which say that a
     image is fine, the other images stand for a style; one without masks is compared as a whole.
@@ -71,20 +74,24 @@ class SafeDenoiserCorrection(Correction):
             layout,
             mask,
         )
-        self._calibrated: dict[tuple[int, ...], Prepared] = {}
+
+    def patch(self, model: ModelPatcher) -> dict[tuple[int, ...], Prepared]:
+        """Return an empty cache of the prepared references of the last size sampled."""
+        return {}
 
     def begin(self, context: RunContext) -> Prepared | None:
         if self.settings.strength == 0:
             return None
+        context.require_images(self.name)
         # Calibration costs as much as several steps, and queueing again with another prompt or seed asks for the same one.
-        known = self._calibrated.get(context.latent_shape[1:])
+        cache: dict[tuple[int, ...], Prepared] = context.resources
+        known = cache.get(context.latent_shape[1:])
         if known is not None and context.denoise_mask is None:
-            return Prepared(known.references, known.calibration)
-        return Prepared(
-            self._prepare(
-                references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)
-            )
+            return Prepared(known.references, known.calibration, cache=cache)
+        references = references_for(
+            context.model, self.vae, self.negation_set, context.latent_shape, self.layout
         )
+        return Prepared(self._prepare(references), cache=cache)
 
     def _prepare(self, references: References) -> References | PatchLibrary | StyleLibrary:
         if references.regions is not None and not bool(references.regions.any()):
@@ -103,12 +110,12 @@ class SafeDenoiserCorrection(Correction):
             return build_style_library(references.rows(slice(None)), references.regions.float())
         return references
 
-    def carried(self, state: Prepared | None) -> Replacement | StyledArea | None:
+    def resume_data(self, state: Prepared | None) -> Replacement | StyledArea | None:
         return None if state is None else state.found
 
-    def resume(self, state: Prepared | None, carried: Replacement | StyledArea) -> None:
+    def resume(self, state: Prepared | None, data: Replacement | StyledArea) -> None:
         if state is not None:
-            state.found = carried
+            state.found = data
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.strength != 0 and level in self.settings.window
@@ -133,7 +140,8 @@ class SafeDenoiserCorrection(Correction):
             state.references = fitting_references(stored, device)
             state.calibration = state.calibration or self._calibrate(state.references, device, mask)
         if mask is None or not isinstance(stored, References):
-            self._calibrated = {tuple(like.shape[1:]): Prepared(stored, state.calibration)}
+            state.cache.clear()
+            state.cache[tuple(like.shape[1:])] = Prepared(stored, state.calibration)
 
     def _calibrate(
         self, references: References, device: torch.device, mask: Tensor | None

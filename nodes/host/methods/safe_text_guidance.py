@@ -14,22 +14,25 @@ from ....guidance.safe_text_guidance import SafeTextGuidanceSettings, acts_at, g
 from ....guidance.safety_functions.interface import SafetyFunction
 from ..autograd.decoders import DecoderName
 from ..autograd.gradients import embeddings, in_parts, set_embeddings, text_gradients
-from ..engine.correction import Evaluation, RunContext, Step
-from .detector_correction import DetectorCorrection, Sight, kept_latent, largest_entry, require_images
+from ..engine.correction import RunContext, Step
+from .detector_correction import DetectorCorrection, DetectorState, Verdict, kept_latent, largest_entry
 
 
 @dataclass
-class TextGuidanceState:
-    """State of one run: how many steps of the window were seen, the prompt's embeddings, and the inpainted image."""
+class TextGuidanceState(DetectorState):
+    """State of one run.
 
-    kept: Tensor | None
-    """What inpainting keeps, in the model's latent space."""
+    Attributes:
+        steps: number of steps seen inside the window.
+        initial: embeddings of the prompt itself, one per positive entry; None before the first guided step.
+    """
+
     steps: int = 0
     initial: list[Tensor | None] | None = None
 
 
 class SafeTextGuidanceCorrection(DetectorCorrection):
-    """Moves the text embeddings of images that the safety function objects to, and has their predictions made anew."""
+    """Guidance of the text embeddings of unsafe images, whose predictions are then made again."""
 
     name = "STG"
 
@@ -45,57 +48,58 @@ class SafeTextGuidanceCorrection(DetectorCorrection):
         self.settings = settings
 
     def begin(self, context: RunContext) -> TextGuidanceState:
-        require_images(context, self.name)
-        return TextGuidanceState(kept_latent(context))
+        context.require_images(self.name)
+        return TextGuidanceState(context.resources, kept_latent(context))
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.rho != 0 and self.settings.gamma != 0 and level in self.settings.window
 
-    def steer(self, step: Step, state: TextGuidanceState, evaluation: Evaluation) -> Tensor | None:
+    def steer(self, step: Step, state: TextGuidanceState) -> Tensor | None:
         if not step.is_new:
             return None
         state.steps += 1
         if not acts_at(state.steps - 1, self.settings.gamma):
             return None
-        sight = self.look(step, state.kept)
-        rows = sight.rows
-        if not len(rows):
+        verdict = self.assess(step, state)
+        indices = verdict.indices
+        if not len(indices):
             return None
-        current = embeddings(evaluation)
+        current = embeddings(step)
         state.initial = state.initial or current
-        gradients = in_parts(
-            rows,
-            lambda some, short: self._gradients(
-                step, sight, evaluation, current, some, short or self.checkpointed
-            ),
-        )
-        moved = torch.zeros_like(sight.hit)
-        for index, gradient in enumerate(gradients):
+
+        def gradients_of(some: Tensor, is_short_of_memory: bool) -> list[Tensor | None]:
+            checkpointed = is_short_of_memory or self.checkpointed
+            return self._gradients(step, state, verdict, current, some, checkpointed)
+
+        moved = torch.zeros_like(verdict.is_unsafe)
+        for index, gradient in enumerate(in_parts(indices, gradients_of)):
             before, prompt = current[index], state.initial[index]
             if gradient is None or before is None or prompt is None:
                 continue
-            here = rows.to(before.device)
-            new, usable = guided_embedding(
-                before[here], prompt[here], gradient, sight.score.to(before.device)[here], self.settings
-            )
+            here = indices.to(before.device)
+            score = verdict.score.to(before.device)[here]
+            new, usable = guided_embedding(before[here], prompt[here], gradient, score, self.settings)
             current[index] = before.index_copy(0, here, new)
-            moved[rows] |= usable.to(moved.device)
-        set_embeddings(evaluation, current)
+            moved[indices] |= usable.to(moved.device)
+        set_embeddings(step, current)
         return moved
 
     def _gradients(
         self,
         step: Step,
-        sight: Sight,
-        evaluation: Evaluation,
+        state: DetectorState,
+        verdict: Verdict,
         current: list[Tensor | None],
-        rows: Tensor,
+        indices: Tensor,
         checkpointed: bool,
     ) -> list[Tensor | None]:
-        """Gradients of the unsafe score with respect to the embeddings, by the chain rule, one network at a time."""
-        wanted = self.score_gradient(step, sight, rows) * step.cond_scale
+        """Return the gradients of the unsafe score with respect to the embeddings, (R, tokens, width) each.
+
+        They follow the chain rule, through one network at a time.
+        """
+        wanted = self.score_gradient(step, state, verdict, indices) * step.cond_scale
         size = largest_entry(wanted)
-        found = text_gradients(evaluation, current, wanted / per_sample(size, wanted), rows, checkpointed)
+        found = text_gradients(step, current, wanted / per_sample(size, wanted), indices, checkpointed)
         return [None if g is None else g.float() * per_sample(size, g).to(g.device) for g in found]
 
     def correct(self, step: Step, state: TextGuidanceState) -> None:

@@ -1,8 +1,8 @@
-"""SAFREE's latent re-attention: skip features of the filtered prompt against those of the prompt itself."""
+"""SAFREE's latent re-attention: it compares skip features of the filtered prompt with those of the prompt itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,25 +20,35 @@ from ..engine.run import Run
 
 ORIGINAL = "unfiltered"
 Block = tuple[str, int]
+"""The host's name of a block of the UNet, such as ("output", 3)."""
 
 
 @dataclass
 class Features:
-    """Skip features of one model call: first the original prompt's are kept, then the filtered one's are compared with them."""
+    """State of one run: skip features of the model call in progress.
 
+    Attributes:
+        scales: factor by the width of a level of the UNet.
+        original: the unfiltered prompt's skip features by block, (B, channels, h, w).
+        is_recording: True while the unfiltered prompt is evaluated.
+        change: change of the first block that changed, for the trace.
+        before: that block's features before the change.
+    """
+
+    scales: Mapping[int, float]
     original: dict[Block, Tensor] = field(default_factory=dict)
-    listening: bool = False
+    is_recording: bool = False
     change: Change | None = None
-    """Of the first block that changed, for the record."""
     before: Tensor | None = None
 
 
 class ReattentionCorrection(Correction):
-    """Damps low frequencies that the filtered prompt has more of than the prompt itself.
+    """Damping of low frequencies that the filtered prompt has more of than the prompt itself.
 
     Args:
         unfiltered: CONDITIONING of the prompt before the filter.
-        deep, shallow: factors in the deepest and the second deepest level of the decoder; 1 leaves a level alone.
+        deep: factor in the deepest level of the decoder; 1 leaves the level unchanged.
+        shallow: factor in the second deepest level; 1 leaves the level unchanged.
     """
 
     name = "SAFREE re-attention"
@@ -46,27 +56,27 @@ class ReattentionCorrection(Correction):
     def __init__(self, unfiltered: list[Any], deep: float, shallow: float) -> None:
         self.texts = {ORIGINAL: unfiltered}
         self.deep, self.shallow = deep, shallow
-        self._scales: dict[int, float] = {}
 
-    def patch(self, model: ModelPatcher) -> None:
+    def patch(self, model: ModelPatcher) -> dict[int, float]:
+        """Add the hooks, and return the factor of each level of this UNet by the level's width."""
         config = model.model.model_config.unet_config
         if "channel_mult" not in config:
             raise ValueError(
                 "Latent re-attention works in the decoder of a UNet, which this model does not have. Remove the node."
             )
-        widths = sorted(
-            {config["model_channels"] * factor for factor in config["channel_mult"]}, reverse=True
-        )
-        self._scales = {width: scale for width, scale in zip(widths, (self.deep, self.shallow)) if scale != 1}
-        if self._scales:
+        widths = {config["model_channels"] * factor for factor in config["channel_mult"]}
+        by_depth = zip(sorted(widths, reverse=True), (self.deep, self.shallow))
+        scales = {width: scale for width, scale in by_depth if scale != 1}
+        if scales:
             model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, f"{KEY}_reattention", self._evaluate)
-            model.set_model_output_block_patch(self._skip)
+            model.set_model_output_block_patch(self._patch_skip)
+        return scales
 
     def begin(self, context: RunContext) -> Features:
-        return Features()
+        return Features(context.resources)
 
     def is_active(self, level: NoiseLevel) -> bool:
-        return bool(self._scales)
+        return self.deep != 1 or self.shallow != 1
 
     def correct(self, step: Step, state: Features) -> None:
         return None
@@ -80,38 +90,42 @@ class ReattentionCorrection(Correction):
         timestep: Tensor,
         options: dict[str, Any],
     ) -> Any:
+        """Evaluate the unfiltered prompt before the guider's own forward, if it differs from the filtered one."""
         run: Run | None = options["transformer_options"].get(KEY)
         positive = None if run is None or not run.is_guiders_forward else run.guider.conds[COND]
         if run is None or positive is None or not any(cond is positive for cond in conds):
             return executor(model, conds, x, timestep, options)
         original = run.conditioning(self, ORIGINAL)
-        if _same_text(_active(positive, timestep), original):
+        if _same_text(_entries_at(positive, timestep), original):
             return executor(model, conds, x, timestep, options)
         features: Features = run.state_of(self)
         with run.charged_to(self), _cleared(features):
-            features.listening = True
+            features.is_recording = True
             executor(model, [original], x, timestep, options)
             run.recorder.forwards += len(x)
-            features.listening = False
+            features.is_recording = False
             denoised = executor(model, conds, x, timestep, options)
             if features.change is not None and features.before is not None:
                 run.note_change(self, features.change, features.before)
         return denoised
 
-    def _skip(self, hidden: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _patch_skip(self, hidden: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Record the skip features of the unfiltered prompt, or damp those of the filtered one."""
         run: Run | None = options.get(KEY)
-        scale = self._scales.get(hidden.shape[1])
-        if run is None or scale is None or not run.is_guiders_forward:
+        if run is None or not run.is_guiders_forward:
             return hidden, skip
         features: Features = run.state_of(self)
-        if features.listening:
+        scale = features.scales.get(hidden.shape[1])
+        if scale is None:
+            return hidden, skip
+        if features.is_recording:
             features.original[options["block"]] = skip.clone()
             return hidden, skip
         original = features.original.get(options["block"])
         if original is None:
             return hidden, skip
         positive = {entry["uuid"] for entry in run.guider.conds[COND]}
-        chunks = list(skip.chunk(len(options["uuids"])))
+        chunks = list(skip.chunk(len(options["uuids"])))  # one (B, channels, h, w) per conditioning
         for index, (uuid, chunk) in enumerate(zip(options["uuids"], chunks)):
             if uuid in positive and chunk.shape == original.shape:
                 chunks[index] = reattention(chunk, original, scale)
@@ -123,14 +137,15 @@ class ReattentionCorrection(Correction):
 
 @contextmanager
 def _cleared(features: Features) -> Iterator[None]:
+    """Drop the features of the model call after the block."""
     try:
         yield
     finally:
-        features.original, features.listening, features.change, features.before = {}, False, None, None
+        features.original, features.is_recording, features.change, features.before = {}, False, None, None
 
 
-def _active(entries: list[dict[str, Any]], timestep: Tensor) -> list[dict[str, Any]]:
-    """The entries of a prepared conditioning that the host uses at a noise level."""
+def _entries_at(entries: list[dict[str, Any]], timestep: Tensor) -> list[dict[str, Any]]:
+    """Return the entries of a prepared conditioning that the host uses at a noise level."""
     sigma = float(timestep[0])
     return [
         e for e in entries if e.get("timestep_end", 0.0) <= sigma <= e.get("timestep_start", float("inf"))
@@ -138,5 +153,7 @@ def _active(entries: list[dict[str, Any]], timestep: Tensor) -> list[dict[str, A
 
 
 def _same_text(entries: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
-    a, b = ([entry["model_conds"]["c_crossattn"].cond for entry in of] for of in (entries, others))
+    """Return True if two prepared conditionings have equal embeddings."""
+    a = [entry["model_conds"]["c_crossattn"].cond for entry in entries]
+    b = [entry["model_conds"]["c_crossattn"].cond for entry in others]
     return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b))

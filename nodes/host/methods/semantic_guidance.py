@@ -10,12 +10,12 @@ from torch import Tensor
 from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.semantic_guidance import SemanticGuidanceSettings, denoised_change, semantic_guidance
-from ..engine.correction import UNCOND, Correction, RunContext, Step
-from .safe_latent_diffusion import Momentum
+from ..engine.correction import UNCOND, Step
+from .momentum import Momentum, MomentumCorrection
 
 
-class SemanticGuidanceCorrection(Correction):
-    """Steers along the directions of concepts. Needs the guider's negative branch."""
+class SemanticGuidanceCorrection(MomentumCorrection):
+    """Guidance along the directions of concepts. Needs the guider's negative branch."""
 
     name = "Semantic Guidance"
 
@@ -24,23 +24,12 @@ class SemanticGuidanceCorrection(Correction):
         self.texts = dict(zip(self._names, concept_texts))
         self.settings = settings
 
-    def begin(self, context: RunContext) -> Momentum:
-        return Momentum()
-
-    def carried(self, state: Momentum) -> Tensor | None:
-        return state.value
-
-    def resume(self, state: Momentum, carried: Tensor) -> None:
-        state.value = carried
-
     def is_active(self, level: NoiseLevel) -> bool:
         return self.settings.acts(level)
 
     def wanted_texts(self, step: Step, state: Momentum) -> Mapping[str, Tensor]:
-        return {
-            name: step.every_row
-            for name in (*(self._names[i] for i in self.settings.needed(step.level)), UNCOND)
-        }
+        names = [self._names[i] for i in self.settings.needed(step.level)]
+        return dict.fromkeys((*names, UNCOND), step.every_row)
 
     def correct(self, step: Step, state: Momentum) -> Change | None:
         if UNCOND not in step.predictions:
@@ -55,7 +44,7 @@ class SemanticGuidanceCorrection(Correction):
             state.value = momentum
         if guidance is None:
             return None
-        touched = (guidance != 0).any(dim=1).flatten(1)
+        touched = (guidance != 0).any(dim=1).flatten(1)  # (B, h * w)
         return Change(
             denoised_change(guidance, step.sigma), touched.any(dim=1), area=touched.float().mean(dim=1)
         )

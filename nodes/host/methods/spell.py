@@ -15,29 +15,34 @@ from ....guidance.core.references import References
 from ....guidance.spell import SpellSettings, repellency, unit_pixels
 from ..engine.correction import Correction, RunContext, Step
 from ..engine.mask import area_of
-from ..files.negation_latents import check_images, earlier_references, fitting_references, references_for
+from ..files.negation_latents import earlier_references, fitting_references, references_for
 
 
 @dataclass
-class Prepared:
-    """References of one run, moved to the sampler's device at the first active step."""
+class SpellState:
+    """References of one run.
+
+    Attributes:
+        references: the references of the negation set and of earlier images.
+        on_device: True once they are on the sampler's device, from the first active step on.
+    """
 
     references: list[References] = field(default_factory=list)
-    placed: bool = False
+    on_device: bool = False
 
 
 class SpellCorrection(Correction):
-    """Keeps predictions out of balls around the images of a negation set, around images made before, and around each other.
+    """Repellency out of balls around the images of a negation set, around earlier images, and around each other.
 
     Args:
         negation_set: static references, compared as whole images, or None.
         vae: encodes them; may be None without a set.
         settings: radius and the rest.
         normalized: compare with references of `unit_pixels`, as the published baseline does.
-        layout: how the set's images get to the size of the run.
-        mask: where to look and to act, a MASK of the workflow.
-        earlier: (M, C, h, w) latents in VAE space of images made before, references like the set's; the paper's dynamic
-            references of earlier batches.
+        layout: how the set's images are brought to the size of the run.
+        mask: MASK of the workflow, where to compare and to act; None for everywhere.
+        earlier: (M, C, h, w) latents in VAE space of earlier images, used like the set's references; they are the paper's
+            dynamic references of earlier batches.
     """
 
     name = "SPELL"
@@ -59,26 +64,29 @@ class SpellCorrection(Correction):
     def _is_on(self) -> bool:
         return self.settings.radius > 0 and self.settings.overcompensation > 0
 
-    def begin(self, context: RunContext) -> Prepared:
-        check_images(context.latent_shape)
+    def begin(self, context: RunContext) -> SpellState:
+        context.require_images(self.name)
+        if not self._is_on:
+            return SpellState()
         found: list[References] = []
-        if self._is_on and self.negation_set is not None:
+        if self.negation_set is not None:
             found.append(
                 references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)
             )
-        if self._is_on and self.earlier is not None:
+        if self.earlier is not None:
             found += earlier_references(context.model, self.earlier, context.latent_shape)
-        return Prepared([references.then(unit_pixels) for references in found] if self.normalized else found)
+        if self.normalized:
+            found = [references.then(unit_pixels) for references in found]
+        return SpellState(found)
 
     def is_active(self, level: NoiseLevel) -> bool:
         return self._is_on and level in self.settings.window
 
-    def correct(self, step: Step, state: Prepared) -> Change | None:
-        if not state.placed:
-            state.references = [
-                fitting_references(references, step.denoised.device) for references in state.references
-            ]
-            state.placed = True
+    def correct(self, step: Step, state: SpellState) -> Change | None:
+        if not state.on_device:
+            device = step.denoised.device
+            state.references = [fitting_references(references, device) for references in state.references]
+            state.on_device = True
         result = repellency(step.denoised.float(), state.references, self.settings, area_of(self.mask, step))
-        inside = result.inside > 0
+        inside = result.inside > 0  # (B,)
         return Change(result.delta, inside, self.settings.cap, gate=inside.float())

@@ -1,0 +1,139 @@
+"""Extra predictions for the texts of corrections: each text once, all in one batch, only for the samples that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from . import diagnostics
+from .correction import KEY, UNCOND, Correction, Step
+from .traces import Recorder
+
+
+class TextPredictions:
+    """The texts of a run's corrections, registered with the guider.
+
+    The host prepares conditionings that the guider holds like its own: areas, timestep ranges, ControlNet.
+    """
+
+    def __init__(self, corrections: Sequence[Correction], guider: Any, recorder: Recorder) -> None:
+        self._corrections, self._guider, self._recorder = corrections, guider, recorder
+        self._keys: dict[tuple[int, str], str] = {}
+        known: list[tuple[list[Any], str]] = []
+        for index, correction in enumerate(corrections):
+            for name, conditioning in correction.texts.items():
+                key = next((key for other, key in known if _same_conditioning(conditioning, other)), None)
+                if key is None:
+                    key = f"{KEY}_{len(known)}"
+                    known.append((conditioning, key))
+                    self._register(key, conditioning)
+                self._keys[index, name] = key
+
+    def _register(self, key: str, conditioning: list[Any]) -> None:
+        self._guider.conds[key] = comfy.sampler_helpers.convert_cond(conditioning)
+        for entry in self._guider.conds[key]:
+            entry.setdefault("prompt_type", "positive")
+
+    def conditioning(self, index: int, name: str) -> list[dict[str, Any]]:
+        """Return a text of the correction with this index, as the host prepared it."""
+        entries: list[dict[str, Any]] = self._guider.conds[self._keys[index, name]]
+        return entries
+
+    def predict(self, wanted: Mapping[int, Mapping[str, Tensor]], step: Step) -> dict[int, dict[str, Tensor]]:
+        """Evaluate the texts that corrections ask for, in one batch of the rows that any of them asks for.
+
+        Args:
+            wanted: by index of the correction and name of the text, the rows (B,) bool that need it.
+            step: the evaluation; its `predictions` are there already.
+
+        Returns:
+            By index and name, (B, C, h, w), equal to `step.denoised` in rows that were not evaluated.
+        """
+        keys, rows = self._missing(wanted, step)
+        if rows is None:
+            return {index: {} for index in wanted}
+        # Each conditioning is charged to the correction that asked for it first.
+        first: dict[str, int] = {}
+        for (index, _), key in keys.items():
+            first.setdefault(key, index)
+        with self._recorder.spending(*first.values()):
+            by_key = _predict_rows(list(first), rows, step)
+        found: dict[int, dict[str, Tensor]] = {index: {} for index in wanted}
+        for (index, name), key in keys.items():
+            found[index][name] = _scattered(by_key[key], rows, step.denoised)
+        return found
+
+    def _missing(
+        self, wanted: Mapping[int, Mapping[str, Tensor]], step: Step
+    ) -> tuple[dict[tuple[int, str], str], Tensor | None]:
+        """Return the guider's keys of the predictions that are not there yet, and the rows (B,) bool that need any."""
+        keys: dict[tuple[int, str], str] = {}
+        needed: Tensor | None = None
+        for index, of_correction in wanted.items():
+            for name, rows in of_correction.items():
+                if name in step.predictions or not bool(rows.any()):
+                    continue
+                key = self._keys.get((index, name), name)
+                if step.guider.conds.get(key) is None:
+                    self._recorder.notes.append(diagnostics.missing_branch(self._corrections[index].name))
+                    continue
+                if name == UNCOND:
+                    self._recorder.notes.append(diagnostics.costly_branch(self._corrections[index].name))
+                keys[index, name] = key
+                needed = rows if needed is None else needed | rows
+        return keys, needed
+
+
+def _predict_rows(keys: list[str], rows: Tensor, step: Step) -> dict[str, Tensor]:
+    """Return the predictions of the conditionings under `keys` for some rows, (number of rows, C, h, w) each.
+
+    All rows are evaluated if a conditioning differs between rows.
+    """
+    conds = [step.guider.conds[key] for key in keys]
+    x, timestep = step.x, step.timestep
+    is_whole_batch = bool(rows.all())
+    if not is_whole_batch and all(_serves_any_row(entry) for cond in conds for entry in cond):
+        x, timestep = x[rows], timestep[rows]
+    predicted = comfy.samplers.calc_cond_batch(
+        step.guider.inner_model, conds, x, timestep, step.model_options
+    )
+    return {
+        key: out if len(out) < len(rows) or is_whole_batch else out[rows] for key, out in zip(keys, predicted)
+    }
+
+
+def _serves_any_row(entry: dict[str, Any]) -> bool:
+    """Return True if nothing in a prepared conditioning belongs to certain rows of the batch."""
+    values = [getattr(cond, "cond", None) for cond in entry.get("model_conds", {}).values()]
+    values.append(entry.get("mask"))
+    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim > 0]
+    return "control" not in entry and all(len(tensor) == 1 for tensor in tensors)
+
+
+def _scattered(values: Tensor, rows: Tensor, denoised: Tensor) -> Tensor:
+    """Return `denoised` (B, C, h, w) with `values` (R, C, h, w) in the R rows that are True."""
+    indices = rows.nonzero()[:, 0].to(values.device)
+    return denoised.to(values.dtype).clone().index_copy_(0, indices, values)
+
+
+def _same_conditioning(a: list[Any], b: list[Any]) -> bool:
+    """Return True for the same text: equal embeddings, and options that are equal or the same objects."""
+    if a is b:
+        return True
+    return len(a) == len(b) and all(
+        torch.equal(x[0], y[0])
+        and x[1].keys() == y[1].keys()
+        and all(_same_value(x[1][k], y[1][k]) for k in x[1])
+        for x, y in zip(a, b)
+    )
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return a is b or (isinstance(a, str | int | float) and a == b)
