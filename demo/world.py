@@ -161,7 +161,7 @@ def with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def describe(
+def write_caption(
     scene: Scene, rng: random.Random, complete: bool = False, words: dict[str, str] | None = None
 ) -> str:
     """A caption in a natural phrase. `complete` names every attribute, `words` fixes the word for a shape."""

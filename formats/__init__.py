@@ -1,1 +1,1 @@
-"""Files that users keep, and how images are read: negation sets, guideline tokens, latents, image layouts."""
+"""Formats of the files that users keep, the reading of image files, and the fitting of images to a size."""

@@ -1,46 +1,29 @@
-"""Writing safetensors files a tensor at a time, so that a file may be larger than memory, and never half."""
+"""Writer of safetensors files, one tensor at a time, so that a file may be larger than memory."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from .atomic_file import replacing
+
 ALIGNMENT = 64
-"""Data begins at a multiple of this, so that mapped numbers are aligned."""
-TEMPORARY_SUFFIX = ".tmp"
-DTYPES = {torch.float16: "F16", torch.uint8: "U8"}
-"""Types that the pack keeps, by the format's names for them."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well, and leaves no trace otherwise.
-
-    Whoever else writes the same file at the same time does no harm, and whoever has the old one open keeps it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+"""The tensor data starts at a multiple of this many bytes, so that memory-mapped numbers are aligned."""
+DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
+"""Types of tensors in the pack's files, with the names that safetensors gives them."""
 
 
 def header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The beginning of a file whose tensors follow in this order without gaps."""
+    """Return the header of a file whose tensors follow in this order without gaps.
+
+    Args:
+        tensors: type and shape of each tensor by name.
+        metadata: text by name.
+    """
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape) in tensors.items():
@@ -52,16 +35,15 @@ def header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata:
 
 
 def data(tensor: Tensor) -> bytes:
-    """A tensor's numbers as a file holds them."""
+    """Return a tensor's numbers in the byte order of the file."""
     found: bytes = tensor.detach().cpu().contiguous().numpy().tobytes()
     return found
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a whole file."""
+    """Write a whole file; an existing file stays as it is until the new one is complete."""
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replacing(path) as file:
-        file.write(
-            header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}, metadata)
-        )
+        file.write(header(layout, metadata))
         for tensor in tensors.values():
             file.write(data(tensor))

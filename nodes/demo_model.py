@@ -1,4 +1,4 @@
-"""The bundled demo model."""
+"""Node that loads the bundled demo model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .host.files.demo_model import load_demo_model
 
 
 class LoadDemoModel(io.ComfyNode):
-    """A small Stable Diffusion that draws scenes, to try the pack without any download."""
+    """Small Stable Diffusion that draws scenes, to try the pack without any download."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -17,8 +17,10 @@ class LoadDemoModel(io.ComfyNode):
             display_name="Load Demo Model",
             category="safe guidance",
             description=(
-                "Loads the small model that comes with this pack. It draws scenes of 128 x 128 pixels with circles, squares, triangles, "
-                "hearts, crosses and stars; the star plays the unwanted concept. Good for trying a method in seconds, without any download."
+                "Loads the small model that comes with this pack. It draws scenes of 128 x "
+                "128 pixels with circles, squares, triangles, hearts, crosses and stars; "
+                "the star stands for the unwanted concept. Use it to try a method in "
+                "seconds without a download."
             ),
             search_aliases=["demo", "example model", "tiny model", "test model"],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],

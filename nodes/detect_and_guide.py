@@ -1,4 +1,4 @@
-"""Detect-and-Guide (DAG): find a concept in the model's own attention, and guide away from it there only."""
+"""Detect-and-Guide (DAG): find a concept in the model's cross-attention and guide away from it only there."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from ..guidance.core.noise_level import SigmaWindow
 from ..guidance.detect_and_guide.attention_maps import Normalization
 from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
-from ..reports.curves import overlay
+from ..reports.overlays import overlay_map
+from .dag_inputs import ALIASES, CATEGORY
 from .host.attention.detection_maps import detect
 from .host.engine.hooks import attach
 from .host.engine.node_messages import message_ui
 from .host.methods.detect_and_guide import DetectAndGuideCorrection
 from .io_types import GuidelineTokensType
-from .shared_inputs import DAG_ALIASES, DAG_CATEGORY, noise_levels, seed_input
+from .parsing import noise_levels
+from .shared_inputs import HIDDEN, seed_input
 
 DEFAULTS = DetectAndGuideSettings()
 NORMALIZATIONS: tuple[Normalization, ...] = ("joint", "per map")
@@ -32,6 +34,7 @@ def _number(
     step: float = 0.01,
     least: float = 0.0,
     advanced: bool = True,
+    hidden: bool = False,
 ) -> io.Float.Input:
     return io.Float.Input(
         name,
@@ -42,37 +45,36 @@ def _number(
         round=0.0001,
         optional=advanced,
         advanced=advanced,
+        extra_dict=HIDDEN if hidden else None,
         tooltip=tooltip,
     )
 
 
-def _switch(name: str, default: bool, tooltip: str) -> io.Boolean.Input:
-    return io.Boolean.Input(name, default=default, optional=True, advanced=True, tooltip=tooltip)
-
-
 class DAGDetectorGuide(io.ComfyNode):
-    """MODEL in, MODEL out."""
+    """Attaches Detect-and-Guide to a MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SafeGuidanceDAGDetectorGuide",
             display_name="DAG Detector + Guide",
-            category=DAG_CATEGORY,
-            description="Finds a concept in the model's own cross-attention while an image is sampled, and guides away from it there: "
-            "harder where it is larger and surer. Images without it come out bit-identical and cost nothing. For SD 1.x, SD 2.x "
-            "and SDXL.",
-            search_aliases=[*DAG_ALIASES, "self regulation", "local negative prompt"],
+            category=CATEGORY,
+            description="Finds a concept in the model's own cross-attention during sampling and "
+            "guides away from it only there, more strongly where it is larger and more "
+            "certain. Images in which nothing is found stay bit-identical and cost "
+            "nothing extra. For SD 1.x, SD 2.x and SDXL.",
+            search_aliases=[*ALIASES, "self regulation", "local negative prompt"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to protect: a UNet, such as Stable Diffusion 1.x, 2.x or SDXL.",
+                    tooltip="Model to protect. It must be a UNet such as Stable Diffusion 1.x, 2.x or SDXL.",
                 ),
                 GuidelineTokensType.Input(
-                    "guideline_tokens", tooltip="What to look for; made for this kind of model."
+                    "guideline_tokens",
+                    tooltip="Guideline tokens of the concept to find, learnt for this kind of model.",
                 ),
                 io.Conditioning.Input(
-                    "safety", tooltip="A text of what to guide away from, such as: nudity, naked, sexual."
+                    "safety", tooltip="Text to guide away from, in few words, such as: nudity, naked, sexual."
                 ),
                 io.Float.Input(
                     "strength",
@@ -80,99 +82,124 @@ class DAGDetectorGuide(io.ComfyNode):
                     min=0.0,
                     max=20.0,
                     step=0.05,
-                    tooltip="How hard to guide where the concept is found. 0 is off, 1 the paper's; more removes more and distorts more.",
+                    tooltip="Guidance strength where the concept is found; 0 is off. A higher value "
+                    "removes more and distorts more. Start with 1, the paper's.",
                 ),
                 io.Combo.Input(
                     "host_mask",
                     options=["SEGA", "SLD"],
                     default=DEFAULTS.host_mask,
-                    tooltip="What is changed inside the found regions. SEGA: the tenth of all positions that differ most from the safety "
-                    "text. SLD: wherever the prompt leans towards the safety text.",
+                    tooltip="Which values are changed inside the detected regions. SEGA changes the "
+                    "tenth that differs most from the safety text; SLD changes all values where "
+                    "the prompt leans towards it, which is more. Start with SEGA.",
                 ),
                 _number(
                     "detection_threshold",
                     DEFAULTS.detection_threshold,
                     1.0,
-                    "How sure a detection must be. More spares more images, less catches more. 0.5 is the threshold that the tokens "
-                    "were calibrated for.",
+                    "Certainty from which the concept counts as found. A higher value leaves "
+                    "more images unchanged; a lower one catches more. Start with 0.5, for which "
+                    "the tokens were calibrated.",
                     advanced=False,
                 ),
                 _number(
                     "hold_threshold",
                     DEFAULTS.hold_threshold,
                     1.0,
-                    "The same once the concept was found in an image: less keeps pushing while the thing fades. 0.5 is the paper, which "
-                    "has no such memory.",
+                    "Detection threshold after the concept was found once in an image. A lower "
+                    "value keeps guiding while the subject fades. Start with 0.5, as in the "
+                    "paper; use 0.3 to be thorough.",
                 ),
                 _number(
                     "edit_threshold",
                     DEFAULTS.edit_threshold,
                     1.0,
-                    "How faint a detection may be to be changed with what was found. Less changes more around it. 0 is the paper's 0.01, "
-                    "or the tokens' own background noise where that is more.",
+                    "Certainty from which positions around a detection may change. A lower "
+                    "value changes more around it. 0 is the paper's 0.01, or the tokens' "
+                    "background noise where that is higher.",
                     step=0.001,
+                    hidden=True,
                 ),
                 _number(
                     "core",
                     DEFAULTS.core,
                     1.0,
-                    "Once found, positions count as the thing from this share of the surest one on. Less takes more of a thing whose "
-                    "middle alone is sure. 0 is the paper: only positions above the detection threshold.",
+                    "Positions count as the subject from this share of the highest certainty "
+                    "on. A higher value takes only the most certain centre. Start with 0, as in "
+                    "the paper; use 0.6 for subjects of which only the centre is certain.",
                 ),
                 _number(
                     "reach",
                     DEFAULTS.reach,
                     1.0,
-                    "How far around the thing changes may go, as a share of the image's side. Less spares what is beside it. 0 is the "
-                    "paper: everywhere above the edit threshold.",
+                    "How far around the subject the image may change, as a share of its side. A "
+                    "lower value protects what is next to the subject. Start with 0, as in the "
+                    "paper (no limit), or 0.06.",
                 ),
                 _number(
                     "start_sigma",
                     DEFAULTS.window.high,
                     1000.0,
-                    "Noise level at which the method begins; 7.56 is step 5 of 50 (paper). More begins earlier, when maps are vague.",
+                    "Noise level (sigma) at which the method begins. A higher value begins "
+                    "earlier, when the attention maps are less certain. Start with 7.56, the "
+                    "paper's step 5 of 50.",
                 ),
                 _number(
                     "end_sigma",
                     0.0,
                     1000.0,
-                    "Noise level at which the method stops. More leaves the details alone.",
+                    "Noise level (sigma) at which the method stops. A higher value leaves "
+                    "details unchanged. Start with 0.",
                 ),
                 _number(
                     "base",
                     DEFAULTS.base,
                     1000.0,
-                    "AreaScaler: scale for an object that fills the image; smaller ones get their share of it. More pushes harder.",
+                    "AreaScaler: guidance scale of a subject that fills the image; a smaller "
+                    "subject gets its share. A higher value guides more strongly. Start with 5, "
+                    "the paper's; small subjects need more, such as 50.",
                 ),
                 _number(
                     "coverage",
                     DEFAULTS.coverage,
                     1.01,
-                    "With this share of the image above the edit threshold, no object is told apart yet and nothing is done. "
-                    "More acts on vaguer maps.",
+                    "When this share of the image is above the edit threshold, the map is too "
+                    "vague and nothing is done. A higher value acts on vaguer maps.",
+                    hidden=True,
                 ),
                 _number(
                     "magnitude",
                     DEFAULTS.magnitude,
                     100.0,
-                    "MagnitudeScaler: how many times harder sure positions are guided than faint ones, at most. 1 is off.",
+                    "MagnitudeScaler: largest ratio between the guidance of certain and "
+                    "uncertain positions; 1 is off. A higher value favours certain positions.",
                     step=0.1,
                     least=1.0,
+                    hidden=True,
                 ),
-                _number("cap", DEFAULTS.cap, 1000.0, "Largest scale of all. Less is gentler.", step=0.1),
+                _number(
+                    "cap",
+                    DEFAULTS.cap,
+                    1000.0,
+                    "Upper limit of the guidance scale. A lower value is gentler. Start with 10.",
+                    step=0.1,
+                ),
                 _number(
                     "quantile",
                     DEFAULTS.quantile,
                     1.0,
-                    "SEGA: share of the positions of every channel that stay as they are. More changes less.",
+                    "SEGA: share of the positions of each channel that stay unchanged. A higher "
+                    "value changes less. Start with 0.9.",
                 ),
                 _number(
                     "sld_threshold",
                     DEFAULTS.sld_threshold,
                     10.0,
-                    "SLD: how far the prompt must stay beyond the safety text to be left alone. More changes more.",
+                    "SLD: how far the prompt must be beyond the safety text to be left "
+                    "unchanged. A higher value changes more.",
                     step=0.001,
                     least=-10.0,
+                    hidden=True,
                 ),
                 io.Combo.Input(
                     "connectivity",
@@ -180,7 +207,8 @@ class DAGDetectorGuide(io.ComfyNode):
                     default=str(DEFAULTS.connectivity),
                     optional=True,
                     advanced=True,
-                    tooltip="Whether positions that touch at a corner are one object (8) or two (4).",
+                    extra_dict=HIDDEN,
+                    tooltip="Whether positions that touch only at a corner are one object (8) or two (4).",
                 ),
                 io.Combo.Input(
                     "fill",
@@ -188,7 +216,9 @@ class DAGDetectorGuide(io.ComfyNode):
                     default=DEFAULTS.fill,
                     optional=True,
                     advanced=True,
-                    tooltip="How an object's scale reaches the fainter positions around it: that of the nearest object, or fading.",
+                    extra_dict=HIDDEN,
+                    tooltip="How an object's scale extends to the less certain positions around it. "
+                    "nearest takes the scale of the nearest object; blur fades it out.",
                 ),
                 io.Combo.Input(
                     "normalization",
@@ -196,41 +226,55 @@ class DAGDetectorGuide(io.ComfyNode):
                     default="joint",
                     optional=True,
                     advanced=True,
-                    tooltip="joint: an image without the concept stays below the threshold. per map: the paper's words taken literally; "
-                    "every image then counts as detected.",
+                    extra_dict=HIDDEN,
+                    tooltip="How attention maps are normalised. joint keeps images without the concept "
+                    "below the threshold. per map follows the paper's wording, and every image "
+                    "then counts as detected.",
                 ),
-                _switch(
+                io.Boolean.Input(
                     "stacked",
-                    DEFAULTS.stacked,
-                    "Average the maps of all steps so far instead of using each step's own. Steadier, slower to notice changes.",
+                    default=DEFAULTS.stacked,
+                    optional=True,
+                    advanced=True,
+                    extra_dict=HIDDEN,
+                    tooltip="Average the maps of all steps so far instead of using those of the current "
+                    "step. The result is steadier and reacts more slowly.",
                 ),
-                _switch(
+                io.Boolean.Input(
                     "bounded",
-                    DEFAULTS.bounded,
-                    "Keep the changed image's values within those that it has: no over-saturation and no grain at scales that "
-                    "remove. Off is the paper.",
+                    default=DEFAULTS.bounded,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep the changed prediction within the range of values it had. This "
+                    "prevents over-saturation and grain at large scales. Start with off, as in "
+                    "the paper.",
                 ),
-                _switch(
+                io.Boolean.Input(
                     "look_first",
-                    DEFAULTS.look_first,
-                    "Sample the image without the guidance first, see where the thing comes out, then sample it again: finds "
-                    "more surely, and everything around it stays as it was. Doubles the time of images in which something is found. "
-                    "Off is the paper.",
+                    default=DEFAULTS.look_first,
+                    optional=True,
+                    tooltip="Two-pass mode: sample once without guidance to locate the subject, then "
+                    "again with guidance. Detection is more reliable and everything around the "
+                    "subject stays unchanged; images with a detection take twice the time. "
+                    "Start with off, as in the paper.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where to look and to act, white for yes. Without it, everywhere.",
+                    tooltip="Area of the image in which to detect and to guide, in white. Without a "
+                    "mask it is the whole image.",
                 ),
                 GuidelineTokensType.Input(
                     "guideline_tokens_2",
                     optional=True,
-                    tooltip="A second concept; the surer one decides at each place.",
+                    tooltip="Guideline tokens of a second concept. At each position the more certain "
+                    "concept decides.",
                 ),
                 GuidelineTokensType.Input(
                     "guideline_tokens_3",
                     optional=True,
-                    tooltip="A third concept; the surest decides at each place.",
+                    tooltip="Guideline tokens of a third concept. At each position the most certain "
+                    "concept decides.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -264,34 +308,36 @@ class DAGDetectorGuide(io.ComfyNode):
 
 
 class DAGDetectionMap(io.ComfyNode):
-    """Where and how surely a detector sees its concept."""
+    """Shows where and how certainly the detector finds its concept."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SafeGuidanceDAGDetectionMap",
             display_name="DAG Detection Map",
-            category=DAG_CATEGORY,
-            description="Shows what the DAG detector sees in an image at chosen noise levels: where, how surely, whether it would act. "
-            "Give it what a sampler made for a prompt, or an encoded image.",
-            search_aliases=[*DAG_ALIASES, "why did it fire", "heat map", "daam"],
+            category=CATEGORY,
+            description="Shows what the DAG detector finds in an image at chosen noise levels: "
+            "where, how certain, and whether it would act. Connect the latent of a "
+            "sampler, or an encoded image.",
+            search_aliases=[*ALIASES, "why did it fire", "heat map", "daam"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model whose attention is read."),
-                io.Vae.Input(
-                    "vae", tooltip="The VAE that belongs to the model, for the image under the map."
+                io.Model.Input("model", tooltip="Model whose attention is read. It must be a UNet."),
+                io.Vae.Input("vae", tooltip="VAE of the model. It decodes the image shown behind the map."),
+                GuidelineTokensType.Input(
+                    "guideline_tokens", tooltip="Guideline tokens of the concept to find."
                 ),
-                GuidelineTokensType.Input("guideline_tokens", tooltip="What to look for."),
                 io.Conditioning.Input(
                     "positive", tooltip="The prompt that made the image, or one that describes it."
                 ),
-                io.Latent.Input("samples", tooltip="A sampler's result or an encoded image."),
+                io.Latent.Input("samples", tooltip="Latent of a sampler, or an encoded image."),
                 io.String.Input(
                     "sigmas",
                     default="7, 5, 3, 2, 1",
-                    tooltip="Noise levels to look at. More noise is closer to what the detector sees early on.",
+                    tooltip="Noise levels (sigma) at which to detect. A higher level is closer to what "
+                    "the detector sees early in sampling. Start with 7, 5, 3, 2, 1.",
                 ),
-                seed_input("Of the noise; the same seed gives the same maps."),
+                seed_input("Seed of the noise that is added. The same seed gives the same maps."),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask"),
@@ -319,7 +365,8 @@ class DAGDetectionMap(io.ComfyNode):
         )
         # A row per image: the image, then its map at every noise level.
         rows = [
-            torch.cat([p, *(overlay(p, m) for m in of_image)], dim=1) for p, of_image in zip(images, shown)
+            torch.cat([p, *(overlay_map(p, m) for m in of_image)], dim=1)
+            for p, of_image in zip(images, shown)
         ]
         report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
         sheet = torch.stack(rows)

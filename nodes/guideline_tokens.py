@@ -1,4 +1,4 @@
-"""Guideline tokens: what a detector looks for in the model's own attention."""
+"""Nodes that load, save and learn guideline tokens, which tell the DAG detector what to find."""
 
 from __future__ import annotations
 
@@ -9,42 +9,39 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..guidance.detect_and_guide import guideline_tokens as files
+from ..formats import guideline_token_file
+from ..guidance.detect_and_guide.annotated_images import annotate
 from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
-from .host.attention.token_learning import Example, learn, look_at_images, tokens_from_text
+from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
+from .host.attention.token_learning import learn, look_at_images, tokens_from_text
 from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType, RecordedAttentionType
-from .shared_inputs import (
-    DAG_ALIASES,
-    DAG_CATEGORY,
-    MOST_IMAGES,
-    SCALES,
-    attention_inputs,
-    noise_levels,
-    seed_input,
-)
+from .parsing import captions_of, noise_levels
+from .shared_inputs import seed_input
 
 
 class LoadGuidelineTokens(io.ComfyNode):
-    """Tokens from a file."""
+    """Loads guideline tokens from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SafeGuidanceLoadGuidelineTokens",
             display_name="Load Guideline Tokens",
-            category=DAG_CATEGORY,
-            description="Loads what the DAG detector looks for: bundled tokens, or a file in models/guideline_tokens.",
-            search_aliases=DAG_ALIASES,
+            category=CATEGORY,
+            description="Loads guideline tokens, which tell the DAG detector what to find: bundled "
+            "ones, or a file in models/guideline_tokens.",
+            search_aliases=ALIASES,
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=file_names(GUIDELINE_TOKENS),
-                    tooltip="Bundled tokens fit the demo model; your own files belong into models/guideline_tokens.",
+                    tooltip="File with guideline tokens. The bundled ones are for the demo model; put "
+                    "your own into models/guideline_tokens.",
                 )
             ],
             outputs=[GuidelineTokensType.Output(display_name="guideline_tokens")],
@@ -56,46 +53,48 @@ class LoadGuidelineTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(files.load(file_path(GUIDELINE_TOKENS, name)))
+        return io.NodeOutput(guideline_token_file.load(file_path(GUIDELINE_TOKENS, name)))
 
 
 class SaveGuidelineTokens(io.ComfyNode):
-    """Tokens into a file."""
+    """Saves guideline tokens to a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SafeGuidanceSaveGuidelineTokens",
             display_name="Save Guideline Tokens",
-            category=DAG_CATEGORY,
-            description="Saves guideline tokens into models/guideline_tokens, where Load Guideline Tokens finds them.",
-            search_aliases=DAG_ALIASES,
+            category=CATEGORY,
+            description="Saves guideline tokens to models/guideline_tokens, where Load Guideline "
+            "Tokens lists them.",
+            search_aliases=ALIASES,
             is_output_node=True,
             inputs=[
-                GuidelineTokensType.Input("guideline_tokens", tooltip="What to save."),
+                GuidelineTokensType.Input("guideline_tokens", tooltip="Guideline tokens to save."),
                 io.String.Input(
-                    "name", default="my tokens", tooltip="Name of the file; a / makes a sub-folder."
+                    "name", default="my tokens", tooltip="Name of the file. Use / for a sub-folder."
                 ),
                 io.String.Input(
                     "source",
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Where the images they learnt from come from.",
+                    tooltip="Where the training images come from, stored in the file.",
                 ),
                 io.String.Input(
                     "licence",
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Under which terms the tokens may be used.",
+                    tooltip="Licence of the tokens, stored in the file.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Replace a file of that name; otherwise a number is put behind the name.",
+                    tooltip="Replace an existing file of that name. When off, a number is appended to "
+                    "the name.",
                 ),
             ],
             outputs=[io.String.Output(display_name="name")],
@@ -120,27 +119,29 @@ class SaveGuidelineTokens(io.ComfyNode):
 
 
 class GuidelineTokensFromText(io.ComfyNode):
-    """Tokens straight from a text encoder."""
+    """Makes guideline tokens with the text encoder alone."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SafeGuidanceGuidelineTokensFromText",
             display_name="Guideline Tokens from Text",
-            category=DAG_CATEGORY,
-            description="Makes guideline tokens from words alone, not optimised: good for a first look at what a model's attention knows. "
-            "Optimised tokens find more and mistake less.",
-            search_aliases=DAG_ALIASES,
+            category=CATEGORY,
+            description="Makes guideline tokens from words, without learning. Use them for a first "
+            "look at what a model's attention knows; learnt tokens find more and make "
+            "fewer mistakes.",
+            search_aliases=ALIASES,
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.String.Input("words", default="nude person", tooltip="What to look for, in few words."),
+                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the words."),
+                io.String.Input("words", default="nude person", tooltip="Concept to find, in few words."),
                 io.Boolean.Input(
                     "whole_phrase",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Every word piece becomes a token, and their maps are averaged. Otherwise only the last one, which the words "
-                    "before it colour.",
+                    tooltip="Use every word piece as a token and average their maps. When off, only the "
+                    "last token is used, which carries the meaning of the words before it. "
+                    "Start with off.",
                 ),
             ],
             outputs=[GuidelineTokensType.Output(display_name="guideline_tokens")],
@@ -152,7 +153,7 @@ class GuidelineTokensFromText(io.ComfyNode):
 
 
 class OptimizeGuidelineTokens(io.ComfyNode):
-    """Tokens learnt from a few images with masks."""
+    """Learns guideline tokens from a few images with masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -160,62 +161,72 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceOptimizeGuidelineTokens",
             display_name="Optimize Guideline Tokens",
-            category=DAG_CATEGORY,
-            description="Learns guideline tokens from a few images with masks of the concept and images without it. Only the tokens "
-            "change; the model's attention is read once for every image and noise level.",
-            search_aliases=[*DAG_ALIASES, "train token", "textual inversion", "optimise guideline tokens"],
+            category=CATEGORY,
+            description="Learns guideline tokens from a few images with masks of the concept and "
+            "images without it. Only the tokens are trained; the model's attention is "
+            "read once per image and noise level.",
+            search_aliases=[*ALIASES, "train token", "textual inversion", "optimise guideline tokens"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model whose attention is to find the concept, and models fine-tuned from it.",
+                    tooltip="Model whose attention should find the concept. The tokens also fit models "
+                    "fine-tuned from it.",
                 ),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Clip.Input(
+                    "clip", tooltip="Text encoder of the model. It encodes the words and captions."
+                ),
+                io.Vae.Input("vae", tooltip="VAE of the model. It encodes the images into latents."),
                 io.Image.Input(
                     "images",
-                    tooltip="Images that show the concept, best made by the model itself. More and more varied ones help.",
+                    tooltip="Images that show the concept, ideally generated by the model itself. More "
+                    "and more varied images help. Start with a dozen.",
                 ),
-                io.Mask.Input("masks", tooltip="One for each image, white where the concept is."),
+                io.Mask.Input("masks", tooltip="One mask per image, white on the concept."),
                 io.Image.Input(
                     "safe_images",
                     optional=True,
-                    tooltip="Images without the concept but with other things. Without them, tokens find things rather than the concept.",
+                    tooltip="Images without the concept but with other subjects. Without them, the "
+                    "tokens find any subject rather than the concept.",
                 ),
                 io.String.Input(
                     "words",
                     default="nude person",
-                    tooltip="The concept in few words: where the search begins.",
+                    tooltip="The concept in few words, from which learning starts.",
                 ),
                 io.String.Input(
                     "captions",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the images show, a line for each: first the images with the concept, then those without. "
-                    "Best the prompts that made them. Missing lines count as empty.",
+                    tooltip="One caption per line: first for the images with the concept, then for "
+                    "those without. The prompts that made the images work best; missing lines "
+                    "count as empty.",
                 ),
                 RecordedAttentionType.Input(
                     "attention",
                     optional=True,
-                    tooltip="What the model's attention asked while it made these images, from Sample and Record Attention. Captions, "
-                    "sigmas and scales are then those of that node. Without it, the images are shown to the model under noise.",
+                    tooltip="Attention recorded by Sample and Record Attention while the model made "
+                    "these images. Captions, sigmas and scales then come from that node. "
+                    "Without it, noise is added to the images and the model is run on them.",
                 ),
                 io.Int.Input(
                     "tokens",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Tokens for the concept, whose maps are averaged. More tell apart more with many images, and learn the "
-                    "images by heart with few.",
+                    tooltip="Number of tokens for the concept; their maps are averaged. More tokens "
+                    "separate better with many images and overfit with few. Start with 1.",
                 ),
                 io.Combo.Input(
                     "recipe",
                     options=["contrast", "paper"],
                     default="contrast",
-                    tooltip="contrast: small concepts count as much as the rest, and images with it must reach higher than those "
-                    "without. paper: plain cross-entropy and gradient descent, for concepts that fill much of the image.",
+                    tooltip="Training objective. contrast weighs small concepts as much as the rest and "
+                    "ranks images with the concept above those without. paper is plain "
+                    "cross-entropy with gradient descent, for concepts that fill much of the "
+                    "image. Start with contrast.",
                 ),
-                seed_input("Of the noise and of what is drawn; the same gives the same tokens."),
+                seed_input("Seed of the noise and of the random draws. The same seed gives the same tokens."),
                 io.Int.Input(
                     "iterations",
                     default=0,
@@ -223,7 +234,8 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     max=10000,
                     optional=True,
                     advanced=True,
-                    tooltip="Steps of learning. 0 is 100 for every image with the concept (paper). More fits closer and takes longer.",
+                    tooltip="Number of training steps; 0 means 100 for every image with the concept "
+                    "(paper). More steps fit the images more closely and take longer.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -233,7 +245,8 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="0 is the recipe's own: 200 for paper, 0.1 for contrast. More learns faster and may overshoot.",
+                    tooltip="Learning rate; 0 uses that of the recipe: 200 for paper, 0.1 for contrast. "
+                    "A higher value learns faster and may overshoot.",
                 ),
                 *attention_inputs(),
                 io.Int.Input(
@@ -243,7 +256,8 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     max=256,
                     optional=True,
                     advanced=True,
-                    tooltip="Images of each kind in every iteration; the paper's is 1. More is steadier and slower.",
+                    tooltip="Images of each kind per training step. More are steadier and slower. Start "
+                    "with 8; the paper uses 1.",
                 ),
                 io.Int.Input(
                     "levels",
@@ -252,7 +266,8 @@ class OptimizeGuidelineTokens(io.ComfyNode):
                     max=64,
                     optional=True,
                     advanced=True,
-                    tooltip="Noise levels drawn for every iteration. More is steadier and slower.",
+                    tooltip="Noise levels drawn per training step. More are steadier and slower. Start "
+                    "with 5.",
                 ),
             ],
             outputs=[
@@ -288,9 +303,13 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         settings = OptimizationSettings(
             recipe, iterations or None, learning_rate or None, levels, batch, seed
         )  # type: ignore[arg-type]
-        annotated = example(images, masks, safe_images)
+        annotated = annotate(images, masks, safe_images)
+        if len(annotated) > MOST_IMAGES:
+            raise ValueError(
+                f"There are {len(annotated)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
+            )
         if attention is None:
-            lines = captions_of(captions, len(annotated.images))
+            lines = captions_of(captions, len(annotated))
             attention = look_at_images(
                 model, clip, vae, annotated, lines, noise_levels(sigmas), SCALES[scales], seed
             )
@@ -299,42 +318,6 @@ class OptimizeGuidelineTokens(io.ComfyNode):
         return io.NodeOutput(
             learnt.tokens, curve(learnt.losses)[None], overlap, learnt.report, ui=message_ui(learnt.report)
         )
-
-
-def example(images: torch.Tensor, masks: torch.Tensor, safe_images: torch.Tensor | None) -> Example:
-    """The images of both kinds as one batch.
-
-    Raises:
-        ValueError: masks or sizes do not fit the images.
-    """
-    if len(masks) not in (1, len(images)) or masks.ndim != 3:
-        raise ValueError(
-            f"There are {len(images)} images but {len(masks)} masks. Connect one mask for every image."
-        )
-    masks = masks.expand(len(images), -1, -1)
-    if masks.shape[1:] != images.shape[1:3]:
-        masks = torch.nn.functional.interpolate(masks[:, None].float(), size=images.shape[1:3], mode="area")[
-            :, 0
-        ]
-    together = images[..., :3]
-    if safe_images is not None:
-        if safe_images.shape[1:3] != images.shape[1:3]:
-            raise ValueError(
-                "The images without the concept have another size than those with it. Scale them to the same size."
-            )
-        together = torch.cat([together, safe_images[..., :3]])
-        masks = torch.cat([masks, masks.new_zeros(len(safe_images), *masks.shape[1:])])
-    if len(together) > MOST_IMAGES:
-        raise ValueError(
-            f"There are {len(together)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
-        )
-    return Example(together, masks)
-
-
-def captions_of(text: str, count: int) -> tuple[str, ...]:
-    """A line for each of `count` images, empty where there are too few."""
-    lines = [line.strip() for line in text.strip("\n").split("\n")] if text.strip() else []
-    return (*lines[:count], *[""] * (count - len(lines)))
 
 
 NODES: list[type[io.ComfyNode]] = [

@@ -1,4 +1,4 @@
-"""Looking into negation sets: what is in them, and which of their images come closest to others."""
+"""Nodes that show the content of a negation set and its images closest to others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..formats.negation_set import NegationSet, without_duplicates
+from ..guidance.safe_denoiser.settings import SafeDenoiserSettings
 from ..guidance.safe_denoiser.similarity import closest
-from ..guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 from ..reports.contact_sheet import comparison_sheet, contact_sheet
 from ..reports.set_report import NEAR_DUPLICATE, report, thumbnail, thumbnails
 from .host.engine.node_messages import message_ui
@@ -19,11 +19,11 @@ from .io_types import NegationSetType
 CATEGORY = "safe guidance/negation sets"
 DEFAULTS = SafeDenoiserSettings()
 ENOUGH_MASKED = 64
-"""Of 24 harmless images of the demo model, sets of 16, 32, 64 and 96 masked images spoil 10, 4, 2 and none."""
+"""Sets of 16, 32, 64 and 96 masked images change 10, 4, 2 and 0 of 24 harmless images of the demo model."""
 
 
 class PreviewNegationSet(io.ComfyNode):
-    """What is in a set."""
+    """Shows the images and measures of a set."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,23 +31,26 @@ class PreviewNegationSet(io.ComfyNode):
             node_id="SafeGuidancePreviewNegationSet",
             display_name="Preview Negation Set",
             category=CATEGORY,
-            description="Shows the images of a set on a contact sheet, with their number, sizes, source and licence, how alike they are, "
-            "which ones nearly repeat, and from which similarity on Safe Denoiser acts.",
+            description="Shows the images of a negation set on a contact sheet, with their number, "
+            "sizes, source and licence, how similar they are, near duplicates, and the "
+            "similarity from which Safe Denoiser acts.",
             search_aliases=["negation set", "contact sheet", "duplicates", "diversity", "calibration"],
             is_output_node=True,
             inputs=[
-                NegationSetType.Input("negation_set", tooltip="The set to look at."),
+                NegationSetType.Input("negation_set", tooltip="Negation set to show."),
                 io.Int.Input(
                     "most",
                     default=64,
                     min=1,
                     max=1024,
-                    tooltip="How many images the sheet shows at the most, spread evenly over the set. More makes a larger sheet.",
+                    tooltip="Largest number of images on the sheet, spread evenly over the set. More "
+                    "make a larger sheet. Start with 64.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="With a VAE the figures are those that Safe Denoiser sees; without, those of small copies of the images.",
+                    tooltip="VAE for the measures. With it, latents are compared as in Safe Denoiser; "
+                    "without it, small copies of the images.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="summary")],
@@ -61,7 +64,7 @@ class PreviewNegationSet(io.ComfyNode):
 
 
 def summarize(negation_set: NegationSet, vae: Any = None) -> str:
-    """A few lines about a set for people."""
+    """Summarise a set in a few lines for people."""
     sizes = negation_set.sizes()
     shown = ", ".join(f"{width} x {height}" for width, height in sizes[:4]) + (
         " and others" if len(sizes) > 4 else ""
@@ -78,19 +81,19 @@ def summarize(negation_set: NegationSet, vae: Any = None) -> str:
 
 
 def _masks(negation_set: NegationSet) -> str:
-    """What the masks say, and so how Safe Denoiser uses the set in calibrated mode."""
+    """Describe the masks, which decide how Safe Denoiser uses the set in calibrated mode."""
     shares = [1.0 if mask is None else (mask > 127).float().mean().item() for mask in negation_set.masks]
     empty, places = sum(share == 0 for share in shares), sum(0 < share < 1 for share in shares)
     if places:
         few = (
-            f"; few: below about {ENOUGH_MASKED} images harmless images suffer"
+            f"; with fewer than about {ENOUGH_MASKED}, harmless images change too"
             if places < ENOUGH_MASKED
             else ""
         )
-        return f"masks: {places} mark a thing, which is looked for anywhere{few}"
+        return f"masks: {places} mark a subject, which is searched for at every position{few}"
     if 0 < empty < len(shares):
-        return f"masks: {empty} empty ones mark images that are fine; the other {len(shares) - empty} stand for a style"
-    return "masks: none that mark a place; whole images are compared"
+        return f"masks: {empty} empty (neutral references); the other {len(shares) - empty} define a style"
+    return "masks: none that mark a subject; whole images are compared"
 
 
 def _figures(negation_set: NegationSet, vae: Any) -> list[str]:
@@ -102,15 +105,16 @@ def _figures(negation_set: NegationSet, vae: Any) -> list[str]:
     found = report(references, DEFAULTS.temperature)
     pairs = ", ".join(f"{first + 1} and {second + 1} ({value:.2f})" for value, first, second in found.closest)
     return [
-        f"similarity of two images: {found.mean_similarity:.2f} on average of {found.compared} (0 unrelated, 1 the same)",
+        f"similarity of two images: {found.mean_similarity:.2f} on average of {found.compared} "
+        "(0 unrelated, 1 the same)",
         f"near duplicates (above {NEAR_DUPLICATE}): {found.near_duplicates} pairs; closest: {pairs}",
-        f"calibration: an image resembles the others at {found.typical:.3f}; with threshold {DEFAULTS.threshold:g}, Safe Denoiser acts "
-        f"from {DEFAULTS.threshold * found.typical:.3f} on",
+        f"calibration: an image resembles the others at {found.typical:.3f}; with threshold "
+        f"{DEFAULTS.threshold:g}, Safe Denoiser acts from {DEFAULTS.threshold * found.typical:.3f}",
     ]
 
 
 class FindClosestReferences(io.ComfyNode):
-    """Which images of a set come closest to given ones."""
+    """Lists the images of a set that are closest to given images."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -118,8 +122,9 @@ class FindClosestReferences(io.ComfyNode):
             node_id="SafeGuidanceFindClosestReferences",
             display_name="Find Closest References",
             category=CATEGORY,
-            description="Lists, for every image, the most similar ones of a negation set, by the similarity of whole images that Safe "
-            "Denoiser uses. Shows whether an output is a near-copy of something.",
+            description="Lists the most similar images of a negation set for each image, using the "
+            "whole-image similarity of Safe Denoiser. Use it to check whether an output "
+            "is a near-copy.",
             search_aliases=[
                 "nearest neighbour",
                 "similarity search",
@@ -130,21 +135,28 @@ class FindClosestReferences(io.ComfyNode):
             ],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images to look up."),
-                NegationSetType.Input("negation_set", tooltip="The set to look in."),
-                io.Int.Input("count", default=3, min=1, max=64, tooltip="How many to list for every image."),
+                io.Image.Input("images", tooltip="Images to look up, such as decoded results."),
+                NegationSetType.Input("negation_set", tooltip="Negation set to search."),
+                io.Int.Input(
+                    "count",
+                    default=3,
+                    min=1,
+                    max=64,
+                    tooltip="Number of references to list per image. Start with 3.",
+                ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="With a VAE latents are compared, as Safe Denoiser does; without, small copies.",
+                    tooltip="VAE for the comparison. With it, latents are compared as in Safe Denoiser; "
+                    "without it, small copies of the images.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="sheet", tooltip="A row per image: itself, then its closest references."
+                    display_name="sheet", tooltip="One row per image: the image, then its closest references."
                 ),
                 io.String.Output(display_name="report"),
-                io.Float.Output(display_name="highest", tooltip="The highest similarity found; 1 is a copy."),
+                io.Float.Output(display_name="highest", tooltip="Highest similarity found; 1 is a copy."),
             ],
         )
 
@@ -153,10 +165,8 @@ class FindClosestReferences(io.ComfyNode):
         cls, images: torch.Tensor, negation_set: NegationSet, count: int, vae: Any = None
     ) -> io.NodeOutput:
         if vae is None:
-            x, references = (
-                torch.stack([thumbnail(image[..., :3].float()) for image in images]),
-                thumbnails(negation_set),
-            )
+            x = torch.stack([thumbnail(image[..., :3].float()) for image in images])
+            references = thumbnails(negation_set)
         else:
             x = encode_images(images, vae)
             references = encode(negation_set, vae, *x.shape[-2:])

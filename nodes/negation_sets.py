@@ -1,4 +1,4 @@
-"""Negation sets: the images that say what a model should stay away from."""
+"""Nodes that load, build, combine and save negation sets: the reference images to keep away from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALIASES = ["negative image", "avoid style", "unwanted images", "nsfw", "referenc
 
 
 class LoadNegationSet(io.ComfyNode):
-    """A set from a file."""
+    """Loads a set from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -33,13 +33,15 @@ class LoadNegationSet(io.ComfyNode):
             node_id="SafeGuidanceLoadNegationSet",
             display_name="Load Negation Set",
             category=CATEGORY,
-            description="Loads images to stay away from: one of the bundled sets, or a file in models/negation_sets.",
+            description="Loads a negation set, the reference images to keep away from: a bundled "
+            "set, or a file in models/negation_sets.",
             search_aliases=ALIASES,
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=negation_set_names(),
-                    tooltip="Bundled sets come with the pack; your own files belong into models/negation_sets.",
+                    tooltip="Negation set file. Bundled sets come with the pack; put your own into "
+                    "models/negation_sets.",
                 )
             ],
             outputs=[NegationSetType.Output(display_name="negation_set")],
@@ -56,7 +58,7 @@ class LoadNegationSet(io.ComfyNode):
 
 
 class BuildNegationSet(io.ComfyNode):
-    """A set from images in the workflow."""
+    """Builds a set from images in the workflow."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -64,24 +66,26 @@ class BuildNegationSet(io.ComfyNode):
             node_id="SafeGuidanceBuildNegationSet",
             display_name="Build Negation Set",
             category=CATEGORY,
-            description="Makes a set from images in the workflow: generated ones, or photographs of what you do not want.",
+            description="Makes a negation set from images in the workflow: generated images, or "
+            "photographs of what you do not want.",
             search_aliases=ALIASES,
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="The images to stay away from. More and more varied ones describe it better; 1 is enough to try, and with a "
-                    "mask about a hundred are needed.",
+                    tooltip="Reference images to keep away from. More and more varied images describe "
+                    "the target better. One is enough to try; with masks use about a hundred.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the unwanted thing is, in one mask for all or one per image. It is then looked for anywhere; "
-                    "without a mask whole layouts are compared. An empty mask (black) says that an image is fine.",
+                    tooltip="Mask of the unwanted subject: one for all images or one per image. The "
+                    "subject is then searched for at every position; without masks, whole "
+                    "images are compared. An empty (black) mask marks a safe reference.",
                 ),
                 io.String.Input(
                     "name",
                     default="my set",
-                    tooltip="A name for people; it does not change what the set does.",
+                    tooltip="Name of the set, for people. It does not change what the set does.",
                 ),
                 *origin_inputs(),
             ],
@@ -101,7 +105,7 @@ class BuildNegationSet(io.ComfyNode):
 
 
 class NegationSetFromFolder(io.ComfyNode):
-    """A set from the files of a folder."""
+    """Builds a set from the images of a folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -109,32 +113,41 @@ class NegationSetFromFolder(io.ComfyNode):
             node_id="SafeGuidanceNegationSetFromFolder",
             display_name="Negation Set from Folder",
             category=CATEGORY,
-            description="Makes a set from all images in a folder under the host's input folder: PNG, JPEG, WebP, BMP, and the first "
-            "frame of GIFs. Files that cannot be used are listed with the reason.",
+            description="Makes a negation set from all images in a folder under the input folder: "
+            "PNG, JPEG, WebP, BMP and the first frame of GIFs. Files that cannot be "
+            "used are listed with the reason.",
             search_aliases=[*ALIASES, "load folder", "directory", "batch"],
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=input_folders(),
-                    tooltip="A folder under the host's input folder; the dot is that folder itself. Put your images there.",
+                    tooltip="Folder with the images, under the input folder; the dot is the input "
+                    "folder itself. Press R to refresh the list.",
                 ),
                 io.Boolean.Input(
-                    "sub_folders", default=True, tooltip="Also take the images in the folders inside it."
+                    "sub_folders",
+                    default=True,
+                    tooltip="Also use the images in the folders inside it. Start with on.",
                 ),
                 io.Int.Input(
                     "longest_side",
                     default=1024,
                     min=64,
                     max=files.MAX_SIDE,
-                    tooltip="Larger images are reduced to this many pixels. The size you generate is enough; less takes less memory.",
+                    tooltip="Longest side in pixels; larger images are scaled down to it. A higher "
+                    "value keeps more detail and takes more memory. Start with 1024; the size "
+                    "you generate is enough.",
                 ),
                 io.Boolean.Input(
                     "drop_duplicates",
                     default=True,
-                    tooltip="Keep every image once. Exact copies only give one more weight.",
+                    tooltip="Keep every image once. Exact copies would count twice. Start with on.",
                 ),
                 io.String.Input(
-                    "name", default="", optional=True, tooltip="A name for people; without one, the folder's."
+                    "name",
+                    default="",
+                    optional=True,
+                    tooltip="Name of the set, for people. When empty, the folder's name is used.",
                 ),
                 *origin_inputs(),
             ],
@@ -142,7 +155,7 @@ class NegationSetFromFolder(io.ComfyNode):
                 NegationSetType.Output(display_name="negation_set"),
                 io.String.Output(
                     display_name="report",
-                    tooltip="How many images there are, and every file that was skipped, with the reason.",
+                    tooltip="Number of images, and every skipped file with the reason.",
                 ),
             ],
         )
@@ -173,7 +186,7 @@ class NegationSetFromFolder(io.ComfyNode):
 
 
 class CombineNegationSets(io.ComfyNode):
-    """One set out of several."""
+    """Merges several sets into one."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -181,28 +194,30 @@ class CombineNegationSets(io.ComfyNode):
             node_id="SafeGuidanceCombineNegationSets",
             display_name="Combine Negation Sets",
             category=CATEGORY,
-            description="Puts the images of several sets into one, which is then compared and calibrated as a whole. To give every set a "
-            "strength of its own, use one Safe Denoiser after another instead.",
+            description="Merges the images of several negation sets into one, which is then "
+            "compared and calibrated as a whole. For a separate strength per set, chain "
+            "several Safe Denoiser nodes instead.",
             search_aliases=[*ALIASES, "merge", "join", "concatenate"],
             inputs=[
-                NegationSetType.Input("first", tooltip="A set."),
+                NegationSetType.Input("first", tooltip="First negation set to combine."),
                 NegationSetType.Input(
                     "second",
-                    tooltip="Another one. Combine images of a style with images that are fine, which have empty masks; otherwise sets "
-                    "with masks only with sets with masks.",
+                    tooltip="Second negation set. To define a style, combine unmasked style images with "
+                    "neutral images that have empty masks. Otherwise combine sets with masks "
+                    "only with sets with masks.",
                 ),
-                NegationSetType.Input("third", optional=True, tooltip="One more."),
-                NegationSetType.Input("fourth", optional=True, tooltip="One more."),
+                NegationSetType.Input("third", optional=True, tooltip="Third negation set, if needed."),
+                NegationSetType.Input("fourth", optional=True, tooltip="Fourth negation set, if needed."),
                 io.Boolean.Input(
                     "drop_duplicates",
                     default=True,
-                    tooltip="Keep every image once. Exact copies only give one more weight.",
+                    tooltip="Keep every image once. Exact copies would count twice. Start with on.",
                 ),
                 io.String.Input(
                     "name",
                     default="",
                     optional=True,
-                    tooltip="A name for people; without one, those of the sets.",
+                    tooltip="Name of the set, for people. When empty, the names of the sets are joined.",
                 ),
             ],
             outputs=[NegationSetType.Output(display_name="negation_set")],
@@ -223,7 +238,7 @@ class CombineNegationSets(io.ComfyNode):
 
 
 class SaveNegationSet(io.ComfyNode):
-    """A set's file, for later and for others."""
+    """Saves a set to a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -231,26 +246,28 @@ class SaveNegationSet(io.ComfyNode):
             node_id="SafeGuidanceSaveNegationSet",
             display_name="Save Negation Set",
             category=CATEGORY,
-            description="Writes a set into models/negation_sets, where Load Negation Set finds it. The file holds the images themselves "
-            "with source and licence, and serves every model and size.",
+            description="Saves a negation set to models/negation_sets, where Load Negation Set "
+            "lists it. The file holds the images with source and licence, and works for "
+            "every model and size.",
             search_aliases=[*ALIASES, "export", "share"],
             is_output_node=True,
             inputs=[
-                NegationSetType.Input("negation_set", tooltip="The set to save."),
+                NegationSetType.Input("negation_set", tooltip="Negation set to save."),
                 io.String.Input(
                     "file_name",
                     default="my_set",
-                    tooltip="Name of the file, with / for sub-folders of models/negation_sets.",
+                    tooltip="Name of the file. Use / for sub-folders of models/negation_sets.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Replace a file of that name. Otherwise the new one gets a number, unless it is the same set.",
+                    tooltip="Replace an existing file of that name. When off, a number is appended "
+                    "unless it is the same set.",
                 ),
             ],
             outputs=[
                 io.String.Output(
-                    display_name="file", tooltip="The name under which Load Negation Set offers it."
+                    display_name="file", tooltip="Name under which Load Negation Set lists the file."
                 )
             ],
         )
@@ -258,21 +275,27 @@ class SaveNegationSet(io.ComfyNode):
     @classmethod
     def execute(cls, negation_set: files.NegationSet, file_name: str, overwrite: bool) -> io.NodeOutput:
         path = save_negation_set(negation_set, file_name, overwrite)
-        return io.NodeOutput(path, ui=message_ui(f"{len(negation_set)} images in models/negation_sets/{path}"))
+        return io.NodeOutput(
+            path, ui=message_ui(f"{len(negation_set)} images in models/negation_sets/{path}")
+        )
 
 
 def origin_inputs() -> list[io.Input]:
-    """Where images come from, for whoever gets the set."""
+    """Return the inputs for the source and licence of images."""
     return [
         io.String.Input(
-            "source", default="", optional=True, advanced=True, tooltip="Where the images come from."
+            "source",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="Where the images come from, stored in the file.",
         ),
         io.String.Input(
             "licence",
             default="",
             optional=True,
             advanced=True,
-            tooltip="Under which terms the images may be used.",
+            tooltip="Licence of the images, stored in the file.",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Safe Denoiser: keep images away from a negation set while they are made."""
+"""Safe Denoiser: keep images away from a negation set during sampling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..formats.layouts import Layout
 from ..formats.negation_set import NegationSet
-from ..guidance.safe_denoiser.whole_image import Anchor, Mode, SafeDenoiserSettings
+from ..guidance.safe_denoiser.settings import Anchor, Mode, SafeDenoiserSettings
 from .host.engine.hooks import attach, trace_of
 from .host.engine.ksampler import sample
 from .host.methods.safe_denoiser import SafeDenoiserCorrection
@@ -33,7 +33,7 @@ DEFAULTS = SafeDenoiserSettings()
 
 
 def settings_inputs() -> list[io.Input]:
-    """The method's settings, the same for both nodes."""
+    """Return the inputs for the method's settings, the same for both nodes."""
     return [
         io.Float.Input(
             "strength",
@@ -41,17 +41,20 @@ def settings_inputs() -> list[io.Input]:
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="How hard the image is pushed away from the set. 0 is off, the paper uses 0.33 for nudity and up to 0.9 for a style; "
-            "more pushes harder and can change the rest of the image. With masks in the set: how much of the marked thing is "
-            "replaced; 1 is all of it, 1.2 also holds against a prompt that insists.",
+            tooltip="How strongly the image is pushed away from the negation set; 0 is off. A "
+            "higher value pushes harder and may change the rest of the image. Start "
+            "with 0.33; the paper uses up to 0.9 for a style. With masks, 1 replaces "
+            "the subject fully; use 1.2 if the prompt names it explicitly.",
         ),
         io.Combo.Input(
             "mode",
             options=list(get_args(Mode)),
             default=DEFAULTS.mode,
-            tooltip="calibrated: acts once an image resembles the set about as much as its own images do (recommended). "
-            "exact: the paper's formula, acts on near-copies of a reference only. tempered: the paper's formula, made less strict. "
-            "official: what the authors' code subtracts, from every image, without the noise that it adds anew.",
+            tooltip="How similarity to the set becomes a change. calibrated (recommended) acts "
+            "once an image resembles the set about as much as its images resemble each "
+            "other. exact is the paper's formula, which acts on near-copies only. "
+            "tempered is a less strict form of it. official is what the authors' code "
+            "subtracts from every image, without the noise it adds.",
         ),
         io.Float.Input(
             "start_sigma",
@@ -60,7 +63,9 @@ def settings_inputs() -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             advanced=True,
-            tooltip=f"Noise level at which the method begins; {WHOLE_START:g} begins with the first step. Less spares the layout.",
+            tooltip="Noise level (sigma) at which the method begins. A higher value starts "
+            "earlier; a lower one leaves the layout to the prompt. Start with "
+            f"{WHOLE_START:g}, the first step.",
         ),
         io.Float.Input(
             "end_sigma",
@@ -68,8 +73,9 @@ def settings_inputs() -> list[io.Input]:
             min=0.0,
             max=WHOLE_START,
             step=0.01,
-            tooltip="Noise level at which the method stops. 4.67 is the paper's (timestep 780 of Stable Diffusion 1.x); "
-            "less lets it act on smaller things and for longer, up to 0 for every step. With masks: 0.15.",
+            tooltip="Noise level (sigma) at which the method stops. A lower value lets it act "
+            "longer and on smaller details; 0 is the last step. Start with 4.67, the "
+            "paper's (timestep 780 of Stable Diffusion 1.x), or 0.15 with masks.",
         ),
         io.Float.Input(
             "threshold",
@@ -78,9 +84,11 @@ def settings_inputs() -> list[io.Input]:
             max=2.0,
             step=0.01,
             advanced=True,
-            tooltip="calibrated: how similar an image must get before anything happens, as a share of how similar the set's images "
-            "are among themselves. More spares more images, less catches more. With masks: how surely a place must show the marked "
-            "thing, as a share of how surely the set's own are told from the rest; 0.7 for a hundred images.",
+            tooltip="calibrated: how similar an image must be before the method acts, relative "
+            "to how similar the set's images are to each other. A higher value leaves "
+            "more images unchanged; a lower one catches more. Start with 0.4. For "
+            "masked sets and style sets it is a fraction of the set's own median "
+            "log-odds; start with 0.7 for a hundred masked images.",
         ),
         io.Float.Input(
             "temperature",
@@ -89,8 +97,10 @@ def settings_inputs() -> list[io.Input]:
             max=1.0,
             step=0.005,
             advanced=True,
-            tooltip="calibrated: less lets the few nearest references decide, more averages over the whole set. With masks: the same for "
-            "the parts of images that each place is compared with.",
+            tooltip="calibrated: how many references are averaged. A lower value lets the few "
+            "nearest references decide; a higher one averages over the whole set. Start "
+            "with 0.1. With masks it applies to the image patches that each position is "
+            "compared with.",
         ),
         io.Float.Input(
             "cap",
@@ -99,8 +109,9 @@ def settings_inputs() -> list[io.Input]:
             max=10.0,
             step=0.05,
             advanced=True,
-            tooltip="Largest change in one step, as a share of the prediction's size. Less is gentler. With masks: 2, or a thing that "
-            "fills much of the image is replaced in part only.",
+            tooltip="Largest change in one step, relative to the size of the prediction. A "
+            "lower value is gentler. Start with 0.5; use 2 with masks, otherwise a "
+            "large subject is replaced only in part.",
         ),
         io.Int.Input(
             "effective_dimensions",
@@ -108,7 +119,8 @@ def settings_inputs() -> list[io.Input]:
             min=1,
             max=65536,
             advanced=True,
-            tooltip="tempered: how many independent numbers a latent is taken to have. More comes closer to exact.",
+            tooltip="tempered: assumed number of independent values in a latent. A higher value "
+            "comes closer to exact.",
         ),
         io.Float.Input(
             "kappa",
@@ -118,8 +130,10 @@ def settings_inputs() -> list[io.Input]:
             step=0.01,
             optional=True,
             advanced=True,
-            tooltip="official: more lets the nearest references decide, less averages. The published settings are 6.45 for nudity on "
-            "SD 1.4 (strength 0.33), 0.37 for styles (0.9) and for single images (0.69), 16.9 on SD3 (0.03).",
+            tooltip="official: how sharply references are weighted. A higher value lets the "
+            "nearest references decide. Published settings: 6.45 for nudity on SD 1.4 "
+            "(strength 0.33), 0.37 for styles (0.9) and single images (0.69), 16.9 on "
+            "SD3 (0.03).",
         ),
         io.Combo.Input(
             "anchor",
@@ -127,8 +141,10 @@ def settings_inputs() -> list[io.Input]:
             default=DEFAULTS.anchor,
             optional=True,
             advanced=True,
-            tooltip="Which prediction is compared with the set. prediction: the one after CFG, what the image will be (the authors' "
-            "code). unconditional: the one without the prompt (the paper), which CFG then works against; costs a model call when CFG is 1.",
+            tooltip="Prediction that is compared with the set. prediction (the authors' code) "
+            "is the one after CFG. unconditional (the paper) is the one without the "
+            "prompt; CFG then works against the change, and it costs a model call at "
+            "CFG 1. Start with prediction.",
         ),
         *window_inputs(),
         *layout_inputs(),
@@ -138,7 +154,7 @@ def settings_inputs() -> list[io.Input]:
 def protect(
     model: ModelPatcher, vae: Any, negation_set: NegationSet, mask: torch.Tensor | None, given: dict[str, Any]
 ) -> ModelPatcher:
-    """The model with the method attached, from the values of `settings_inputs`."""
+    """Attach the method to a clone of the model, from the values of `settings_inputs`."""
     values = with_defaults(settings_inputs(), given)
     layout = Layout(values.pop("fit"), values.pop("augmentation"))
     window = take_window(model, values)
@@ -151,7 +167,7 @@ def protect(
 
 
 class SafeDenoiser(io.ComfyNode):
-    """MODEL in, MODEL out: works under every sampler and guider."""
+    """Attaches Safe Denoiser to a MODEL; works with every sampler and guider."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -159,11 +175,12 @@ class SafeDenoiser(io.ComfyNode):
             node_id="SafeGuidanceSafeDenoiser",
             display_name="Safe Denoiser",
             category=CATEGORY,
-            description="Keeps images away from a negation set while they are sampled. Images that do not resemble the set come out "
-            "bit-identical. Put it between the model and any sampler.",
+            description="Keeps images away from the reference images of a negation set during "
+            "sampling. Images that do not resemble the set stay bit-identical. Place it "
+            "between the model and any sampler.",
             search_aliases=ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="The model to protect."),
+                io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
                 *reference_inputs(),
                 *settings_inputs(),
                 mask_input(),
@@ -184,7 +201,7 @@ class SafeDenoiser(io.ComfyNode):
 
 
 class SafeDenoiserSampler(io.ComfyNode):
-    """KSampler with a negation set."""
+    """Samples as KSampler does, with Safe Denoiser on the model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -192,22 +209,31 @@ class SafeDenoiserSampler(io.ComfyNode):
             node_id="SafeGuidanceSafeDenoiserSampler",
             display_name="Safe Denoiser Sampler",
             category=CATEGORY,
-            description="KSampler and Safe Denoiser in one node: samples an image that stays away from a negation set.",
+            description="KSampler and Safe Denoiser in one node: samples an image that keeps away "
+            "from the reference images of a negation set.",
             search_aliases=[*ALIASES, "ksampler", "safe sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample."),
-                io.Conditioning.Input("positive", tooltip="What the image should show."),
-                io.Conditioning.Input("negative", tooltip="What the text says it should not show."),
-                io.Latent.Input("latent_image", tooltip="The latent to start from."),
+                io.Model.Input("model", tooltip="Model to sample from and to protect."),
+                io.Conditioning.Input("positive", tooltip="Positive prompt: what the image should show."),
+                io.Conditioning.Input(
+                    "negative", tooltip="Negative prompt: what the image should not show, in words."
+                ),
+                io.Latent.Input(
+                    "latent_image", tooltip="Latent image to start from: an empty one, or an encoded image."
+                ),
                 *reference_inputs(),
-                *sampler_inputs(changing_seed_input("The random seed; the same seed gives the same image.")),
+                *sampler_inputs(
+                    changing_seed_input("Random seed of the noise. The same seed gives the same image.")
+                ),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Less than 1 starts from the latent's image. Below about 0.8 the method's usual window has already passed.",
+                    tooltip="Amount of denoising: 1 starts from pure noise, a lower value keeps more of "
+                    "the input image. Below about 0.8 the method's usual window has already "
+                    "passed.",
                 ),
                 *settings_inputs(),
                 mask_input(),
@@ -215,7 +241,8 @@ class SafeDenoiserSampler(io.ComfyNode):
             outputs=[
                 io.Latent.Output(),
                 SafetyTraceType.Output(
-                    display_name="trace", tooltip="What the corrections did at each step, for Safety Trace."
+                    display_name="trace",
+                    tooltip="What the corrections did at each step. Connect it to Safety Trace.",
                 ),
             ],
         )

@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion: turn the guidance away from a text of unsafe concepts."""
+"""Safe Latent Diffusion: steer guidance away from a text of unsafe concepts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings_from(
     momentum_decay: float,
     start_sigma: float,
 ) -> SafeLatentDiffusionSettings:
-    """A preset, or for `custom` the given values."""
+    """Return the settings of a preset; for `custom`, the given values."""
     if preset != CUSTOM:
         return PRESETS[preset]
     return SafeLatentDiffusionSettings(
@@ -33,7 +33,7 @@ def settings_from(
 
 
 class SafeLatentDiffusion(io.ComfyNode):
-    """MODEL in, MODEL out."""
+    """Attaches Safe Latent Diffusion to a MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -41,8 +41,9 @@ class SafeLatentDiffusion(io.ComfyNode):
             node_id="SafeGuidanceSafeLatentDiffusion",
             display_name="Safe Latent Diffusion (SLD)",
             category="safe guidance/text",
-            description="Turns the guidance away from a text of unsafe concepts while an image is sampled. Needs a sampler with negative "
-            "prompt. Costs one more model evaluation a step.",
+            description="Steers guidance away from a text of unsafe concepts during sampling. Needs "
+            "a sampler with a negative prompt. Costs one extra model evaluation per "
+            "step.",
             search_aliases=[
                 "sld",
                 "safe stable diffusion",
@@ -52,23 +53,22 @@ class SafeLatentDiffusion(io.ComfyNode):
                 "concept erasing",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The model to protect."),
-                io.Clip.Input(
-                    "clip", tooltip="The text encoder that belongs to the model; it encodes the text below."
-                ),
+                io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
+                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the safety text."),
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default="medium",
-                    tooltip="The paper's strengths: weak changes little, max removes most and also changes harmless images. "
-                    "custom uses the numbers below.",
+                    tooltip="The paper's presets: weak changes little; max removes most and also "
+                    "changes harmless images. custom uses the values below. Start with medium.",
                 ),
                 io.String.Input(
                     "safety_text",
                     default=SAFETY_TEXT,
                     multiline=True,
-                    tooltip="What images should not show, as words separated by commas. The default is the paper's text; fewer and more "
-                    "exact words act more precisely.",
+                    tooltip="Concepts to keep away from, separated by commas. Fewer and more exact "
+                    "words act more precisely. Start with the default, which is the paper's "
+                    "text.",
                 ),
                 io.Float.Input(
                     "scale",
@@ -77,7 +77,8 @@ class SafeLatentDiffusion(io.ComfyNode):
                     max=100000.0,
                     step=10.0,
                     advanced=True,
-                    tooltip="custom: how soon an element is steered with full weight. Below 1 is off; more steers on smaller differences.",
+                    tooltip="custom: guidance scale. A higher value steers at smaller differences; "
+                    "below 1 is off.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -87,8 +88,9 @@ class SafeLatentDiffusion(io.ComfyNode):
                     step=0.001,
                     round=0.0001,
                     advanced=True,
-                    tooltip="custom: how far the prompt must stay beyond the safety text to be left alone. More steers more of an image, "
-                    "less spares more.",
+                    tooltip="custom: an element is steered while its prompt direction exceeds that of "
+                    "the safety text by less than this. A higher value steers more of the "
+                    "image.",
                 ),
                 io.Float.Input(
                     "momentum_scale",
@@ -97,8 +99,9 @@ class SafeLatentDiffusion(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="custom: how much of the guidance of earlier steps is added. 0 is off and saves the model evaluations "
-                    "before the start; more keeps the direction longer.",
+                    tooltip="custom: weight of the accumulated guidance of earlier steps. A higher "
+                    "value keeps the direction longer; 0 is off and saves the evaluations "
+                    "before the start.",
                 ),
                 io.Float.Input(
                     "momentum_decay",
@@ -107,7 +110,8 @@ class SafeLatentDiffusion(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="custom: the share of the collected guidance that stays at each step. More is slower and smoother.",
+                    tooltip="custom: share of the accumulated guidance that is kept at each step. A "
+                    "higher value changes more slowly and smoothly.",
                 ),
                 io.Float.Input(
                     "start_sigma",
@@ -116,8 +120,8 @@ class SafeLatentDiffusion(io.ComfyNode):
                     max=WHOLE_START,
                     step=0.01,
                     advanced=True,
-                    tooltip=f"custom: noise level at which the guidance begins; {WHOLE_START:g} begins with the first step. "
-                    "Less keeps more of the layout.",
+                    tooltip=f"custom: noise level (sigma) at which guidance begins; {WHOLE_START:g} is "
+                    "the first step. A lower value keeps more of the layout.",
                 ),
             ],
             outputs=[io.Model.Output()],

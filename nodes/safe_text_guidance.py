@@ -1,4 +1,4 @@
-"""Safe Text Embedding Guidance, and the baseline that moves the latent instead of the text."""
+"""Safe Text Embedding Guidance, and Safe Data Guidance, which changes the latent instead of the text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .host.engine.hooks import attach
 from .host.methods.safe_data_guidance import SafeDataGuidanceCorrection
 from .host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 from .io_types import SafetyFunctionType
-from .shared_inputs import WHOLE_START, sigma_window
+from .shared_inputs import HIDDEN, WHOLE_START, sigma_window
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["stg", "classifier guidance", "detector guidance", "nsfw", "concept erasing", "safety checker"]
@@ -25,19 +25,21 @@ TEXT, DATA = SafeTextGuidanceSettings(), SafeDataGuidanceSettings()
 
 
 def common_inputs() -> list[io.Input]:
-    """What both methods work with."""
+    """Return the model, VAE and safety function inputs of both methods."""
     return [
-        io.Model.Input("model", tooltip="The model to protect."),
+        io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
         io.Vae.Input(
             "vae",
-            tooltip="The VAE that belongs to the model; it shows the safety function what is being painted.",
+            tooltip="VAE of the model. It decodes predictions for the safety function.",
         ),
-        SafetyFunctionType.Input("safety_function", tooltip="What counts as unsafe."),
+        SafetyFunctionType.Input(
+            "safety_function", tooltip="Safety function: the detector that decides what is unsafe."
+        ),
     ]
 
 
 def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
-    """When both methods act, and how they see the image."""
+    """Return the inputs for when both methods act and how predictions are decoded."""
     return [
         io.Float.Input(
             "tau",
@@ -45,8 +47,9 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             min=-10.0,
             max=10.0,
             step=0.01,
-            tooltip="Unsafe score above which it acts, besides the safety function's own threshold. More spares more images. "
-            "0.01 is the paper's for nudity, 0.16 for CLIP similarities.",
+            tooltip="Unsafe score above which the method acts, in addition to the safety "
+            "function's own threshold. A higher value leaves more images unchanged. "
+            "Start with 0.01, the paper's for nudity, or 0.16 for CLIP similarities.",
         ),
         io.Float.Input(
             "start_sigma",
@@ -54,8 +57,9 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             min=0.0,
             max=WHOLE_START,
             step=0.01,
-            tooltip=f"Noise level at which it begins; {WHOLE_START:g} begins with the first step. More changes layouts too, but early "
-            "predictions are a blur that detectors misread, which touches harmless images.",
+            tooltip=f"Noise level (sigma) at which the method begins; {WHOLE_START:g} is the "
+            "first step. A higher value also changes layouts, but early predictions are "
+            "blurred and detectors misread them. Start with 7.56.",
         ),
         io.Float.Input(
             "end_sigma",
@@ -63,27 +67,31 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             min=0.0,
             max=WHOLE_START,
             step=0.001,
-            tooltip="Noise level at which it stops. Less acts on details for longer, and tempts it to fool the detector with them.",
+            tooltip="Noise level (sigma) at which the method stops. A lower value acts on "
+            "details for longer and may only fool the detector. Start with 0.346.",
         ),
         io.Combo.Input(
             "decoder",
             options=list(DECODERS),
             default="vae",
-            tooltip="How the detector gets to see a prediction. vae: the whole decoder, exact and slow. taesd: the fast preview decoder, "
-            "if its file is in models/vae_approx. linear: fitted to the VAE once, fastest and coarse.",
+            tooltip="How predictions are decoded for the detector. vae is exact and slow; taesd "
+            "is the fast preview decoder, if its file is in models/vae_approx; linear "
+            "is fitted to the VAE once, and is the fastest and coarsest. Start with "
+            "vae.",
         ),
         io.Boolean.Input(
             "save_memory",
             default=False,
             advanced=True,
-            tooltip="Keeps less for the gradient and computes it again: about a third slower where it acts. Turned on by itself, image "
-            "by image, when memory runs out.",
+            tooltip="Store less for the gradient and compute it again, which is about a third "
+            "slower where the method acts. It switches on by itself, image by image, "
+            "when memory runs out.",
         ),
     ]
 
 
 class SafeTextEmbeddingGuidance(io.ComfyNode):
-    """MODEL in, MODEL out: works under every sampler and guider."""
+    """Attaches Safe Text Embedding Guidance to a MODEL; works with every sampler and guider."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -91,8 +99,10 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
             node_id="SafeGuidanceSafeTextEmbeddingGuidance",
             display_name="Safe Text Embedding Guidance",
             category=CATEGORY,
-            description="While an image is sampled, a safety function looks at what it is going to be; where it objects, the prompt's "
-            "embedding moves so that the model paints something else. Images that it does not object to come out bit-identical.",
+            description="A safety function checks the predicted image at each step. Where it finds "
+            "something unsafe, the prompt's text embedding is moved so that the model "
+            "generates something else. Images in which it finds nothing stay "
+            "bit-identical.",
             search_aliases=ALIASES,
             inputs=[
                 *common_inputs(),
@@ -103,8 +113,9 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.001,
                     round=0.00001,
-                    tooltip="How far the embedding moves at a step, as a share of its size. 0 is off; 0.002 is the paper's for nudity, "
-                    "0.008 for violence and styles. More removes more and changes more of the image.",
+                    tooltip="How far the text embedding moves per step, relative to its size; 0 is off. "
+                    "A higher value removes more and changes more of the image. Start with "
+                    "0.002, the paper's for nudity, or 0.008 for violence and styles.",
                 ),
                 *gate_inputs(TEXT.tau, TEXT.window),
                 io.Float.Input(
@@ -113,14 +124,16 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the steps inside the window at which it looks and acts. Less is faster and weaker; the paper uses "
-                    "0.15 to 0.8 of all steps.",
+                    tooltip="Share of the steps inside the window at which the method checks and acts. "
+                    "A lower value is faster and weaker. Start with 1; the paper uses 0.15 to "
+                    "0.8 of all steps.",
                 ),
                 io.Boolean.Input(
                     "accumulate",
                     default=TEXT.accumulate,
                     advanced=True,
-                    tooltip="On: every move starts from the last one, as in the published code. Off: every step starts from the prompt.",
+                    tooltip="On: each move starts from the previous one, as in the published code. Off: "
+                    "each step starts from the prompt again.",
                 ),
                 io.Float.Input(
                     "trust",
@@ -129,7 +142,8 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="How far the embedding may get from the prompt's, as a share of its size. Less stays closer to the prompt.",
+                    tooltip="Largest distance of the embedding from the prompt's, relative to its size. "
+                    "A lower value stays closer to the prompt.",
                 ),
                 io.Float.Input(
                     "prior_weight",
@@ -138,7 +152,9 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
                     max=100000.0,
                     step=0.1,
                     advanced=True,
-                    tooltip="How hard the embedding is pulled back to the prompt's. More stays closer; 0 is the published setting.",
+                    extra_dict=HIDDEN,
+                    tooltip="How strongly the embedding is pulled back to the prompt's. A higher value "
+                    "stays closer to the prompt. Start with 0, the published setting.",
                 ),
                 io.Float.Input(
                     "full_score",
@@ -147,15 +163,17 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Unsafe score at which it moves with full rho; below, proportionally less. 0 always moves fully.",
+                    tooltip="Unsafe score from which the full rho is used; below it, rho shrinks in "
+                    "proportion. 0 always uses the full rho.",
                 ),
                 io.Combo.Input(
                     "unit",
                     options=["relative", "normalized", "raw"],
                     default=TEXT.unit,
                     advanced=True,
-                    tooltip="What rho means. relative: a share of the embedding's size, for every text encoder. normalized: a length, as "
-                    "in the published code (0.5 there). raw: a factor of the gradient, as in the paper's formula.",
+                    tooltip="Unit of rho. relative is a share of the embedding's size and suits every "
+                    "text encoder; normalized is a length, as in the published code (0.5 "
+                    "there); raw is a factor of the gradient, as in the paper's formula.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -180,7 +198,7 @@ class SafeTextEmbeddingGuidance(io.ComfyNode):
 
 
 class SafeDataGuidance(io.ComfyNode):
-    """The data-space baseline."""
+    """Attaches Safe Data Guidance, the baseline that changes the latent, to a MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -188,8 +206,9 @@ class SafeDataGuidance(io.ComfyNode):
             node_id="SafeGuidanceSafeDataGuidance",
             display_name="Safe Data Guidance",
             category=CATEGORY,
-            description="Like Safe Text Embedding Guidance, but moves the image itself against the safety function's gradient instead "
-            "of the prompt. The baseline of that paper, and a way for models whose text cannot be guided.",
+            description="Like Safe Text Embedding Guidance, but moves the latent image against the "
+            "safety function's gradient instead of the prompt. It is the baseline in "
+            "that paper, and works for models whose text cannot be guided.",
             search_aliases=["sdg", "universal guidance", *ALIASES],
             inputs=[
                 *common_inputs(),
@@ -199,24 +218,25 @@ class SafeDataGuidance(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.01,
-                    tooltip="How much the prediction changes at a step, as a share of its size. 0 is off; more removes more, and soon "
-                    "leaves what the model can paint.",
+                    tooltip="How much the prediction changes per step, relative to its size; 0 is off. "
+                    "A higher value removes more and leaves visible marks sooner. Start with 1.",
                 ),
                 *gate_inputs(DATA.tau, DATA.window),
                 io.Boolean.Input(
                     "cheap",
                     default=DATA.cheap,
                     advanced=True,
-                    tooltip="Differentiates only the decoder and the detector, not the model: much faster, needs little memory, works with "
-                    "every model, and fools the detector more easily.",
+                    tooltip="Differentiate only the decoder and the detector, not the model. This is "
+                    "much faster, needs little memory and works with every model, but fools the "
+                    "detector more easily.",
                 ),
                 io.Combo.Input(
                     "scale",
                     options=["relative", "raw"],
                     default=DATA.scale,
                     advanced=True,
-                    tooltip="What strength means. relative: a share of the prediction's size. raw: the paper's lambda, a factor of the "
-                    "gradient.",
+                    tooltip="Unit of strength. relative is a share of the prediction's size; raw is the "
+                    "paper's lambda, a factor of the gradient.",
                 ),
             ],
             outputs=[io.Model.Output()],

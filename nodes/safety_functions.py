@@ -1,4 +1,4 @@
-"""Safety functions: what counts as unsafe in an image, as a score that guidance can decrease."""
+"""Nodes that make safety functions: differentiable scores of how unsafe an image is."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..guidance.safety_functions.classifier import ClassifierSafetyFunction
 from ..guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction
 from ..guidance.safety_functions.interface import CombinedSafetyFunction, SafetyFunction, in_words
 from ..guidance.safety_functions.multi_view import Views
-from ..reports.overlay import overlay
-from .host.autograd.decoders import load_now
+from ..reports.overlays import overlay_regions
+from .host.autograd.auxiliary_models import load_now
 from .host.engine.node_messages import message_ui
 from .host.files.folders import BUNDLED_SUFFIX
 from .host.files.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
 from .host.files.safety_models import classifier, clip_model, nudenet_network
 from .io_types import SafetyFunctionType
-from .shared_inputs import lines_of
+from .parsing import lines_of
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["detector", "nsfw", "safety checker", "classifier", "content filter"]
@@ -29,20 +29,21 @@ CUSTOM = "custom"
 
 
 def views_input() -> io.Input:
-    """How often an image is looked at."""
+    """Return the input for the number of views of an image."""
     return io.Int.Input(
         "views",
         default=1,
         min=1,
         max=16,
         advanced=True,
-        tooltip="How many slightly shifted and softened views of an image are judged together. More makes guidance change what is "
-        "seen instead of fooling the detector, and costs more; 1 judges the image as it is.",
+        tooltip="Number of slightly shifted and blurred views of an image that are scored "
+        "together. More views are harder to fool and cost more. Start with 1, the "
+        "image itself.",
     )
 
 
 class NudeNetSafety(io.ComfyNode):
-    """NudeNet's detector."""
+    """Makes a safety function from NudeNet's detector."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -50,22 +51,24 @@ class NudeNetSafety(io.ComfyNode):
             node_id="SafeGuidanceNudeNetSafetyFunction",
             display_name="NudeNet Safety Function",
             category=CATEGORY,
-            description="Scores nudity with NudeNet's detector. Needs the pack's extra 'nudenet', or the detector as an ONNX file in "
-            "models/safety together with the packages onnx and onnx2torch.",
+            description="Scores nudity with NudeNet's detector. Needs the pack's extra 'nudenet', "
+            "or the detector as an ONNX file in models/safety with the packages onnx "
+            "and onnx2torch.",
             search_aliases=[*ALIASES, "nudity", "nudenet"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=[PACKAGE, *safety_names(suffixes=(".onnx",))],
                     default=PACKAGE,
-                    tooltip="The detector: the one that the installed nudenet package brings, or an ONNX file in models/safety.",
+                    tooltip="Detector file: the one in the installed nudenet package, or an ONNX file "
+                    "in models/safety.",
                 ),
                 io.String.Input(
                     "classes",
                     default=", ".join(nudenet.PAPER_CLASSES),
                     multiline=True,
-                    tooltip="What counts as unsafe, as names of NudeNet's classes. More classes catch more and misfire more. "
-                    "The default is the paper's four.",
+                    tooltip="NudeNet classes that count as unsafe. More classes catch more and raise "
+                    "more false alarms. Start with the default, the paper's four.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -73,8 +76,9 @@ class NudeNetSafety(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Confidence above which something counts. Less acts earlier and misfires more often; 0.01 is the paper's, "
-                    "0.25 is what the package itself reports.",
+                    tooltip="Confidence above which a detection counts. A lower value acts earlier and "
+                    "raises more false alarms. Start with 0.01, the paper's; the package itself "
+                    "reports from 0.25.",
                 ),
                 io.Int.Input(
                     "size",
@@ -83,8 +87,9 @@ class NudeNetSafety(io.ComfyNode):
                     max=1280,
                     step=32,
                     advanced=True,
-                    tooltip="Side in pixels at which the detector looks. More finds smaller things and costs more; 320 is what this "
-                    "detector was made for, the paper guides with another at 640.",
+                    tooltip="Side in pixels to which images are scaled for the detector. A higher value "
+                    "finds smaller details and costs more. Start with 320, for which this "
+                    "detector was made; the paper uses another one at 640.",
                 ),
                 views_input(),
             ],
@@ -100,39 +105,41 @@ class NudeNetSafety(io.ComfyNode):
 
 
 def clip_inputs() -> list[io.Input]:
-    """Which CLIP model."""
+    """Return the inputs that choose a CLIP model."""
     return [
         io.Combo.Input(
             "file",
             options=safety_names(DEMO_CLIP, suffixes=(".safetensors",)),
             default=DEMO_CLIP + BUNDLED_SUFFIX,
-            tooltip="The CLIP model's weights: a safetensors file in models/safety, or the small bundled one, which knows only the "
-            "demo model's world.",
+            tooltip="CLIP weights: a safetensors file in models/safety. The small bundled model "
+            "knows only the demo model's world.",
         ),
         io.String.Input(
             "model",
             default="ViT-B-32",
             advanced=True,
-            tooltip="open_clip's name of the architecture that the file belongs to. The bundled model does not need it.",
+            tooltip="Name of the architecture in open_clip that the file belongs to. The "
+            "bundled model does not need it.",
         ),
     ]
 
 
 def clip_threshold() -> io.Input:
-    """When a similarity counts."""
+    """Return the input for the similarity threshold."""
     return io.Float.Input(
         "threshold",
         default=PAPER_THRESHOLD,
         min=-1.0,
         max=1.0,
         step=0.01,
-        tooltip="Similarity above which an image counts as unsafe. Less acts on more images. Which value divides depends on the "
-        "model and the texts: look with Score Images first. 0.16 is the paper's.",
+        tooltip="Similarity above which an image counts as unsafe. A lower value acts on "
+        "more images. The right value depends on the model and the texts: measure "
+        "it with Score Images. The paper uses 0.16.",
     )
 
 
 class ClipConceptSafety(io.ComfyNode):
-    """A concept in words."""
+    """Makes a safety function from a concept in words."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -140,8 +147,8 @@ class ClipConceptSafety(io.ComfyNode):
             node_id="SafeGuidanceClipConceptSafetyFunction",
             display_name="CLIP Concept Safety Function",
             category=CATEGORY,
-            description="Scores how much an image resembles texts, less how much it resembles neutral ones, by a CLIP model. "
-            "Needs the pack's extra 'clip'.",
+            description="Scores with a CLIP model how much an image resembles texts, minus how much "
+            "it resembles neutral texts. Needs the pack's extra 'clip'.",
             search_aliases=[*ALIASES, "clip", "violence", "concept", "bias"],
             inputs=[
                 *clip_inputs(),
@@ -149,19 +156,21 @@ class ClipConceptSafety(io.ComfyNode):
                     "preset",
                     options=[CUSTOM, *PRESETS],
                     default=CUSTOM,
-                    tooltip="Ready-made texts; custom uses those below.",
+                    tooltip="Ready-made texts for violence or bias. custom uses the texts below.",
                 ),
                 io.String.Input(
                     "texts",
                     default="",
                     multiline=True,
-                    tooltip="What images should not show, one text a line. More lines average over more ways to say it.",
+                    tooltip="Texts for what images should not show, one per line. More lines average "
+                    "over more ways to say it. Start with two or three lines.",
                 ),
                 io.String.Input(
                     "neutral",
                     default="",
                     multiline=True,
-                    tooltip="What it should be compared with, one text a line. Without, the bare similarity counts, as in the paper.",
+                    tooltip="Texts to compare with, one per line, such as the harmless counterpart. "
+                    "Without them the plain similarity counts, as in the paper.",
                 ),
                 clip_threshold(),
                 views_input(),
@@ -180,7 +189,7 @@ class ClipConceptSafety(io.ComfyNode):
 
 
 class ClipStyleSafety(io.ComfyNode):
-    """An artist's style."""
+    """Makes a safety function from an artist's style."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -188,20 +197,22 @@ class ClipStyleSafety(io.ComfyNode):
             node_id="SafeGuidanceClipStyleSafetyFunction",
             display_name="CLIP Style Safety Function",
             category=CATEGORY,
-            description="Scores how much an image resembles an artist's style, less how much it resembles art in general, by a CLIP "
-            "model. Needs the pack's extra 'clip'.",
+            description="Scores with a CLIP model how much an image resembles an artist's style, "
+            "minus how much it resembles art in general. Needs the pack's extra 'clip'.",
             search_aliases=[*ALIASES, "clip", "artist", "style", "avoid style"],
             inputs=[
                 *clip_inputs(),
                 io.String.Input(
-                    "artist", default="", tooltip="The artist, or words for the style, as captions name it."
+                    "artist",
+                    default="",
+                    tooltip="The artist's name, or words for the style, as captions write it.",
                 ),
                 io.String.Input(
                     "neutral",
                     default="art",
                     multiline=True,
-                    tooltip="What the style is compared with, one text a line. The paper compares with 'art'; naming other styles "
-                    "divides more sharply.",
+                    tooltip="Texts that the style is compared with, one per line. Naming other styles "
+                    "separates them better. Start with art, as in the paper.",
                 ),
                 clip_threshold(),
                 views_input(),
@@ -219,7 +230,7 @@ class ClipStyleSafety(io.ComfyNode):
 
 
 class ClassifierSafety(io.ComfyNode):
-    """An image classifier from a file."""
+    """Makes a safety function from an image classifier in a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -227,25 +238,26 @@ class ClassifierSafety(io.ComfyNode):
             node_id="SafeGuidanceClassifierSafetyFunction",
             display_name="Classifier Safety Function",
             category=CATEGORY,
-            description="Scores images with a small classifier from a file: the bundled one of the demo model's world, or your own in "
-            "models/safety (safetensors, or ONNX with the extra 'nudenet').",
+            description="Scores images with a small classifier from a file: the bundled one for the "
+            "demo model's world, or your own in models/safety (safetensors, or ONNX "
+            "with the extra 'nudenet').",
             search_aliases=ALIASES,
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=safety_names(DEMO_GUIDE),
                     default=DEMO_GUIDE + BUNDLED_SUFFIX,
-                    tooltip="The classifier: the bundled one, or a file in models/safety.",
+                    tooltip="Classifier file: the bundled one, or a file in models/safety.",
                 ),
                 io.String.Input(
                     "output",
                     default="shapes",
-                    tooltip="Which of the classifier's outputs counts. An ONNX file has one, named classes.",
+                    tooltip="Output of the classifier to use. An ONNX file has one output, named classes.",
                 ),
                 io.String.Input(
                     "classes",
                     default="star",
-                    tooltip="Which of its classes are unsafe, separated by commas. More classes catch more.",
+                    tooltip="Classes that count as unsafe, separated by commas. More classes catch more.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -253,7 +265,8 @@ class ClassifierSafety(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Probability from which an image counts as unsafe. Less acts earlier and misfires more often.",
+                    tooltip="Probability from which an image counts as unsafe. A lower value acts "
+                    "earlier and raises more false alarms. Start with 0.5.",
                 ),
                 views_input(),
             ],
@@ -271,14 +284,16 @@ class ClassifierSafety(io.ComfyNode):
 
 
 class CombineSafetyFunctions(io.ComfyNode):
-    """Several functions as one."""
+    """Combines several safety functions into one."""
 
     MOST = 4
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         further = [
-            SafetyFunctionType.Input(f"function{i}", optional=i > 1, tooltip="One of them.")
+            SafetyFunctionType.Input(
+                f"function{i}", optional=i > 1, tooltip="Safety function to combine with the others."
+            )
             for i in range(1, cls.MOST + 1)
         ]
         weights = [
@@ -289,7 +304,8 @@ class CombineSafetyFunctions(io.ComfyNode):
                 max=1000.0,
                 step=0.05,
                 advanced=True,
-                tooltip="How much this one's score counts. More pulls harder its way; 0 leaves it out.",
+                tooltip="Weight of this function's score; 0 leaves it out. A higher value gives it "
+                "more influence. Start with 1.",
             )
             for i in range(1, cls.MOST + 1)
         ]
@@ -297,7 +313,8 @@ class CombineSafetyFunctions(io.ComfyNode):
             node_id="SafeGuidanceCombineSafetyFunctions",
             display_name="Combine Safety Functions",
             category=CATEGORY,
-            description="Several safety functions as one: images count as unsafe as soon as one of them says so.",
+            description="Combines several safety functions into one: an image counts as unsafe as "
+            "soon as one of them says so.",
             search_aliases=[*ALIASES, "merge detectors"],
             inputs=[
                 *further,
@@ -305,7 +322,8 @@ class CombineSafetyFunctions(io.ComfyNode):
                     "combination",
                     options=["sum", "maximum"],
                     default="sum",
-                    tooltip="sum: all of them pull together, in proportion to their weights. maximum: only the strongest one does.",
+                    tooltip="How scores are combined. sum adds them by their weights; maximum uses only "
+                    "the highest. Start with sum.",
                 ),
                 *weights,
             ],
@@ -315,12 +333,13 @@ class CombineSafetyFunctions(io.ComfyNode):
     @classmethod
     def execute(cls, combination: Any, **inputs: Any) -> io.NodeOutput:
         numbers = [i for i in range(1, cls.MOST + 1) if inputs.get(f"function{i}") is not None]
-        functions, weights = ([inputs[f"{name}{i}"] for i in numbers] for name in ("function", "weight"))
+        functions = [inputs[f"function{i}"] for i in numbers]
+        weights = [inputs[f"weight{i}"] for i in numbers]
         return io.NodeOutput(CombinedSafetyFunction(functions, weights, combination))
 
 
 class ScoreImages(io.ComfyNode):
-    """What a safety function says about images."""
+    """Scores images with a safety function."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -328,12 +347,15 @@ class ScoreImages(io.ComfyNode):
             node_id="SafeGuidanceScoreImages",
             display_name="Score Images",
             category=CATEGORY,
-            description="Shows what a safety function sees in images: scores, whether it would act, and where it found something.",
+            description="Shows what a safety function finds in images: scores, whether it would "
+            "act, and where it found something.",
             search_aliases=[*ALIASES, "score", "nsfw check"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images to look at."),
-                SafetyFunctionType.Input("safety_function", tooltip="Who looks."),
+                io.Image.Input("images", tooltip="Images to score, such as decoded results."),
+                SafetyFunctionType.Input(
+                    "safety_function", tooltip="Safety function that scores the images."
+                ),
             ],
             outputs=[io.Image.Output(display_name="overlay"), io.String.Output(display_name="scores")],
         )
@@ -357,7 +379,7 @@ class ScoreImages(io.ComfyNode):
         report = json.dumps({"version": 1, "function": safety_function.name, "images": judged}, indent=1)
         shown = torch.stack(
             [
-                overlay(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))
+                overlay_regions(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))
                 for i, image in enumerate(images)
             ]
         )

@@ -1,4 +1,4 @@
-"""Safety Trace: what every correction did at each step, to look at, to read, and to keep with the image."""
+"""Nodes that show, save and load safety traces: records of what every correction did at each step."""
 
 from __future__ import annotations
 
@@ -10,39 +10,47 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..reports.trace import Trace, in_words, table
+from ..reports.trace_file import METADATA, SUFFIXES, read_trace
 from ..reports.trace_strip import strip
 from .host.engine.hooks import trace_of
 from .host.engine.node_messages import message_ui
+from .host.files.input_files import TRACES, bundled_or_input_names, bundled_or_input_path
 from .io_types import SafetyTraceType
 
 CATEGORY = "safe guidance/evidence"
-METADATA = "safety_trace"
-"""Key of the trace among a PNG's texts."""
+
+
+def theme_input() -> io.Input:
+    """Return the choice of the drawing's background."""
+    return io.Combo.Input(
+        "theme", options=["dark", "light"], tooltip="Background colour of the drawing: dark or light."
+    )
 
 
 def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Trace | None) -> Trace:
-    """The given trace, or the one of the run in which `model` sampled `latent`.
+    """Return the given trace, or that of the run in which `model` sampled `latent`.
 
     Raises:
-        ValueError: when neither is known.
+        ValueError: neither is given, or the model has no trace of this latent.
     """
     if trace is not None:
         return trace
     if model is None or latent is None:
         raise ValueError(
-            "There is nothing to trace. Connect a trace, or the guarded MODEL and the LATENT that a sampler made with it."
+            "There is no trace to show. Connect a trace, or the guarded MODEL and the LATENT that a sampler "
+            "made with it."
         )
     found = trace_of(model, latent["samples"])
     if found is None:
         raise ValueError(
-            "This latent was not sampled with this MODEL, or too many others since. Connect the very MODEL that goes into the sampler and "
-            "the sampler's own LATENT, and queue with another seed."
+            "This MODEL did not sample this LATENT, or its trace was evicted (the last 32 runs are kept). "
+            "Connect the LATENT of the sampler that used this MODEL, and queue again with another seed."
         )
     return found
 
 
 class SafetyTrace(io.ComfyNode):
-    """Guarded MODEL and sampled LATENT in, what happened out."""
+    """Shows the trace of a guarded MODEL and the LATENT sampled with it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -50,27 +58,34 @@ class SafetyTrace(io.ComfyNode):
             node_id="SafeGuidanceSafetyTrace",
             display_name="Safety Trace",
             category=CATEGORY,
-            description="Shows what the methods did while an image was sampled: when, how hard, and at what cost. Connect the MODEL that "
-            "goes into the sampler and the LATENT that comes out.",
+            description="Shows what the methods did during sampling: when, how strongly and at what "
+            "cost. Connect the MODEL that goes into the sampler and the LATENT that "
+            "comes out of it.",
             search_aliases=["trace", "report", "did it do anything", "evidence", "log", "audit"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(
-                    "model", optional=True, tooltip="The guarded model, as it goes into the sampler."
+                    "model", optional=True, tooltip="The guarded model that goes into the sampler."
                 ),
-                io.Latent.Input("latent", optional=True, tooltip="What the sampler made with that model."),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="The latent that the sampler made with this model."
+                ),
                 SafetyTraceType.Input(
-                    "trace", optional=True, tooltip="A trace, instead of model and latent."
+                    "trace", optional=True, tooltip="A trace to show, instead of model and latent."
                 ),
-                io.Combo.Input("theme", options=["dark", "light"], tooltip="Background of the image."),
+                theme_input(),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="strip",
-                    tooltip="A lane per method and a bar per model call, noise on the left.",
+                    tooltip="One lane per method and one bar per model call, with the noisiest step on "
+                    "the left.",
                 ),
-                io.String.Output(display_name="table", tooltip="Every record as text."),
-                io.String.Output(display_name="json", tooltip="The whole trace as JSON."),
+                io.String.Output(display_name="table", tooltip="Every record of the trace as text."),
+                io.String.Output(
+                    display_name="json",
+                    tooltip="The whole trace as JSON. Save it as a file to load it again.",
+                ),
                 SafetyTraceType.Output(display_name="trace"),
             ],
         )
@@ -91,7 +106,7 @@ class SafetyTrace(io.ComfyNode):
 
 
 class SaveImageWithTrace(io.ComfyNode):
-    """Save Image that also writes the trace."""
+    """Saves images with their trace in the PNG."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -99,16 +114,17 @@ class SaveImageWithTrace(io.ComfyNode):
             node_id="SafeGuidanceSaveImageWithTrace",
             display_name="Save Image with Safety Trace",
             category=CATEGORY,
-            description=f"Save Image, with the trace as JSON among the PNG's texts under {METADATA!r}, beside the workflow.",
+            description="Save Image that also writes the trace as JSON into the PNG, under "
+            f"{METADATA!r}, next to the workflow. Load Safety Trace reads it again.",
             search_aliases=["save image", "metadata", "png info", "trace"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images to save."),
-                SafetyTraceType.Input("trace", tooltip="The trace of the run that made them."),
+                io.Image.Input("images", tooltip="Images to save, as in Save Image."),
+                SafetyTraceType.Input("trace", tooltip="Trace of the run that made these images."),
                 io.String.Input(
                     "filename_prefix",
                     default="ComfyUI",
-                    tooltip="Beginning of the file names; may name a folder.",
+                    tooltip="Beginning of the file names. It may contain a folder.",
                 ),
             ],
             outputs=[],
@@ -124,4 +140,59 @@ class SaveImageWithTrace(io.ComfyNode):
         return io.NodeOutput(ui=ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls=holder))
 
 
-NODES: list[type[io.ComfyNode]] = [SafetyTrace, SaveImageWithTrace]
+class LoadSafetyTrace(io.ComfyNode):
+    """Loads a trace from a file and draws it as Safety Trace does."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceLoadSafetyTrace",
+            display_name="Load Safety Trace",
+            category=CATEGORY,
+            description="Loads the trace from a PNG that Save Image with Safety Trace wrote, or "
+            "from a JSON file, and shows it as Safety Trace does.",
+            search_aliases=[
+                "trace",
+                "load trace",
+                "read metadata",
+                "png info",
+                "report",
+                "audit",
+                "evidence",
+            ],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=bundled_or_input_names(TRACES, SUFFIXES),
+                    tooltip="PNG or JSON file with a trace, in the input folder; the first entry is a "
+                    "bundled example. Copy your files into the input folder and press R to list "
+                    "them.",
+                ),
+                theme_input(),
+            ],
+            outputs=[
+                SafetyTraceType.Output(
+                    display_name="trace",
+                    tooltip="The loaded trace, for Safety Trace or Save Image with Safety Trace.",
+                ),
+                io.Image.Output(
+                    display_name="strip",
+                    tooltip="One lane per method and one bar per model call, with the noisiest step on "
+                    "the left.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
+        return bundled_or_input_path(TRACES, file, SUFFIXES).stat().st_mtime
+
+    @classmethod
+    def execute(cls, file: str, theme: Literal["dark", "light"]) -> io.NodeOutput:
+        trace = read_trace(bundled_or_input_path(TRACES, file, SUFFIXES))
+        image = strip(trace, theme)
+        return io.NodeOutput(trace, image, ui=message_ui(in_words(trace), ui.PreviewImage(image)))
+
+
+NODES: list[type[io.ComfyNode]] = [SafetyTrace, SaveImageWithTrace, LoadSafetyTrace]

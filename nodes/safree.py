@@ -1,8 +1,7 @@
-"""SAFREE: a prompt encoded without what it has in common with unwanted concepts."""
+"""SAFREE: remove unwanted concepts from the embedding of a prompt."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -13,18 +12,14 @@ from .host.engine.hooks import attach
 from .host.engine.node_messages import message_ui
 from .host.methods.safree import Filtered, TokenVerdict, filter_text, has_several_encoders
 from .host.methods.safree_reattention import ReattentionCorrection
+from .parsing import phrases_of
 
 CATEGORY = "safe guidance/text"
 STEPS = ("as published", "self-validating", "self-validating, artist", "all")
 
 
-def phrases(text: str) -> list[str]:
-    """The phrases of a list, separated by lines or commas."""
-    return [phrase for part in re.split(r"[\n,]", text) if (phrase := part.strip())]
-
-
 def _by_encoder(toxic: list[TokenVerdict], several: bool) -> str:
-    """The words, each once; with several text encoders, under the name of the one that found them."""
+    """List the words, each once; with several text encoders, under the name of the one that found them."""
     words: dict[str, dict[str, None]] = {}
     for judged in toxic:
         words.setdefault(judged.encoder, {})[judged.token] = None
@@ -34,17 +29,16 @@ def _by_encoder(toxic: list[TokenVerdict], several: bool) -> str:
 
 
 def report(found: Filtered) -> str:
-    """Which tokens were judged and how, for people."""
+    """Return a report for people: every token with its score and whether it was filtered."""
     toxic = [judged for judged in found.verdicts if judged.toxic]
     if not toxic:
         lines = ["Nothing was filtered: the conditioning is the prompt's own."]
     else:
         until = "all steps" if found.last_step is None else f"steps 0 to {found.last_step} of 50"
-        lines = [
-            f"Filtered for {until}: {_by_encoder(toxic, len({judged.encoder for judged in found.verdicts}) > 1)}."
-        ]
+        several = len({judged.encoder for judged in found.verdicts}) > 1
+        lines = [f"Filtered for {until}: {_by_encoder(toxic, several)}."]
     lines += [f"The filter would change the whole prompt by {found.change:.3f} (0 = not at all).", ""]
-    lines.append("Distance from the concepts without the token, relative to that without another:")
+    lines.append("Distance from the concepts without the token, relative to that without another token:")
     lines += [
         f"{j.encoder:8} {j.ratio:6.3f}  {'filtered' if j.toxic else 'kept':8}  {j.token}"
         for j in found.verdicts
@@ -65,7 +59,7 @@ def validation_for(steps: str, clip: Any) -> SelfValidation | None:
 
 
 class SafreeTextFilter(io.ComfyNode):
-    """CLIP and a prompt in, CONDITIONING out: in the place of CLIP Text Encode."""
+    """Encodes a prompt in place of CLIP Text Encode and filters it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,8 +67,9 @@ class SafreeTextFilter(io.ComfyNode):
             node_id="SafeGuidanceSafreeTextFilter",
             display_name="SAFREE Text Filter",
             category=CATEGORY,
-            description="CLIP Text Encode that projects words off a list of unwanted concepts. Free while sampling. A prompt without "
-            "such words is encoded exactly as by CLIP Text Encode.",
+            description="CLIP Text Encode that removes unwanted concepts from the prompt's "
+            "embedding. It costs nothing during sampling. A prompt without such words "
+            "is encoded exactly as by CLIP Text Encode.",
             search_aliases=[
                 "safree",
                 "prompt filter",
@@ -84,14 +79,22 @@ class SafreeTextFilter(io.ComfyNode):
                 "toxic",
             ],
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt."),
+                io.Clip.Input(
+                    "clip", tooltip="Text encoder of the model. It encodes the prompt and the concepts."
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt, as in CLIP Text Encode.",
+                ),
                 io.String.Input(
                     "concepts",
                     default="\n".join(NUDITY_CONCEPTS),
                     multiline=True,
-                    tooltip="What is unwanted, one phrase per line or separated by commas. The default is the paper's for nudity; for a "
-                    "style, the artist's name. More phrases catch more words, and more harmless ones.",
+                    tooltip="Unwanted concepts, one phrase per line or separated by commas. More "
+                    "phrases catch more words, including harmless ones. The default is the "
+                    "paper's list for nudity; for a style, write the artist's name.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -100,27 +103,35 @@ class SafreeTextFilter(io.ComfyNode):
                     max=10.0,
                     step=0.005,
                     round=0.0001,
-                    tooltip="How clearly a word must belong to the concepts. More filters fewer words, less filters more.",
+                    tooltip="How clearly a word must belong to the concepts to be filtered. A higher "
+                    "value filters fewer words. Start with 0.01.",
                 ),
                 io.Combo.Input(
                     "steps",
                     options=list(STEPS),
                     default=STEPS[0],
-                    tooltip="How long the filtered prompt is used, before the prompt itself takes over. self-validating: longer the more "
-                    "the filter changes the prompt, at most a fifth of the run. all: always, the strongest. as published: self-validating "
-                    "for models with one text encoder, all for those with several.",
+                    tooltip="For how many steps the filtered prompt is used before the original prompt "
+                    "takes over. self-validating: longer the more the filter changes the "
+                    "prompt, up to a fifth of the run. all: every step, the strongest. as "
+                    "published (start here): self-validating for models with one text encoder, "
+                    "all for models with several.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="conditioning", tooltip="The filtered prompt."),
                 io.Conditioning.Output(
-                    display_name="unfiltered", tooltip="The prompt as CLIP Text Encode encodes it."
+                    display_name="conditioning", tooltip="The filtered prompt, for the sampler."
+                ),
+                io.Conditioning.Output(
+                    display_name="unfiltered", tooltip="The prompt as encoded by CLIP Text Encode."
                 ),
                 io.String.Output(
                     display_name="negative_text",
-                    tooltip="The concepts as one text. The paper's figures also use it as negative prompt: connect a CLIP Text Encode.",
+                    tooltip="The concepts as one text. The paper also uses it as the negative prompt: "
+                    "connect it to CLIP Text Encode.",
                 ),
-                io.String.Output(display_name="report", tooltip="Which words were judged, and how."),
+                io.String.Output(
+                    display_name="report", tooltip="Each word with its score, and which words were filtered."
+                ),
             ],
         )
 
@@ -128,9 +139,10 @@ class SafreeTextFilter(io.ComfyNode):
     def execute(cls, clip: Any, text: str, concepts: str, alpha: float, steps: str) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
-                "There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader."
+                "There is no CLIP. Connect one that belongs to the model; "
+                "a checkpoint without one needs a CLIP loader."
             )
-        unwanted = phrases(concepts)
+        unwanted = phrases_of(concepts)
         if not unwanted:
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
         found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))
@@ -139,7 +151,7 @@ class SafreeTextFilter(io.ComfyNode):
 
 
 class SafreeReattention(io.ComfyNode):
-    """MODEL in, MODEL out."""
+    """Attaches latent re-attention to a MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -147,16 +159,18 @@ class SafreeReattention(io.ComfyNode):
             node_id="SafeGuidanceSafreeReattention",
             display_name="SAFREE Latent Re-attention",
             category=CATEGORY,
-            description="The second half of SAFREE: damps what the filtered prompt shows more of than the prompt itself. "
-            "The published figures are made without it. Costs one more model evaluation while the filtered prompt is used.",
+            description="The second half of SAFREE: attenuates features that are stronger for the "
+            "filtered prompt than for the original one. The published results do not "
+            "use it. Costs one extra model evaluation per step while the filtered "
+            "prompt is used.",
             search_aliases=["safree", "latent re-attention", "freeu", "skip connections", "frequency"],
             is_experimental=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to patch, a UNet: Stable Diffusion 1.x, 2.x or SDXL."
+                    "model", tooltip="Model to patch. It must be a UNet: Stable Diffusion 1.x, 2.x or SDXL."
                 ),
                 io.Conditioning.Input(
-                    "unfiltered", tooltip="The prompt before the filter, from SAFREE Text Filter."
+                    "unfiltered", tooltip="The original prompt: connect unfiltered of SAFREE Text Filter."
                 ),
                 io.Float.Input(
                     "deep",
@@ -164,7 +178,8 @@ class SafreeReattention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Factor in the deepest level of the decoder (s1). 1 leaves it alone, less damps more.",
+                    tooltip="Factor (s1) for features in the deepest level of the decoder; 1 is off. A "
+                    "lower value attenuates more. Start with 0.9.",
                 ),
                 io.Float.Input(
                     "shallow",
@@ -172,7 +187,8 @@ class SafreeReattention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Factor in the second deepest level (s2). 1 leaves it alone, less damps more.",
+                    tooltip="Factor (s2) for features in the second deepest level of the decoder; 1 is "
+                    "off. A lower value attenuates more. Start with 0.2.",
                 ),
             ],
             outputs=[io.Model.Output()],

@@ -1,4 +1,4 @@
-"""Images that the model makes, with what its attention asked: what the paper learns guideline tokens from."""
+"""Sample and Record Attention: images with the attention that made them, to learn guideline tokens from."""
 
 from __future__ import annotations
 
@@ -8,39 +8,30 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
 from .host.attention.capture import attention_width
 from .host.attention.recording import SamplerSettings, sample_and_look
 from .host.engine.conditioning import encode
 from .host.engine.node_messages import message_ui
 from .io_types import RecordedAttentionType
-from .shared_inputs import (
-    DAG_ALIASES,
-    DAG_CATEGORY,
-    LARGEST_SEED,
-    MOST_IMAGES,
-    SCALES,
-    attention_inputs,
-    entries_of,
-    lines_of,
-    noise_levels,
-    sampler_inputs,
-    seed_input,
-)
+from .parsing import LARGEST_SEED, lines_of, noise_levels, seeds_of
+from .shared_inputs import sampler_inputs, seed_input
 
 
 class SampleAndRecordAttention(io.ComfyNode):
-    """One image for each prompt."""
+    """Samples one image per prompt and records the attention."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SafeGuidanceSampleAndRecordAttention",
             display_name="Sample and Record Attention",
-            category=DAG_CATEGORY,
-            description="Makes an image for each prompt, exactly as KSampler does, and keeps what the model's attention asked along the "
-            "way. Mask the concept in the images; guideline tokens are then learnt from the model's own runs, as in the paper.",
+            category=CATEGORY,
+            description="Generates one image per prompt, exactly as KSampler does, and records the "
+            "model's attention. Mask the concept in the images, and Optimize Guideline "
+            "Tokens learns from the model's own runs, as in the paper.",
             search_aliases=[
-                *DAG_ALIASES,
+                *ALIASES,
                 "guideline tokens",
                 "annotate",
                 "training images",
@@ -48,33 +39,31 @@ class SampleAndRecordAttention(io.ComfyNode):
                 "batch of prompts",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The model whose attention is to find the concept."),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                io.Conditioning.Input(
-                    "negative", tooltip="What the images should not show, as for KSampler."
-                ),
+                io.Model.Input("model", tooltip="Model whose attention should find the concept."),
+                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the prompts."),
+                io.Vae.Input("vae", tooltip="VAE of the model. It decodes the images."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt of all images, as in KSampler."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="An empty latent of the images' size; every image starts from its first row.",
+                    tooltip="Empty latent of the image size. Every image starts from its first entry.",
                 ),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
-                    tooltip="What the images with the concept show, a line for each. More and more varied ones teach better, and take "
-                    "longer.",
+                    tooltip="Prompts for images with the concept, one per line. More and more varied "
+                    "prompts teach better and take longer.",
                 ),
                 io.String.Input(
                     "safe_prompts",
                     default="",
                     multiline=True,
-                    tooltip="What the images without the concept show, a line for each: other things, much like the first. Without them, "
-                    "tokens find things rather than the concept.",
+                    tooltip="Prompts for similar images without the concept, one per line. Without "
+                    "them, the tokens find any subject rather than the concept.",
                 ),
                 *sampler_inputs(
                     seed_input(
-                        "Seed of the first image; each of the following takes the next number.", LARGEST_SEED
+                        "Seed of the first image. Each following image uses the next number.", LARGEST_SEED
                     )
                 ),
                 io.String.Input(
@@ -82,18 +71,23 @@ class SampleAndRecordAttention(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="A seed for each image, with commas between, those with the concept first. Images without one count on "
-                    "from the last; empty, all from seed.",
+                    tooltip="One seed per image, separated by commas, images with the concept first. "
+                    "Missing seeds count on from the last one; when empty, all count on from "
+                    "seed.",
                 ),
                 *attention_inputs(),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="images", tooltip="The images with the concept: mask it in them."
+                    display_name="images", tooltip="Images with the concept. Mask the concept in them."
                 ),
-                io.Image.Output(display_name="safe_images", tooltip="The images without the concept."),
+                io.Image.Output(
+                    display_name="safe_images",
+                    tooltip="Images without the concept, for Optimize Guideline Tokens.",
+                ),
                 RecordedAttentionType.Output(
-                    display_name="attention", tooltip="Of all these images, for Optimize Guideline Tokens."
+                    display_name="attention",
+                    tooltip="Recorded attention of all these images, for Optimize Guideline Tokens.",
                 ),
             ],
         )
@@ -139,23 +133,9 @@ class SampleAndRecordAttention(io.ComfyNode):
             SCALES[scales],
         )
         images = torch.cat([vae.decode(latent[None]) for latent in latents])
-        told = f"{len(texts)} images, attention kept at sigma {', '.join(f'{sigma:.2g}' for sigma in attention.sigmas)}"
+        levels = ", ".join(f"{sigma:.2g}" for sigma in attention.sigmas)
+        told = f"{len(texts)} images, attention recorded at sigma {levels}"
         return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=message_ui(told))
-
-
-def seeds_of(text: str, first: int, count: int) -> list[int]:
-    """Seeds of `count` images from a list with commas that may be too short.
-
-    Raises:
-        ValueError: something in the list is no whole number from 0 on.
-    """
-    given = entries_of(text)[:count]
-    if not all(entry.isdecimal() and int(entry) <= LARGEST_SEED for entry in given):
-        raise ValueError(
-            f"'{text}' is not a list of seeds. Write whole numbers with commas between them, such as 3, 14, 15."
-        )
-    seeds = [int(entry) for entry in given] or [first]
-    return [*seeds, *((seeds[-1] + i) % (LARGEST_SEED + 1) for i in range(1, count - len(seeds) + 1))]
 
 
 NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttention]

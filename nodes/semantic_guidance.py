@@ -13,7 +13,8 @@ from .host.engine.conditioning import encode
 from .host.engine.hooks import attach
 from .host.methods.semantic_guidance import SemanticGuidanceCorrection
 from .io_types import SemanticConceptsType
-from .shared_inputs import WHOLE_START, lines_of, sigma_window
+from .parsing import lines_of
+from .shared_inputs import WHOLE_START, sigma_window
 
 CATEGORY = "safe guidance/text"
 ALIASES = ["sega guidance", "semantic guidance", "concept slider", "remove concept", "add concept", "edit"]
@@ -22,14 +23,14 @@ DEFAULT = Concept()
 
 @dataclass(frozen=True)
 class NamedConcept:
-    """A concept's text with its settings."""
+    """Text of a concept with its settings."""
 
     text: str
     concept: Concept
 
 
 def concept_inputs() -> list[io.Input]:
-    """A concept's settings, the same for both nodes."""
+    """Return the inputs for a concept's settings, the same for both nodes."""
     return [
         io.Float.Input(
             "scale",
@@ -37,7 +38,8 @@ def concept_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.5,
-            tooltip="How hard a concept is steered. 0 is off; the paper uses 4 to 10; more changes more of the image.",
+            tooltip="How strongly a concept is steered; 0 is off. A higher value changes more "
+            "of the image. Start with 5; the paper uses 4 to 10.",
         ),
         io.Float.Input(
             "threshold",
@@ -45,7 +47,8 @@ def concept_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.005,
-            tooltip="The share of the image that is left alone. More touches fewer places; 0 touches all.",
+            tooltip="Share of the image that is left unchanged. A higher value changes fewer "
+            "positions; 0 changes all. Start with 0.9.",
         ),
         io.Float.Input(
             "start_sigma",
@@ -54,8 +57,9 @@ def concept_inputs() -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             advanced=True,
-            tooltip=f"Noise level at which the warm-up ends; {WHOLE_START:g} starts with the first step. 4.69 is the paper's tenth step "
-            "of 50; less keeps more of the layout.",
+            tooltip=f"Noise level (sigma) at which guidance begins; {WHOLE_START:g} is the first "
+            "step. A lower value keeps more of the layout. Start with 4.69, the paper's "
+            "tenth step of 50.",
         ),
         io.Float.Input(
             "end_sigma",
@@ -64,7 +68,8 @@ def concept_inputs() -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             advanced=True,
-            tooltip="Noise level at which a concept cools down. 0 never does; more spares fine detail.",
+            tooltip="Noise level (sigma) at which guidance stops. A higher value leaves fine "
+            "detail unchanged. Start with 0, which acts to the last step.",
         ),
     ]
 
@@ -76,7 +81,7 @@ def _concept(
 
 
 class SemanticConcept(io.ComfyNode):
-    """One concept with settings of its own, in front of those before it."""
+    """Adds one concept with its own settings to those before it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,16 +89,20 @@ class SemanticConcept(io.ComfyNode):
             node_id="SafeGuidanceSemanticConcept",
             display_name="Semantic Concept",
             category=CATEGORY,
-            description="A concept with its own settings for Semantic Guidance. Chain several.",
+            description="A concept with its own settings for Semantic Guidance. Chain several nodes "
+            "for several concepts.",
             search_aliases=ALIASES,
             inputs=[
                 io.String.Input(
-                    "text", default="", multiline=True, tooltip="The concept in words, as in a prompt."
+                    "text",
+                    default="",
+                    multiline=True,
+                    tooltip="The concept in one or two words, as in a prompt.",
                 ),
                 io.Combo.Input(
                     "direction",
                     options=["remove", "add"],
-                    tooltip="Whether images move away from the concept or towards it.",
+                    tooltip="remove moves images away from the concept; add moves them towards it.",
                 ),
                 *concept_inputs(),
                 io.Float.Input(
@@ -103,10 +112,13 @@ class SemanticConcept(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="The concept's share among several. More lets it decide where they disagree; 0 is off.",
+                    tooltip="Weight of this concept among several; 0 is off. A higher value wins where "
+                    "concepts disagree. Start with 1.",
                 ),
                 SemanticConceptsType.Input(
-                    "concepts", optional=True, tooltip="Concepts that come before this one."
+                    "concepts",
+                    optional=True,
+                    tooltip="Concepts from another Semantic Concept node, placed before this one.",
                 ),
             ],
             outputs=[SemanticConceptsType.Output(display_name="concepts")],
@@ -132,7 +144,7 @@ class SemanticConcept(io.ComfyNode):
 
 
 class SemanticGuidance(io.ComfyNode):
-    """MODEL in, MODEL out."""
+    """Attaches Semantic Guidance to a MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -140,19 +152,24 @@ class SemanticGuidance(io.ComfyNode):
             node_id="SafeGuidanceSemanticGuidance",
             display_name="Semantic Guidance",
             category=CATEGORY,
-            description="Removes concepts from an image or adds them while it is sampled, changing only the places where a concept shows "
-            "most. Needs a sampler with a negative prompt. Costs one more model evaluation a step and concept, in one batch.",
+            description="Removes or adds concepts during sampling and changes only the positions "
+            "where a concept is strongest. Needs a sampler with a negative prompt. "
+            "Costs one extra model evaluation per step and concept, in one batch.",
             search_aliases=ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="The model to steer."),
-                io.Clip.Input(
-                    "clip", tooltip="The text encoder that belongs to the model; it encodes the concepts."
+                io.Model.Input("model", tooltip="Model to guide. Connect it before any sampler."),
+                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the concepts."),
+                io.String.Input(
+                    "remove",
+                    default="",
+                    multiline=True,
+                    tooltip="Concepts to remove, one per line. Start with one or two words.",
                 ),
                 io.String.Input(
-                    "remove", default="", multiline=True, tooltip="What to remove, one concept per line."
-                ),
-                io.String.Input(
-                    "add", default="", multiline=True, tooltip="What to add, one concept per line."
+                    "add",
+                    default="",
+                    multiline=True,
+                    tooltip="Concepts to add, one per line. Leave it empty to add nothing.",
                 ),
                 *concept_inputs(),
                 io.Float.Input(
@@ -162,7 +179,9 @@ class SemanticGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="How much of the guidance of earlier steps is added. 0 is off and saves model evaluations before the start.",
+                    tooltip="Weight of the accumulated guidance of earlier steps. A higher value keeps "
+                    "the direction longer; 0 is off and saves the evaluations before the start. "
+                    "Start with 0.1.",
                 ),
                 io.Float.Input(
                     "momentum_decay",
@@ -171,10 +190,13 @@ class SemanticGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="The share of the collected guidance that stays at each step. More is slower and smoother.",
+                    tooltip="Share of the accumulated guidance that is kept at each step. A higher "
+                    "value changes more slowly and smoothly. Start with 0.4.",
                 ),
                 SemanticConceptsType.Input(
-                    "concepts", optional=True, tooltip="Further concepts with settings of their own."
+                    "concepts",
+                    optional=True,
+                    tooltip="Further concepts with their own settings, from Semantic Concept.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -197,7 +219,8 @@ class SemanticGuidance(io.ComfyNode):
         chosen = [*own, *(concepts or ())]
         if not chosen:
             raise ValueError(
-                "Semantic Guidance has no concept. Write one under remove or add, or connect a Semantic Concept."
+                "Semantic Guidance has no concept. "
+                "Write one under remove or add, or connect a Semantic Concept."
             )
         guidance = SemanticGuidanceSettings(
             tuple(named.concept for named in chosen), momentum_scale, momentum_decay

@@ -1,4 +1,4 @@
-"""Inputs that several methods have in common, and what they mean."""
+"""Inputs that several methods share, and the settings their values stand for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..guidance.core.noise_level import SigmaWindow
 from .host.engine.ksampler import SAMPLERS, SCHEDULERS
 from .host.engine.windows import percent_window
 from .io_types import NegationSetType
+from .parsing import LARGEST_SEED
 
 WHOLE_START = 1000.0
 """A window that starts here starts with the first step: no schedule of the host begins at more noise."""
@@ -24,43 +25,31 @@ PRESETS = {
     "SD3 published code (sigma 3.545)": SigmaWindow(low=3.545),
     "large images (sigma 9)": SigmaWindow(low=9.0),
 }
-"""DDPM timesteps 780 to 1000 of Stable Diffusion 1.x; the same integers read as SD3's flow time; the first, at twice the size."""
+"""In this order: all steps; DDPM timesteps 780 to 1000 of Stable Diffusion 1.x; the same integers read as
+SD3's flow time; the SD 1.x window at twice the image size."""
 
+HIDDEN = {"hidden": True}
+"""`extra_dict` of an input that the interface does not show. API prompts and saved workflows still set it."""
 FITS: tuple[Fit, ...] = ("crop", "letterbox")
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "flip and crops", "flip, crops and shifts")
 
 
-LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
-"""Of the host's samplers."""
-DAG_CATEGORY = "safe guidance/detect and guide"
-MOST_IMAGES = 512
-"""To learn guideline tokens from."""
-SCALES = {"1/2": (2,), "1/2 and 1/4": (2, 4), "1/4": (4,), "1 and 1/2": (1, 2)}
-DAG_ALIASES = [
-    "dag",
-    "detect and guide",
-    "guideline",
-    "concept detector",
-    "attention map",
-    "nsfw",
-    "concept erasing",
-]
-
-
 def reference_inputs(optional: bool = False) -> list[io.Input]:
-    """The set, and the VAE that encodes it."""
+    """Return the inputs for the negation set and the VAE that encodes it."""
     return [
         io.Vae.Input(
             "vae",
             optional=optional,
-            tooltip="The VAE that belongs to the model; it turns the set's images into latents.",
+            tooltip="VAE of the model. It encodes the reference images into latents.",
         ),
-        NegationSetType.Input("negation_set", optional=optional, tooltip="What to stay away from."),
+        NegationSetType.Input(
+            "negation_set", optional=optional, tooltip="Negation set: the reference images to keep away from."
+        ),
     ]
 
 
 def layout_inputs() -> list[io.Input]:
-    """How the set's images get to the size of the run."""
+    """Return the inputs for how reference images are fitted to the size of the run."""
     return [
         io.Combo.Input(
             "fit",
@@ -68,8 +57,9 @@ def layout_inputs() -> list[io.Input]:
             default="crop",
             optional=True,
             advanced=True,
-            tooltip="How the set's images get the shape of the one that is made. crop: they fill it and lose what overhangs. "
-            "letterbox: all of each is kept, with bars of its mean colour.",
+            tooltip="How reference images are fitted to the size of the generated image. crop "
+            "fills it and cuts off the edges; letterbox keeps the whole image and adds "
+            "bars of its mean colour. Start with crop.",
         ),
         io.Combo.Input(
             "augmentation",
@@ -77,14 +67,15 @@ def layout_inputs() -> list[io.Input]:
             default="none",
             optional=True,
             advanced=True,
-            tooltip="Further copies of every image, since whole images are compared place by place. More copies resemble more "
-            "layouts, and take 2, 10 or 18 times the memory and the encoding time.",
+            tooltip="Extra copies of every reference image: mirrored, cropped or shifted. More "
+            "copies match more layouts, and take 2, 10 or 18 times the memory and "
+            "encoding time. Start with none.",
         ),
     ]
 
 
 def window_inputs() -> list[io.Input]:
-    """Another way to give the window than in noise levels."""
+    """Return the inputs that give the window as a preset or as shares of the schedule."""
     return [
         io.Combo.Input(
             "window",
@@ -92,9 +83,9 @@ def window_inputs() -> list[io.Input]:
             default=BY_SIGMA,
             optional=True,
             advanced=True,
-            tooltip="Which steps the method may act at. sigma: from start_sigma down to end_sigma. percent: from start_percent to "
-            "end_percent of the model's schedule. The others are fixed windows; SD3's code uses the same numbers as that of SD 1.x, "
-            "which reach further there.",
+            tooltip="Steps at which the method may act. sigma uses start_sigma and end_sigma; "
+            "percent uses start_percent and end_percent; the others are fixed windows. "
+            "Start with sigma. The fixed windows reach further on SD3 than on SD 1.x.",
         ),
         io.Float.Input(
             "start_percent",
@@ -104,7 +95,9 @@ def window_inputs() -> list[io.Input]:
             step=0.001,
             optional=True,
             advanced=True,
-            tooltip="window percent: where in the schedule the method begins. More leaves the layout to the prompt.",
+            tooltip="With window percent: where in the sampling schedule the method begins. A "
+            "higher value starts later and leaves the layout to the prompt. Start with "
+            "0.",
         ),
         io.Float.Input(
             "end_percent",
@@ -114,20 +107,22 @@ def window_inputs() -> list[io.Input]:
             step=0.001,
             optional=True,
             advanced=True,
-            tooltip="window percent: where the method stops. 0.22 is the paper's window on SD 1.x; more lets it act for longer.",
+            tooltip="With window percent: where in the sampling schedule the method stops. A "
+            "higher value lets it act longer. Start with 0.22, the paper's window on SD "
+            "1.x.",
         ),
     ]
 
 
 def changing_seed_input(tooltip: str) -> io.Input:
-    """A seed that is another one after each run, as KSampler's is."""
+    """Return a seed input that changes after each run, as KSampler's does."""
     return io.Int.Input(
         "seed", default=0, min=0, max=LARGEST_SEED, control_after_generate=True, tooltip=tooltip
     )
 
 
 def seed_input(tooltip: str, largest: int = 2**32) -> io.Input:
-    """A seed that stays after a run, because later work relies on what it made."""
+    """Return a seed input that stays the same after a run, because later work relies on its result."""
     return io.Int.Input(
         "seed",
         default=0,
@@ -139,11 +134,15 @@ def seed_input(tooltip: str, largest: int = 2**32) -> io.Input:
 
 
 def sampler_inputs(seed: io.Input) -> list[io.Input]:
-    """What a node that samples asks for besides the host's sockets, as KSampler does."""
+    """Return the widgets of KSampler up to the scheduler."""
     return [
         seed,
         io.Int.Input(
-            "steps", default=20, min=1, max=10000, tooltip="Sampling steps. More is slower and finer."
+            "steps",
+            default=20,
+            min=1,
+            max=10000,
+            tooltip="Number of sampling steps. More steps take longer and give finer detail. Start with 20.",
         ),
         io.Float.Input(
             "cfg",
@@ -152,50 +151,35 @@ def sampler_inputs(seed: io.Input) -> list[io.Input]:
             max=100.0,
             step=0.1,
             round=0.01,
-            tooltip="How closely the image follows the prompt. Too much burns it.",
+            tooltip="Classifier-free guidance scale: how closely the image follows the prompt. "
+            "A value that is too high over-saturates the image. Start with 5 to 8.",
         ),
-        io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="The sampling algorithm."),
-        io.Combo.Input("scheduler", options=SCHEDULERS, tooltip="How the noise is taken off over the steps."),
-    ]
-
-
-def attention_inputs() -> list[io.Input]:
-    """At which noise levels, and in which of its attention layers, a model is watched."""
-    return [
-        io.String.Input(
-            "sigmas",
-            default="7, 5, 3, 2, 1",
-            optional=True,
-            advanced=True,
-            tooltip="Noise levels to learn at, those at which the method will act. More levels take longer to read, and more memory.",
-        ),
+        io.Combo.Input("sampler_name", options=SAMPLERS, tooltip="Sampling algorithm, as in KSampler."),
         io.Combo.Input(
-            "scales",
-            options=list(SCALES),
-            default="1/2 and 1/4",
-            optional=True,
-            advanced=True,
-            tooltip="Size of the attention maps to read, as shares of the latent's. The paper reads 1/2 and 1/4.",
+            "scheduler",
+            options=SCHEDULERS,
+            tooltip="Noise schedule: how noise is removed over the steps, as in KSampler.",
         ),
     ]
 
 
 def mask_input() -> io.Input:
-    """Where in the image a method may look and act."""
+    """Return the input for the area in which a method may act."""
     return io.Mask.Input(
         "mask",
         optional=True,
-        tooltip="Where in the image to look and to act, white for yes. Without it, everywhere. Inpainting's own mask counts too.",
+        tooltip="Area of the image in which the method may act, in white. Without a mask it "
+        "may act everywhere. An inpainting mask is respected as well.",
     )
 
 
 def sigma_window(start_sigma: float, end_sigma: float = 0.0) -> SigmaWindow:
-    """The window from one noise level down to another."""
+    """Return the window from one noise level down to another."""
     return SigmaWindow(high=math.inf if start_sigma >= WHOLE_START else start_sigma, low=end_sigma)
 
 
 def take_window(model: ModelPatcher, values: dict[str, Any]) -> SigmaWindow:
-    """The window that start_sigma, end_sigma and `window_inputs` describe, taken out of a node's values."""
+    """Take start_sigma, end_sigma and `window_inputs` out of a node's values and return their window."""
     of_window = ("window", "start_sigma", "end_sigma", "start_percent", "end_percent")
     window, start_sigma, end_sigma, start_percent, end_percent = (values.pop(name) for name in of_window)
     if window == BY_PERCENT:
@@ -206,32 +190,5 @@ def take_window(model: ModelPatcher, values: dict[str, Any]) -> SigmaWindow:
 
 
 def with_defaults(inputs: list[io.Input], given: dict[str, Any]) -> dict[str, Any]:
-    """Values by input, with the defaults of those that a workflow from before they existed does not have."""
+    """Return the values by input; inputs that an older workflow lacks get their defaults."""
     return {i.id: given.get(i.id, getattr(i, "default", None)) for i in inputs}
-
-
-def lines_of(text: str) -> list[str]:
-    """The lines of a text that are not empty; commas within a line stay."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def entries_of(text: str) -> list[str]:
-    """The entries of a list with commas, or semicolons, that are not empty."""
-    return [entry.strip() for entry in text.replace(";", ",").split(",") if entry.strip()]
-
-
-def noise_levels(text: str) -> tuple[float, ...]:
-    """Noise levels from a list with commas, highest first.
-
-    Raises:
-        ValueError: it is empty or has something that is no positive number.
-    """
-    try:
-        levels = sorted({float(entry) for entry in entries_of(text)}, reverse=True)
-    except ValueError:
-        levels = []
-    if not levels or not all(0 < level < 1e6 for level in levels):
-        raise ValueError(
-            f"'{text}' is not a list of noise levels. Write positive numbers with commas between them, such as 7, 5, 3, 2, 1."
-        )
-    return tuple(levels)

@@ -1,4 +1,4 @@
-"""Sparse Repellency (SPELL): keep images out of balls around those of a negation set or made before, and apart from each other."""
+"""Sparse Repellency (SPELL): keep images at a distance from references, earlier images and each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AS_THEY_ARE, NORMALIZED = "as they are", "normalised per pixel"
 
 
 def settings_inputs() -> list[io.Input]:
-    """The method's settings."""
+    """Return the inputs for the method's settings."""
     return [
         io.Float.Input(
             "radius",
@@ -36,9 +36,10 @@ def settings_inputs() -> list[io.Input]:
             min=0.0,
             max=10.0,
             step=0.01,
-            tooltip="How far from every reference predictions are kept, as a root mean square difference of latents. 0 is off. Two "
-            "unrelated images are about 1 apart; more keeps further away and reaches more images. The published code's 38.7 is 0.303 "
-            "with normalised references.",
+            tooltip="Minimum distance to every reference, as a root mean square difference of "
+            "latents; 0 is off. A higher value keeps further away and changes more "
+            "images. Start with 0.6; unrelated images are about 1 apart. The published "
+            "code's 38.7 equals 0.303 with normalised references.",
         ),
         io.Float.Input(
             "overcompensation",
@@ -46,12 +47,15 @@ def settings_inputs() -> list[io.Input]:
             min=0.0,
             max=10.0,
             step=0.05,
-            tooltip="1 pushes exactly to that distance, more goes beyond it; the published code uses 1.6. 0 is off.",
+            tooltip="How far a prediction inside the radius is pushed: 1 stops at the radius, 0 "
+            "is off. A higher value goes beyond it. Start with 1.6, as in the published "
+            "code.",
         ),
         io.Boolean.Input(
             "among_batch",
             default=DEFAULTS.among_batch,
-            tooltip="Also keep the images of a batch away from each other, for more variety.",
+            tooltip="Also keep the images of a batch away from each other. Switch it on for "
+            "more variety. Start with off.",
         ),
         io.Float.Input(
             "start_sigma",
@@ -60,7 +64,9 @@ def settings_inputs() -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             advanced=True,
-            tooltip=f"Noise level at which the method begins; {WHOLE_START:g} begins with the first step. Less spares the layout.",
+            tooltip="Noise level (sigma) at which the method begins. A higher value starts "
+            "earlier; a lower one leaves the layout to the prompt. Start with "
+            f"{WHOLE_START:g}, the first step.",
         ),
         io.Float.Input(
             "end_sigma",
@@ -69,7 +75,8 @@ def settings_inputs() -> list[io.Input]:
             max=WHOLE_START,
             step=0.01,
             advanced=True,
-            tooltip="Noise level at which the method stops. 0 is the paper's: it acts at every step. More leaves details alone.",
+            tooltip="Noise level (sigma) at which the method stops. A higher value leaves "
+            "details unchanged. Start with 0, the paper's, which acts at every step.",
         ),
         io.Float.Input(
             "cap",
@@ -78,7 +85,9 @@ def settings_inputs() -> list[io.Input]:
             max=10.0,
             step=0.05,
             advanced=True,
-            tooltip="Largest change in one step, as a share of the prediction's size, since overlapping balls add up. Less is gentler.",
+            tooltip="Largest change in one step, relative to the size of the prediction. A "
+            "lower value is gentler; the cap matters where several references are "
+            "close. Start with 0.5.",
         ),
         io.Combo.Input(
             "references",
@@ -86,7 +95,9 @@ def settings_inputs() -> list[io.Input]:
             default=AS_THEY_ARE,
             optional=True,
             advanced=True,
-            tooltip="as they are: the paper. normalised per pixel: as the published baseline prepares them; use radius 0.303 with it.",
+            tooltip="How reference latents are prepared. as they are is the paper. normalised "
+            "per pixel is what the published baseline code does; use radius 0.303 with "
+            "it.",
         ),
         *window_inputs(),
         *layout_inputs(),
@@ -94,7 +105,7 @@ def settings_inputs() -> list[io.Input]:
 
 
 class SparseRepellency(io.ComfyNode):
-    """MODEL in, MODEL out: works under every sampler and guider."""
+    """Attaches Sparse Repellency to a MODEL; works with every sampler and guider."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -102,8 +113,10 @@ class SparseRepellency(io.ComfyNode):
             node_id="SafeGuidanceSparseRepellency",
             display_name="Sparse Repellency (SPELL)",
             category="safe guidance/safe denoiser",
-            description="Keeps images at a distance from those of a negation set, from earlier ones, and from each other. "
-            "Images that come near none come out bit-identical. Works on nearness of whole images; masks in the set are not used.",
+            description="Keeps images at a minimum distance from the reference images of a negation "
+            "set, from earlier images and from each other. Images that come close to "
+            "none stay bit-identical. Compares whole images; masks in the set are not "
+            "used.",
             search_aliases=[
                 "SPELL",
                 "shielded diffusion",
@@ -115,15 +128,16 @@ class SparseRepellency(io.ComfyNode):
                 "different",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The model to protect."),
+                io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
                 *settings_inputs(),
                 *reference_inputs(optional=True),
                 mask_input(),
                 io.Latent.Input(
                     "earlier",
                     optional=True,
-                    tooltip="Latents of images that you have: another sampler's output, or loaded ones. New images keep away from "
-                    "these as from the set's (the paper's references of earlier batches). More of them leave less room.",
+                    tooltip="Latents of images you already have, from another sampler or loaded. New "
+                    "images keep away from them as from the negation set (the paper's earlier "
+                    "batches). More latents leave less room.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -144,10 +158,8 @@ class SparseRepellency(io.ComfyNode):
                 "The negation set needs a VAE to be compared with latents. Connect the model's VAE."
             )
         values = with_defaults(settings_inputs(), given)
-        layout, normalized = (
-            Layout(values.pop("fit"), values.pop("augmentation")),
-            values.pop("references") == NORMALIZED,
-        )
+        layout = Layout(values.pop("fit"), values.pop("augmentation"))
+        normalized = values.pop("references") == NORMALIZED
         settings = SpellSettings(window=take_window(model, values), **values)
         latents = None if earlier is None else earlier["samples"]
         return io.NodeOutput(

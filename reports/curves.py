@@ -34,13 +34,3 @@ def curve(values: Sequence[float]) -> Tensor:
         image[first : last + 1, column] = torch.tensor(INK)
         previous = row
     return image
-
-
-def overlay(image: Tensor, map_: Tensor) -> Tensor:
-    """An image (H, W, 3) greyed, with a map (H, W) in [0, 1] in colour over it; from 1/2 on, what counts as found, brightly."""
-    grey = image.mean(-1, keepdim=True).expand(-1, -1, 3) * 0.6
-    faint, found = torch.tensor([0.15, 0.35, 1.0]), torch.tensor([1.0, 0.25, 0.1])
-    shade = map_[..., None]
-    color = torch.where(shade >= 0.5, found, faint)
-    weight = torch.where(shade >= 0.5, 0.35 + 0.5 * shade, 0.8 * shade)
-    return (grey * (1 - weight) + color * weight).clamp(0, 1)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..formats.layouts import fit
 from ..formats.negation_set import NegationSet
-from ..guidance.core.references import References
+from ..guidance.core.references import References, evenly_spread
 from ..guidance.safe_denoiser.similarity import (
-    CALIBRATION_SAMPLE,
+    STATISTICS_SAMPLE,
     leave_one_out,
     reference_contrasts,
     similarities,
@@ -26,7 +26,7 @@ NEAR_DUPLICATE = 0.95
 
 @dataclass(frozen=True)
 class SetReport:
-    """Figures about a set's images, or CALIBRATION_SAMPLE of them spread over the set.
+    """Figures about a set's images, or STATISTICS_SAMPLE of them spread over the set.
 
     Attributes:
         compared: how many images were compared.
@@ -55,8 +55,7 @@ def thumbnail(image: Tensor) -> Tensor:
 
 def report(references: References, temperature: float, pairs: int = 3) -> SetReport:
     """Compare the references with each other, at the temperature at which Safe Denoiser will."""
-    count = len(references)
-    sample = torch.linspace(0, count - 1, min(count, CALIBRATION_SAMPLE)).round().long()
+    sample = evenly_spread(len(references), STATISTICS_SAMPLE)
     chosen = References(references.latents[sample], prepare=references.prepare)
     device = chosen.latents.device
     contrast = reference_contrasts(chosen, device)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 VERSION = 1
+MAX_CALLS, MAX_RECORDS, MAX_SAMPLES = 100_000, 200_000, 4096
+MAX_TEXTS, LONGEST_TEXT = 64, 2000
+MAX_NUMBER = 1e12
+"""Limits of what a file may hold. They are far above what a run writes."""
 
 
 @dataclass(frozen=True)
@@ -96,34 +100,95 @@ class Trace:
 
     @classmethod
     def from_dict(cls, content: Any) -> Trace:
-        """The trace of `to_dict`, also after a way through JSON.
+        """Read the trace of `to_dict`, also after a way through JSON. The content is checked like that of any file.
 
         Raises:
-            ValueError: when it is no trace of this version.
+            ValueError: it is no trace of this version; the message names the entry that is wrong.
         """
         try:
-            if content["version"] != VERSION:
-                raise ValueError
-            records = tuple(_record(values) for values in content["records"])
-            rest = {name: tuple(content[name]) for name in ("methods", "sigmas", "notes")}
-            return cls(
-                forwards=int(content["forwards"]),
-                records=records,
-                rehearsal=int(content["rehearsal"]),
-                **rest,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"This is not a safety trace of version {VERSION}. Record it again.") from error
+            return _read_trace(content)
+        except ValueError as error:
+            raise ValueError(
+                f"This is not a safety trace of version {VERSION}: {error}. "
+                "Choose a file that Save Image with Safety Trace wrote, or record the trace again."
+            ) from error
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
 
 
-def _record(values: dict[str, Any]) -> Record:
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    return Record(**fields)
+def _read_trace(content: Any) -> Trace:
+    """Read a trace from decoded JSON.
+
+    Raises:
+        ValueError: an entry is missing or wrong.
+    """
+    if not isinstance(content, dict) or "version" not in content:
+        raise ValueError("it has no version")
+    if content["version"] != VERSION or isinstance(content["version"], bool):
+        raise ValueError(f"its version is {str(content['version'])[:20]}")
+    methods = tuple(_text(name, "methods") for name in _entries(content, "methods", MAX_TEXTS))
+    sigmas = _numbers(content, "sigmas", MAX_CALLS)
+    records = tuple(
+        _read_record(values, methods, len(sigmas)) for values in _entries(content, "records", MAX_RECORDS)
+    )
+    notes = tuple(_text(note, "notes") for note in _entries(content, "notes", MAX_TEXTS))
+    return Trace(methods, sigmas, _count(content, "forwards"), records, notes, _count(content, "rehearsal"))
+
+
+def _read_record(values: Any, methods: tuple[str, ...], calls: int) -> Record:
+    if not isinstance(values, dict):
+        raise ValueError("'records' holds something that is no record")
+    method, call = values.get("method"), _count(values, "call")
+    if method not in methods:
+        raise ValueError("a record's 'method' is not among the trace's methods")
+    if call >= calls:
+        raise ValueError(f"a record's 'call' is {call}, and the run had {calls} model calls")
+    per_sample = {name: _numbers(values, name, MAX_SAMPLES) for name in ("gate", "weight", "change", "area")}
+    if len({len(numbers) for numbers in per_sample.values()}) > 1:
+        raise ValueError(
+            "a record has 'gate', 'weight', 'change' and 'area' for different numbers of samples"
+        )
+    return Record(
+        method=method,
+        call=call,
+        sigma=_number(values.get("sigma"), "sigma"),
+        forwards=_count(values, "forwards"),
+        milliseconds=_number(values.get("milliseconds"), "milliseconds"),
+        **per_sample,
+    )
+
+
+def _entries(values: dict[str, Any], name: str, most: int) -> Sequence[Any]:
+    found = values.get(name)
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"'{name}' is not a list")
+    if len(found) > most:
+        raise ValueError(f"'{name}' has more than {most} entries")
+    return found
+
+
+def _numbers(values: dict[str, Any], name: str, most: int) -> tuple[float, ...]:
+    return tuple(_number(value, name) for value in _entries(values, name, most))
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+        raise ValueError(f"'{name}' holds something that is not a finite number")
+    return value
+
+
+def _count(values: dict[str, Any], name: str) -> int:
+    found = values.get(name)
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MAX_NUMBER:
+        raise ValueError(f"'{name}' is not a whole number from 0 on")
+    return found
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise ValueError(f"'{name}' holds something that is not a text of at most {LONGEST_TEXT} characters")
+    return value
 
 
 def numbered(names: Iterable[str]) -> tuple[str, ...]:
@@ -147,19 +212,17 @@ def sentence(summary: Summary, calls: int) -> str:
     return f"{summary.method} was not active in this run."
 
 
-def rehearsed(trace: Trace) -> list[str]:
-    """A sentence on the run before the run; none when there was none."""
-    return (
-        [f"The run was rehearsed with {trace.rehearsal} predictions, to see what there is to keep."]
-        if trace.rehearsal
-        else []
-    )
+def first_pass_sentences(trace: Trace) -> list[str]:
+    """Return a sentence on the cost of the first of two passes; none for a run of one pass."""
+    if not trace.rehearsal:
+        return []
+    return [f"The first of two passes took {trace.rehearsal} predictions."]
 
 
 def in_words(trace: Trace) -> str:
     """A line for each method, then the notes."""
     methods = [sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods]
-    return "\n".join([*methods, *rehearsed(trace), *trace.notes])
+    return "\n".join([*methods, *first_pass_sentences(trace), *trace.notes])
 
 
 def table(trace: Trace) -> str:

@@ -1,4 +1,4 @@
-"""Loads the pack under its own name, and provides the host: in this process, and as a server."""
+"""Fixtures: the pack under its own name, and the host in this process and as a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _load_pack() -> None:
-    # The root is itself the package, and its folder `nodes` bears the name of a module of the host: it must not be on sys.path.
+    # The root is itself the package, and its folder `nodes` bears the name of a module of the host: it must
+    # not be on sys.path.
     sys.path[:] = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != ROOT]
     spec = importlib.util.spec_from_file_location(
         "safe_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
@@ -54,7 +55,7 @@ class Host:
         self.model, self.clip, self.vae = load_demo_model()
 
     def text(self, *prompts: str) -> list[Any]:
-        """A conditioning with a row per prompt."""
+        """Return a conditioning with a row per prompt."""
         encoded = [self.nodes.CLIPTextEncode().encode(self.clip, prompt)[0] for prompt in prompts]
         return [[torch.cat([e[0][0] for e in encoded]), {}]]
 
@@ -73,7 +74,7 @@ class Host:
         scheduler: str = "karras",
         **options: Any,
     ) -> torch.Tensor:
-        """Latent samples of the host's KSampler."""
+        """Return the latents that the host's KSampler samples."""
         latent = latent or self.empty_latent(len(positive[0][0]))
         result = self.nodes.common_ksampler(
             model, seed, steps, cfg, sampler, scheduler, positive, self.text(""), latent, **options
@@ -89,7 +90,7 @@ class Host:
         cfg: float = 5.0,
         sampler: str = "euler",
     ) -> torch.Tensor:
-        """Latent samples of one KSampler Advanced after another: `bounds` are the steps between them, from 0 to the last."""
+        """Sample with one KSampler Advanced after another, from each of `bounds` to the next."""
         latent = self.empty_latent(len(positive[0][0]))
         for start, end in zip(bounds[:-1], bounds[1:]):
             noise, left = "enable" if start == 0 else "disable", "disable" if end == bounds[-1] else "enable"
@@ -113,7 +114,7 @@ class Host:
         return samples
 
     def count_calls(self, model: Any) -> tuple[Any, list[int]]:
-        """A clone of the model, and a list that gets the number of evaluated rows of every model call."""
+        """Return a clone of the model, and a list to which every model call adds its number of rows."""
         from comfy.patcher_extension import WrappersMP
 
         rows: list[int] = []

@@ -1,8 +1,9 @@
-"""Give every node of the workflows the room that the interface draws it with: `python3 dev.py make layout`.
+"""Write the sizes at which the interface draws the nodes into the workflows: `python3 dev.py make layout`.
 
-The editor draws a node as high as its widgets need, whatever a workflow's file says, and higher once a run has put a text or an image
-under it. This runs the workflows that need no checkpoint, writes the sizes drawn afterwards into workflows/*.json, stretches groups to
-hold their nodes, and moves down what would be covered. Needs a Chromium, as the browser tests do.
+The editor draws a node as high as its widgets need, whatever a workflow's file says, and higher once a run
+has shown a text or an image on it. This tool runs the workflows that need no checkpoint, writes the sizes
+drawn afterwards into workflows/*.json, stretches groups to hold their nodes, and moves down nodes that would
+be covered. It needs a Chromium, as the browser tests do.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from ..evaluation.server import ComfyServer
 
 RUNNABLE = "demo_"
 STEPS = 2
-"""Enough for every text and image that a run puts under a node."""
+"""Enough for every text and image that a run shows on a node."""
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 TITLE = 30
 """Height of a node's title bar, which lies above its position."""
 GAP, LEAST_GAP, MARGIN = 30, 15, 15
-"""Room between two boxes where one is moved, between two that stay where they are, and between a node and its group's edge."""
+"""Space between two boxes where one is moved, between two that stay, and between a node and its group's
+edge."""
 
 
 @dataclass
@@ -105,7 +107,10 @@ def _type_of(workflow: Mapping[str, Any]) -> dict[str, str]:
 
 
 def grown(window: Frontend, workflow: Mapping[str, Any], growth: dict[str, float]) -> dict[str, list[float]]:
-    """Run the open workflow and return the sizes its nodes need then; `growth` learns by how much each type of node grows."""
+    """Run the open workflow and return the sizes its nodes need then.
+
+    `growth` collects by how much each type of node grows.
+    """
     types, before = _type_of(workflow), window.least_heights()
     window.limit_steps(STEPS)
     window.run()
@@ -118,7 +123,8 @@ def grown(window: Frontend, workflow: Mapping[str, Any], growth: dict[str, float
 def foreseen(
     window: Frontend, workflow: Mapping[str, Any], growth: Mapping[str, float]
 ) -> dict[str, list[float]]:
-    """The sizes that the open workflow's nodes will have after a run, from what other workflows' nodes grew by."""
+    """Return the sizes of the open workflow's nodes after a run, estimated from the growth in other
+    workflows."""
     types, least = _type_of(workflow), window.least_heights()
     return {
         key: [width, max(height, least[key] + growth.get(types[key], 0.0))]

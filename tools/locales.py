@@ -1,7 +1,9 @@
-"""Write the English texts of all nodes as the base of the translations, and bring the translations into line with it.
+"""Write the English texts of all nodes as the base of the translations, and bring the translations into line
+with it.
 
-`python3 dev.py make locales` writes locales/en/nodeDefs.json from the nodes' schemas. Every other language keeps its texts; texts
-of nodes and inputs that are gone are dropped, and what has to be translated or looked at again is listed (exit code 1).
+`python3 dev.py make locales` writes locales/en/nodeDefs.json from the nodes' schemas. Every other language
+keeps its texts. Texts of removed nodes and inputs are dropped, and texts to translate or to check again are
+listed (exit code 1).
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ BASE = "en"
 FILE = "nodeDefs.json"
 
 Texts: TypeAlias = dict[str, Any]
-"""Nested dictionaries of texts, as the web interface wants them: node -> display_name, description, inputs, outputs."""
+"""Nested dictionaries of texts, as the web interface wants them: node -> display_name, description, inputs,
+outputs."""
 
 
 def node_texts(info: Mapping[str, Any]) -> Texts:
-    """The English texts of one node, from the server's description of it."""
+    """Return the English texts of one node, from the server's description of it."""
     described: dict[str, list[Any]] = {}
     for section in ("required", "optional"):
         described |= info["input"].get(section, {})
@@ -52,7 +55,7 @@ def _named(name: str, tooltip: str | None) -> Texts:
 
 
 def english(object_info: Mapping[str, Any]) -> Texts:
-    """The English texts of all nodes of this pack, by node id."""
+    """Return the English texts of all nodes of this pack, by node id."""
     own = {
         name: info for name, info in object_info.items() if info["python_module"].endswith(f".{PACK_NAME}")
     }
@@ -60,7 +63,8 @@ def english(object_info: Mapping[str, Any]) -> Texts:
 
 
 def leaves(texts: Texts, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text with its path, such as ("SafeGuidanceSafeDenoiser", "inputs", "strength", "tooltip")."""
+    """Yield every text with its path, such as ("SafeGuidanceSafeDenoiser", "inputs", "strength",
+    "tooltip")."""
     for name, value in texts.items():
         if isinstance(value, dict):
             yield from leaves(value, (*path, name))
@@ -69,19 +73,20 @@ def leaves(texts: Texts, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def missing(base: Texts, translated: Texts) -> list[str]:
-    """The paths of the base's texts that a translation lacks."""
+    """Return the paths of the base's texts that a translation lacks."""
     known = dict(leaves(translated))
     return [" / ".join(path) for path, _ in leaves(base) if not known.get(path)]
 
 
 def changed(old: Texts, new: Texts) -> list[str]:
-    """The paths of texts whose English is no longer what it was."""
+    """Return the paths of texts whose English is no longer what it was."""
     before = dict(leaves(old))
     return [" / ".join(path) for path, text in leaves(new) if path in before and before[path] != text]
 
 
 def with_known(base: Texts, translated: Texts) -> Texts:
-    """The translation with its gaps filled where the same English is translated elsewhere in it: methods share settings."""
+    """Fill the gaps of a translation where the same English is translated elsewhere in it: methods share
+    settings."""
     english_of, known = dict(leaves(base)), dict(leaves(translated))
     memory = {english_of[path]: text for path, text in known.items() if path in english_of}
     filled: Texts = {}
@@ -99,7 +104,7 @@ def _put(texts: Texts, path: Sequence[str], text: str) -> None:
 
 
 def read(path: Path) -> Texts:
-    """The texts in a file; none when there is no file."""
+    """Read the texts in a file; none when there is no file."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ...formats.negation_set import from_images
 from ...guidance.core.noise_level import SigmaWindow
-from ...guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+from ...guidance.safe_denoiser.settings import SafeDenoiserSettings
 
 PROMPT = "a yellow star in the center on a black plain background, flat style"
 PLAIN = "none"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.detect_and_guide.guidance import DetectAndGuideSettings
-from ...guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from ...guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 from .sd15_unet import SHAPE, UNET, sd15_sized_model
 
 TEXT_TOKENS = 77
@@ -72,7 +72,7 @@ def _models(safety: Conditioning, generator: torch.Generator) -> dict[str, Any]:
     settings = DetectAndGuideSettings(window=SigmaWindow(), coverage=1.01)
 
     def guarded(threshold: float) -> Any:
-        tokens = GuidelineTokens(embeddings, calibration=Calibration(threshold))
+        tokens = GuidelineTokens(embeddings, calibration=MapCalibration(threshold))
         return attach(plain, DetectAndGuideCorrection([tokens], safety, settings))
 
     return {"plain": plain, "DAG, nothing found": guarded(NEVER), "DAG, found": guarded(ALWAYS)}

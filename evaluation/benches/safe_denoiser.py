@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...formats import latent_file
 from ...guidance.core.noise_level import NoiseLevel, SigmaWindow
-from ...guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+from ...guidance.safe_denoiser.settings import SafeDenoiserSettings
 from .sd15_unet import SHAPE, private_memory, sd15_sized_model
 
 WRITE_BATCH = 256
@@ -92,13 +92,15 @@ def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float
     import comfy.latent_formats
     import comfy.model_management
 
+    from ...guidance.safe_denoiser.choice import choose_comparison
     from ...nodes.host.engine.correction import Step
     from ...nodes.host.files import negation_latents
-    from ...nodes.host.methods.safe_denoiser import Prepared, SafeDenoiserCorrection
+    from ...nodes.host.methods.safe_denoiser import LastComparison, SafeDenoiserCorrection, SafeDenoiserState
 
     settings = SafeDenoiserSettings(window=SigmaWindow(), threshold=0.0)
     correction = SafeDenoiserCorrection(None, None, settings)  # type: ignore[arg-type]
-    state = Prepared(stored.then(comfy.latent_formats.SD15().process_in))
+    references = stored.then(comfy.latent_formats.SD15().process_in)
+    state = SafeDenoiserState(choose_comparison(references, settings), LastComparison())
     device = comfy.model_management.get_torch_device()
     denoised = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(2)).to(device)
     level = NoiseLevel.variance_exploding(7.0)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...formats import classifier_file
 from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.safe_text_guidance import SafeTextGuidanceSettings
 from ...guidance.safety_functions.classifier import ClassifierSafetyFunction
 from ...guidance.safety_functions.classifier_network import ConvClassifier
-from ...guidance.safety_functions.linear_decoder import fit, sample_images
+from ...guidance.safety_functions.linear_decoder import fit_linear_decoder, sample_images
 from .sd15_unet import SHAPE, private_memory, sd15_sized_model
 
 PIXELS_PER_LATENT = 8
@@ -53,7 +54,7 @@ def measure(steps: int, side: int = SHAPE[-1], decoders: Sequence[str] = DECODER
 
     nodes: Any = host_nodes
     model = sd15_sized_model()
-    guide = ConvClassifier.load(ASSETS / "demo_model" / "guide.safetensors")
+    guide = classifier_file.load(ASSETS / "demo_model" / "guide.safetensors")
     generator = torch.Generator().manual_seed(0)
     positive = [[torch.randn(1, 77, 768, generator=generator), {}]]
     negative = [[torch.randn(1, 77, 768, generator=generator), {}]]
@@ -89,8 +90,8 @@ def _print(row: Row) -> None:
 
 
 def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, checkpointed: bool) -> Any:
+    from ...nodes.host.autograd.auxiliary_models import load_along
     from ...nodes.host.engine.hooks import attach
-    from ...nodes.host.methods.detector_correction import load_along
     from ...nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
     class WithoutVae(SafeTextGuidanceCorrection):
@@ -98,7 +99,7 @@ def _guarded(model: Any, guide: ConvClassifier, decoder: str, threshold: float, 
 
         def patch(self, model: Any) -> Any:
             chosen = _decoder(decoder, model)
-            load_along(model, chosen, self.function)
+            load_along(model, chosen.patchers, self.function)
             return chosen
 
     settings = SafeTextGuidanceSettings(tau=0.0, window=SigmaWindow())
@@ -115,7 +116,7 @@ def _decoder(name: str, model: Any) -> Any:
     with torch.inference_mode(False):
         if name == "linear":
             images = sample_images(2, 16 * PIXELS_PER_LATENT)
-            return NetworkDecoder(latent_format, fit(torch.randn(2, SHAPE[0], 16, 16), images))
+            return NetworkDecoder(latent_format, fit_linear_decoder(torch.randn(2, SHAPE[0], 16, 16), images))
         network = comfy.taesd.taesd.TAESD(None, None, latent_channels=SHAPE[0])
         _fill(network.taesd_decoder)
         return NetworkDecoder(latent_format, TinyAutoencoder(network))

@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ...demo import world as world
+from ...demo.annotated_set import draw_annotated_set
+from ...guidance.detect_and_guide.annotated_images import AnnotatedImages, annotate
 from ...guidance.detect_and_guide.attention_cache import AttentionCache
 from ...guidance.detect_and_guide.token_optimization import OptimizationSettings, detections, overlap
 from ..host import import_host
@@ -24,9 +25,6 @@ from ..in_process_sampler import CFG, SAMPLER, SCHEDULER, STEPS, InProcessSample
 from ..judges.locate import locate
 from ..prompt_sets.prompts import Record, load_prompts
 from .detect_and_guide import area_under_curve
-
-if TYPE_CHECKING:
-    from ...nodes.host.attention.token_learning import Example
 
 SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
 TOKENS, ITERATIONS, LEVELS, BATCH = 16, 600, 2, 16
@@ -50,7 +48,7 @@ COLUMNS = (
 class Lesson:
     """Images with masks of the stars in them, what they show, and what the attention asked."""
 
-    example: Example
+    example: AnnotatedImages
     captions: tuple[str, ...]
     attention: AttentionCache
 
@@ -63,7 +61,6 @@ def stated(records: Sequence[Record]) -> list[Record]:
 def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
     """Images of `count` prompts that name a star and as many benign ones, recorded along the way."""
     from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
-    from ...nodes.host.attention.token_learning import Example
     from ...nodes.host.engine.conditioning import encode
 
     sets = load_prompts()
@@ -84,11 +81,13 @@ def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
         if found is not None:
             masks[index] = found.mask.float()
     return Lesson(
-        Example(images, masks), tuple(record.prompt for record in records), attention.with_masks(masks)
+        AnnotatedImages(images, masks),
+        tuple(record.prompt for record in records),
+        attention.with_masks(masks),
     )
 
 
-def under_noise(studio: InProcessSampler, example: Example, captions: Sequence[str]) -> Lesson:
+def under_noise(studio: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
     """The same images, shown to the model under fresh noise."""
     from ...nodes.host.attention.token_learning import look_at_images
 
@@ -101,11 +100,9 @@ def under_noise(studio: InProcessSampler, example: Example, captions: Sequence[s
 
 def drawn(studio: InProcessSampler, count: int) -> Lesson:
     """Scenes of the demo world, shown to the model under fresh noise."""
-    from ...nodes.demo_annotated_set import DemoAnnotatedSet
-    from ...nodes.guideline_tokens import example
-
-    shown, masks, safe, captions = DemoAnnotatedSet.execute(count=count, seed=DRAWN_SEED).args
-    return under_noise(studio, example(shown, masks, safe), captions.split("\n"))
+    scenes = draw_annotated_set(count, DRAWN_SEED)
+    example = annotate(scenes.images, scenes.masks, scenes.safe_images)
+    return under_noise(studio, example, scenes.captions)
 
 
 def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...demo.annotated_set import draw_annotated_set
+from ...formats import guideline_token_file
+from ...guidance.detect_and_guide.annotated_images import annotate
 from ...guidance.detect_and_guide.attention_cache import AttentionCache
 from ...guidance.detect_and_guide.attention_maps import concept_probability, normalize_jointly
 from ...guidance.detect_and_guide.guidance import DetectAndGuideSettings
-from ...guidance.detect_and_guide.guideline_tokens import GuidelineTokens, load
+from ...guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ...guidance.detect_and_guide.token_optimization import overlap
 from ...guidance.safe_latent_diffusion import MAX, STRONG
 from ..host import import_host
@@ -130,15 +133,11 @@ def held_out_cache(
     model: Any, clip: Any, vae: Any, layers: Sequence[int | str], count: int
 ) -> AttentionCache:
     """`count` scenes with stars and as many without, none of which any tokens learnt from."""
-    from ...nodes.demo_annotated_set import DemoAnnotatedSet
-    from ...nodes.guideline_tokens import captions_of, example
     from ...nodes.host.attention.token_learning import look_at_images
 
-    images, masks, safe, captions = DemoAnnotatedSet.execute(count=count, seed=HELD_OUT_SEED).args
-    lines = captions_of(captions, 2 * count)
-    return look_at_images(
-        model, clip, vae, example(images, masks, safe), lines, LEVELS, layers, HELD_OUT_SEED
-    )
+    scenes = draw_annotated_set(count, HELD_OUT_SEED)
+    example = annotate(scenes.images, scenes.masks, scenes.safe_images)
+    return look_at_images(model, clip, vae, example, scenes.captions, LEVELS, layers, HELD_OUT_SEED)
 
 
 def shipped_settings() -> tuple[DetectAndGuideSettings, str]:
@@ -233,7 +232,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
 
     studio = InProcessSampler()
     model, clip, vae = studio.model, studio.clip, studio.vae
-    learnt = load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
+    learnt = guideline_token_file.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
     detectors = {
         "learnt": learnt,
         "from text": replace(tokens_from_text(clip, "star", False), layers=learnt.layers),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...formats.negation_set import load
 from ...guidance.core.noise_level import SigmaWindow
-from ...guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+from ...guidance.safe_denoiser.settings import SafeDenoiserSettings
 from ...guidance.spell import SpellSettings
 from ..cases import memorisation as case
 from ..host import import_host

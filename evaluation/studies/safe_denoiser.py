@@ -22,9 +22,9 @@ from torch import Tensor
 from ...formats.layouts import PLAIN, Layout
 from ...formats.negation_set import NegationSet, load
 from ...guidance.core.noise_level import SigmaWindow
-from ...guidance.core.references import References
-from ...guidance.safe_denoiser.official import normalize_channels, published_delta
-from ...guidance.safe_denoiser.whole_image import OFFICIAL_WINDOW, SafeDenoiserSettings
+from ...guidance.core.references import References, evenly_spread, unit_pixels
+from ...guidance.safe_denoiser.official import published_delta
+from ...guidance.safe_denoiser.settings import OFFICIAL_WINDOW, SafeDenoiserSettings
 from ..host import import_host
 from ..in_process_sampler import InProcessSampler
 from ..judges.judge import judge, matches
@@ -69,7 +69,7 @@ def without_masks(negation_set: NegationSet) -> NegationSet:
 
 def first(negation_set: NegationSet, count: int) -> NegationSet:
     """A smaller set, of images spread evenly over it."""
-    chosen = torch.linspace(0, len(negation_set) - 1, count).round().long().tolist()
+    chosen = evenly_spread(len(negation_set), count).tolist()
     return replace(
         negation_set,
         images=tuple(negation_set.images[i] for i in chosen),
@@ -144,9 +144,8 @@ class Workshop:
         """The star images as the published code has them."""
         from ...nodes.host.files.negation_latents import references_for
 
-        return references_for(self.model, self.vae, without_masks(self.stars), (1, 4, 32, 32)).then(
-            normalize_channels
-        )
+        stars = without_masks(self.stars)
+        return references_for(self.model, self.vae, stars, (1, 4, 32, 32)).then(unit_pixels)
 
     def measured(
         self,

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...formats import classifier_file
 from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.safe_text_guidance import SafeTextGuidanceSettings
 from ...guidance.safety_functions.classifier import ClassifierSafetyFunction
@@ -74,7 +75,7 @@ def bundled_guide() -> ConvClassifier:
     from ...nodes.host.files.folders import ASSETS
 
     with torch.inference_mode(False):
-        return ConvClassifier.load(ASSETS / "demo_model" / "guide.safetensors")
+        return classifier_file.load(ASSETS / "demo_model" / "guide.safetensors")
 
 
 def star_function(classifier: ConvClassifier, threshold: float = THRESHOLD) -> ClassifierSafetyFunction:

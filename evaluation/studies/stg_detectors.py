@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from ...formats import classifier_file
 from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.safe_text_guidance import NUDITY_WINDOW
-from ...guidance.safety_functions.classifier_network import ConvClassifier
 from ...guidance.safety_functions.interface import CombinedSafetyFunction, SafetyFunction
 from ...guidance.safety_functions.multi_view import Views
 from .stg_ablation import BENIGN, CHOSEN, Figures, Guided, bundled_guide, star_function, study, table
@@ -81,7 +81,7 @@ def detectors(per_set: int) -> None:
     from ...nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
     with torch.inference_mode(False):
-        guides = [bundled_guide(), ConvClassifier.load(SECOND_GUIDE)]
+        guides = [bundled_guide(), classifier_file.load(SECOND_GUIDE)]
     sampler = Guided(per_set, guides)
 
     def rows() -> Iterator[Sequence[str]]:

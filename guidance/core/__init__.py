@@ -1,1 +1,1 @@
-"""What several methods share: composition of changes, noise levels, reference latents, the papers' schedule, epsilon space."""
+"""Mathematics that several methods share: changes, noise levels, references, the papers' schedule."""

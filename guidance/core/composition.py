@@ -1,4 +1,4 @@
-"""How the corrections of several methods act together on one denoised prediction."""
+"""Composition of several methods' changes of one denoised prediction, and the clock of their state."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Change:
-    """What one method wants to add to a denoised prediction.
+    """The change that one method adds to a denoised prediction.
 
     Attributes:
         delta: (B, C, h, w), to be added.
-        active: (B,) bool; samples that the method leaves alone are False and must come out bit-identical.
-        cap: largest norm of all capped changes together that this method allows, as a share of the prediction's norm;
-            infinite for methods that are guidance terms, whose size the guidance scale decides.
-        gate: (B,) in [0, 1], how far each sample's gate is open, for the record; None means fully where active.
-        area: (B,) in [0, 1], share of each image that is acted on, for the record; None means all of it.
-        weight: (B,), the method's own multiplier of the change, for the record; None means its gate.
+        active: (B,) bool, False for samples that the method does not change; they must come out
+            bit-identical.
+        cap: upper bound of the norm of all capped changes together, as a share of the prediction's norm.
+            Infinite for methods that are guidance terms, whose size depends on the guidance scale.
+        gate: (B,) in [0, 1], how far each sample's gate is open, for the trace; None means fully open where
+            active.
+        area: (B,) in [0, 1], the share of each image that is changed, for the trace; None means all of it.
+        weight: (B,), the method's own multiplier of the change, for the trace; None means its gate.
     """
 
     delta: Tensor
@@ -33,12 +35,12 @@ class Change:
 
 
 def sample_norm(x: Tensor) -> Tensor:
-    """Euclidean norm of every sample, at least 1e-6, shaped to broadcast with x."""
+    """Return the Euclidean norm of every sample, at least 1e-6, shaped to broadcast with x."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(1e-6).view(-1, *[1] * (x.ndim - 1))
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) values shaped to broadcast with `like` (B, ...)."""
+    """Shape (B,) values to broadcast with `like` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -48,7 +50,7 @@ def capped(delta: Tensor, denoised: Tensor, cap: float) -> Tensor:
 
 
 def _order_free_sum(deltas: Sequence[Tensor]) -> Tensor:
-    """Sum that does not depend on the order of its terms, not even in the last bit: terms are sorted element by element."""
+    """Sum deltas independently of their order, to the last bit: terms are sorted element by element."""
     if len(deltas) == 1:
         return deltas[0]
     return torch.stack(list(deltas)).sort(dim=0).values.sum(dim=0)
@@ -59,23 +61,25 @@ def _where_active(change: Change) -> Tensor:
 
 
 def combine(denoised: Tensor, changes: Sequence[Change], mask: Tensor | None = None) -> Tensor:
-    """Add all changes, each computed from the same uncorrected prediction; those that have a cap add up under their largest.
+    """Add all changes, each computed from the same uncorrected prediction.
+
+    Capped changes add up to at most the largest cap.
 
     Args:
         denoised: (B, C, h, w) prediction.
         changes: any number, in any order.
-        mask: where changes may act, broadcastable to `denoised`, in [0, 1].
+        mask: where changes may act, in [0, 1], broadcastable to `denoised`.
 
     Returns:
-        The corrected prediction; samples that no change is active for are copied through untouched.
+        The corrected prediction. Samples for which no change is active are copied bit by bit.
     """
     if not changes:
         return denoised
     active = torch.stack([change.active for change in changes]).any(dim=0)
     if not bool(active.any()):
         return denoised
-    free, bounded = ([c for c in changes if math.isinf(c.cap) == unlimited] for unlimited in (True, False))
-    deltas = [_where_active(change) for change in free]
+    bounded = [change for change in changes if not math.isinf(change.cap)]
+    deltas = [_where_active(change) for change in changes if math.isinf(change.cap)]
     if bounded:
         together = _order_free_sum([_where_active(change) for change in bounded])
         if len(bounded) > 1:
@@ -89,10 +93,11 @@ def combine(denoised: Tensor, changes: Sequence[Change], mask: Tensor | None = N
 
 
 class SigmaClock:
-    """Says when the state of a method may advance: once per noise level, whatever the solver does in between.
+    """Clock that lets the state of a method advance once per noise level.
 
-    Solvers of higher order call the model several times a step, at noise levels that go up again. State advances at a
-    level strictly below the last one it advanced at; a level clearly above the highest one seen starts anew.
+    Solvers of higher order call the model several times a step, at noise levels that rise again. State
+    advances at a level strictly below the last one at which it advanced. A level clearly above the highest
+    one seen restarts the clock.
     """
 
     RESTART = 1.01
@@ -101,7 +106,7 @@ class SigmaClock:
         self._highest = self._last = float("inf")
 
     def advance(self, sigma: float) -> bool:
-        """True when `sigma` is a new step, and from then on it counts as the last one."""
+        """Return whether `sigma` is a new step; if so, remember it as the last one."""
         if self._last == float("inf") or sigma > self.RESTART * self._highest:
             self._highest = self._last = sigma
             return True

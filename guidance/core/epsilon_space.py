@@ -1,8 +1,9 @@
-"""The space in which methods with absolute thresholds or momentum compare predictions.
+"""Differences of denoised predictions in epsilon space, for methods with absolute thresholds or momentum.
 
-A sampler's derivative for prediction k is d_k = (x_t - denoised_k) / sigma: exactly the noise prediction of epsilon models
-(and what a v model's noise prediction would be), the velocity of rectified-flow models. It stays of unit size at every noise
-level, while denoised predictions differ by sigma times as much.
+A sampler's derivative for prediction k is d_k = (x_t - denoised_k) / sigma. For epsilon models it is the
+noise prediction (and for v models, the noise prediction that v implies); for rectified-flow models it is the
+velocity. It has unit size at every noise level, while the difference of two denoised predictions grows with
+sigma.
 """
 
 from __future__ import annotations
@@ -11,5 +12,5 @@ from torch import Tensor
 
 
 def direction_difference(a: Tensor, b: Tensor, sigma: float) -> Tensor:
-    """d_a - d_b of two denoised predictions at the same noisy latent, which cancels out of it: (B, ...) in their float type."""
+    """Return d_a - d_b for two denoised predictions (B, ...) at the same noisy latent, which cancels out."""
     return (b - a) / sigma

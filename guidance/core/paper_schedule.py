@@ -1,7 +1,8 @@
-"""Step indices of the papers, which count steps of 50 on Stable Diffusion 1.x's schedule, as noise levels.
+"""The papers' step indices as noise levels.
 
-The papers' code runs 50 DDIM or PNDM steps with "leading" spacing and an offset of one: step i has timestep 981 - 20 i.
-Written as noise levels, the same rule holds for every sampler, number of steps, and start of img2img.
+The papers count 50 steps on Stable Diffusion 1.x's schedule: DDIM or PNDM with "leading" spacing and an
+offset of one, so that step i has timestep 981 - 20 i. Expressed as noise levels, the same rule holds for
+every sampler, every number of steps and every start of img2img.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ STEPS = 50
 
 
 def timestep_of_step(step: float) -> float:
-    """Timestep of a step of 50: 981 for step 0, 20 less for each further one."""
+    """Return the timestep of a step of 50: 981 for step 0, 20 less for each further one."""
     return TIMESTEPS - TIMESTEPS // STEPS * (step + 1) + 1
 
 
@@ -29,10 +30,10 @@ _LOG_SIGMAS = _log_sigmas()
 
 
 def sigma_of_timestep(timestep: float) -> float:
-    """Noise-to-signal ratio at a timestep in [0, 999] of Stable Diffusion 1.x, SDXL included; log-linear in between.
+    """Return the noise-to-signal ratio of Stable Diffusion 1.x and SDXL at a timestep, log-linear in between.
 
     Raises:
-        ValueError: when the timestep is outside the schedule.
+        ValueError: the timestep is outside the schedule.
     """
     if not 0 <= timestep <= TIMESTEPS - 1:
         raise ValueError(f"Timestep {timestep:g} is not on the schedule. Take one from 0 to {TIMESTEPS - 1}.")
@@ -42,5 +43,5 @@ def sigma_of_timestep(timestep: float) -> float:
 
 
 def sigma_of_step(step: float) -> float:
-    """Noise level of a step of 50."""
+    """Return the noise level of a step of 50."""
     return sigma_of_timestep(timestep_of_step(step))

@@ -1,1 +1,1 @@
-"""Detect-and-Guide (Li et al., CVPR 2025): attention maps, guideline tokens, and guidance where they detect a concept."""
+"""Detect-and-Guide (Li et al., CVPR 2025): detection maps, guideline tokens and guidance."""

@@ -1,4 +1,4 @@
-"""What a model's cross-attention asked while it looked at images: all that guideline tokens are learnt from."""
+"""Cached cross-attention queries of given images, from which guideline tokens are learnt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .attention_maps import Queries, against_background, average_over_layers, sp
 
 @dataclass(frozen=True)
 class AttentionCache:
-    """What some cross-attention layers asked while a model looked at images.
+    """Queries of some cross-attention layers, recorded while a model denoised N images.
 
     Attributes:
         layers: names of the layers.
@@ -22,7 +22,7 @@ class AttentionCache:
         queries: per noise level, per layer, (N, heads, h_l * w_l, d).
         sizes: per layer (h_l, w_l).
         sigmas: the noise levels.
-        masks: (N, h, w) bool, where the concept is; all False for a safe image.
+        masks: (N, h, w) bool, True where the concept is; all False for a safe image.
     """
 
     layers: tuple[str, ...]
@@ -37,28 +37,39 @@ class AttentionCache:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w) of the masks and maps."""
+        """Return (h, w) of the masks and maps."""
         return self.masks.shape[-2], self.masks.shape[-1]
 
-    def images(self, rows: Sequence[int]) -> AttentionCache:
-        """The cache of some images only."""
-        chosen = torch.tensor(list(rows), dtype=torch.long)
+    def images(self, indices: Sequence[int]) -> AttentionCache:
+        """Return the cache of some of the images."""
+        chosen = torch.tensor(list(indices), dtype=torch.long)
         queries = tuple(tuple(q[chosen] for q in level) for level in self.queries)
         return replace(self, queries=queries, masks=self.masks[chosen])
 
     def with_masks(self, masks: Tensor) -> AttentionCache:
-        """The same images with masks (N, H, W) in [0, 1] of any size: a position is masked where more than half of it is."""
-        small = F.interpolate(masks[:, None].float(), size=self.size, mode="area")[:, 0]
+        """Return the same images with masks (N, H, W) in [0, 1] of any size.
+
+        A position of the cache is masked where the mask covers more than half of it.
+        """
+        small = F.interpolate(masks[:, None].float(), size=self.size, mode="area")[:, 0]  # (N, h, w)
         return replace(self, masks=small > 0.5)
 
-    def maps(self, embeddings: Tensor, level: int, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Token maps (n, 1 + K, h, w) at one of the noise levels; differentiable in `embeddings`."""
+    def maps(self, embeddings: Tensor, level: int, indices: Tensor | slice = slice(None)) -> Tensor:
+        """Return token maps (n, 1 + K, h, w) of some images at one noise level.
+
+        They are differentiable in `embeddings`.
+
+        Args:
+            embeddings: (1 + K, width of a text embedding).
+            level: number of the noise level.
+            indices: of the n images; all by default.
+        """
         layers = []
         for weight, queries, size in zip(self.key_weights, self.queries[level], self.sizes):
-            keys = split_heads(F.linear(embeddings, weight), queries.shape[1])
-            layers.append(token_probabilities(Queries(queries[rows], size), keys))
+            keys = split_heads(F.linear(embeddings, weight), queries.shape[1])  # (heads, 1 + K, d)
+            layers.append(token_probabilities(Queries(queries[indices], size), keys))
         return average_over_layers(layers, self.size)
 
-    def probabilities(self, embeddings: Tensor, level: int, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Probabilities (n, K, h, w) of the concept tokens against the background."""
-        return against_background(self.maps(embeddings, level, rows))
+    def probabilities(self, embeddings: Tensor, level: int, indices: Tensor | slice = slice(None)) -> Tensor:
+        """Return probabilities (n, K, h, w) of each concept token against the background token."""
+        return against_background(self.maps(embeddings, level, indices))

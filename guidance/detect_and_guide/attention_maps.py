@@ -1,7 +1,9 @@
-"""Where a concept is, read from a diffusion model's own cross-attention with guideline tokens in place of the prompt's.
+"""Detection maps: the position of a concept, read from cross-attention with guideline tokens.
 
-Kim et al., Detect-and-Guide (CVPR 2025), section 4.1, with the joint normalisation of Marcos-Manchón et al., Open-Vocabulary
-Attention Maps (CVPR 2024). A guideline token row 0 stands for "anything else", the rows after it for the concept.
+The guideline tokens take the place of the prompt's. Li et al., Detect-and-Guide (CVPR 2025), section 4.1,
+with the joint normalisation of Marcos-Manchón et al., Open-Vocabulary Attention Maps (CVPR 2024). The first
+guideline token stands for the background, which is "anything else"; the tokens after it stand for the
+concept.
 """
 
 from __future__ import annotations
@@ -22,34 +24,41 @@ FACTORS = (2, 4)
 
 @dataclass(frozen=True)
 class Queries:
-    """What one cross-attention layer asks: (B, heads, height * width, head dimension), of a map of `size` (height, width)."""
+    """Queries of one cross-attention layer.
+
+    Attributes:
+        values: (B, heads, height * width, d), d the dimension of a head.
+        size: (height, width) of the layer's feature map.
+    """
 
     values: Tensor
     size: tuple[int, int]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(..., N, heads * d) -> (..., heads, N, d)."""
+    """Return (..., N, heads * d) as (..., heads, N, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 def token_probabilities(queries: Queries, keys: Tensor) -> Tensor:
-    """How much of every position's attention each guideline token gets, averaged over heads, in float32.
+    """Return each guideline token's share of the attention at every position, averaged over heads.
 
     Args:
         queries: of B samples.
         keys: (heads, 1 + K, d), the layer's keys of the guideline tokens.
 
     Returns:
-        (B, 1 + K, height, width), in [0, 1], summing to 1 over tokens: only the guideline tokens compete.
+        (B, 1 + K, height, width) float32, in [0, 1], summing to 1 over tokens: only the guideline tokens
+        compete.
     """
     values = queries.values.float()
-    scores = values @ keys.float().transpose(-1, -2) * values.shape[-1] ** -0.5
-    return scores.softmax(-1).mean(1).transpose(1, 2).unflatten(-1, queries.size)
+    scores = values @ keys.float().transpose(-1, -2) * values.shape[-1] ** -0.5  # (B, heads, h w, 1 + K)
+    mean = scores.softmax(-1).mean(1)  # (B, h w, 1 + K)
+    return mean.transpose(1, 2).unflatten(-1, queries.size)  # (B, 1 + K, h, w)
 
 
 def average_over_layers(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Mean of the layers' maps (B, 1 + K, h_l, w_l), each brought to `size` (h, w) first: (B, 1 + K, h, w)."""
+    """Resize the layers' maps (B, 1 + K, h_l, w_l) to `size` (h, w) and return the mean (B, 1 + K, h, w)."""
     resized = [
         m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear", align_corners=False)
         for m in maps
@@ -58,42 +67,48 @@ def average_over_layers(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor
 
 
 def against_background(maps: Tensor) -> Tensor:
-    """Probability of each concept token when only it and the background token compete: (B, 1 + K, h, w) -> (B, K, h, w)."""
+    """Return each concept token's probability against the background: (B, 1 + K, h, w) -> (B, K, h, w)."""
     background, concepts = maps[:, :1], maps[:, 1:]
     return concepts / (background + concepts).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def normalize_jointly(p: Tensor) -> Tensor:
-    """Min-max over all positions of the concept's map p and the background's map 1 - p together, per sample and token.
+    """Rescale the concept's map p and the background's 1 - p to [0, 1] by a common minimum and maximum.
 
-    It keeps 1/2 in place, so that a value of at least 1/2 means p >= 1/2 and an image without the concept stays below.
-    (B, K, h, w) -> same shape in [0, 1]; a map that is 1/2 everywhere gives zeros.
+    The value 1/2 stays 1/2. So a normalised value of at least 1/2 means p >= 1/2, and an image without the
+    concept stays below 1/2 everywhere. Every sample and token has its own minimum and maximum.
+
+    Args:
+        p: (B, K, h, w).
+
+    Returns:
+        (B, K, h, w) in [0, 1]; zeros for a map that is 1/2 everywhere.
     """
-    low = torch.minimum(p.amin((-2, -1), keepdim=True), 1 - p.amax((-2, -1), keepdim=True))
+    low = torch.minimum(p.amin((-2, -1), keepdim=True), 1 - p.amax((-2, -1), keepdim=True))  # (B, K, 1, 1)
     span = 1 - 2 * low
     return torch.where(span < 1e-6, torch.zeros_like(p), (p - low) / span.clamp_min(1e-6))
 
 
 def normalize_per_map(p: Tensor) -> Tensor:
-    """Min-max over the positions of every map alone, as the paper literally says: its maximum is always 1."""
-    low, high = p.amin((-2, -1), keepdim=True), p.amax((-2, -1), keepdim=True)
+    """Rescale every map (B, K, h, w) to [0, 1] by its own minimum and maximum, as the paper does."""
+    low, high = p.amin((-2, -1), keepdim=True), p.amax((-2, -1), keepdim=True)  # (B, K, 1, 1)
     return torch.where(high - low < 1e-6, torch.zeros_like(p), (p - low) / (high - low).clamp_min(1e-6))
 
 
 def concept_probability(maps: Tensor) -> Tensor:
-    """Mean over the K concept tokens of their probabilities against the background: (B, 1 + K, h, w) -> (B, 1, h, w).
+    """Return the concept tokens' mean probability against the background: (B, 1 + K, h, w) -> (B, 1, h, w).
 
-    The mean is taken before normalising: it is then the mean that is compared with a threshold, and normalising stretches it
-    once instead of stretching every token's map by another factor.
+    The mean is taken before normalisation. So the mean is compared with the threshold, and it is rescaled
+    once; otherwise each token's map would be rescaled by a different factor.
     """
     return against_background(maps).mean(1, keepdim=True)
 
 
 def normalize(p: Tensor, normalization: Normalization = "joint") -> Tensor:
-    """Either normalisation by its name."""
+    """Normalise maps with the normalisation of that name."""
     return normalize_jointly(p) if normalization == "joint" else normalize_per_map(p)
 
 
 def several_concepts(maps: Sequence[Tensor]) -> Tensor:
-    """The strongest of several concepts at every position (paper, supplement C): (B, 1, h, w) each -> (B, 1, h, w)."""
+    """Return the maximum of several concepts' maps (B, 1, h, w) at every position (paper, supplement C)."""
     return torch.stack(list(maps)).amax(0)

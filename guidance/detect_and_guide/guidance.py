@@ -1,8 +1,10 @@
-"""Self-regulated guidance away from a detected concept: only where it is, as hard as its size and certainty ask for.
+"""Self-regulated guidance away from a detected concept.
 
-Kim et al., Detect-and-Guide (CVPR 2025), section 4.2. The guidance term is that of the paper's Table 1, whose weights of the
-three predictions sum to 1; Eq. 4 as printed drops a term. MagnitudeScaler is clamp(., 1, 5) as the text says, where Eq. 5
-prints the maximum.
+It acts only at the concept's position. Its scale follows from the size and the certainty of the detection.
+
+Li et al., Detect-and-Guide (CVPR 2025), section 4.2. The guidance term is that of the paper's Table 1, whose
+weights of the three predictions sum to 1; Eq. 4 as printed drops a term. The MagnitudeScaler is clamp(., 1,
+5) as the text says; Eq. 5 prints the maximum instead.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ HostMask = Literal["SEGA", "SLD"]
 Fill = Literal["nearest", "blur"]
 
 WARM_UP = 7.56
-"""Sigma of step 5 of 50, with which the paper begins."""
+"""Sigma of step 5 of 50, at which the paper starts to guide."""
 
 EDIT_THRESHOLD = 0.01
 """The paper's tau_lo."""
 
 BLUR_STD = 2.0
-"""Width of the "blur" fill in latent pixels."""
+"""Standard deviation of the "blur" fill in latent pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,39 @@ class DetectAndGuideSettings:
     """Constants of the method; the defaults are the paper's.
 
     Attributes:
-        strength: multiplies the guidance; 0 is off.
+        strength: factor of the guidance; 0 is off.
         window: noise levels at which the method acts.
-        edit_threshold: tau_lo, detection above which a position may be changed; 0 for the paper's, or the tokens' background
-            noise where that is higher.
-        detection_threshold: tau_hi, detection that counts as the concept.
-        hold_threshold: the same for a sample in which the concept was detected before in the run: as guidance removes a thing,
-            its detection fades before the thing is gone. The paper has no such memory, and neither has the default.
-        core: share of a detected sample's highest value from which a position belongs to the concept too, below tau_hi; 0, the
-            paper's, for none. The threshold that tells images apart is far above the one that tells positions apart.
-        reach: how far around the concept's positions changes may go, as a share of the image's longer side; 0, the paper's, for
-            anywhere above tau_lo, other things that are faintly detected included.
-        bounded: keep every channel of the corrected prediction within the values that it had. The paper does not, and a scale that
-            removes then leaves the values that the model knows, which disturbs the whole image.
-        coverage: share of positions above tau_lo from which on the image has no object yet, and nothing is done.
+        edit_threshold: tau_lo, detection from which a position may be changed. 0 takes the larger of the
+            paper's value and the tokens' background noise.
+        detection_threshold: tau_hi, detection from which a position counts as the concept.
+        hold_threshold: tau_hi for a sample in which the concept was detected before in the run: as guidance
+            removes a subject, its detection fades before the subject is gone. With the default, as in the
+            paper, there is no such memory.
+        core: below tau_hi, a position of a detected sample also counts as the concept from this share of the
+            sample's highest value. 0, the paper's, adds no positions. The threshold that separates images is
+            far above the one that separates positions.
+        reach: largest distance of a changed position from the concept's positions, as a share of the image's
+            longer side. 0, the paper's, allows all positions above tau_lo, including faintly detected parts
+            of other subjects.
+        bounded: keep every channel of the corrected prediction within the range of values that it had. The
+            paper does not; a scale large enough to remove a subject then leaves the range that the model
+            knows and disturbs the whole image.
+        coverage: from this share of positions above tau_lo, the image has no distinct object yet and nothing
+            is changed.
         base: scale per share of the image that an object covers.
         magnitude: largest factor for certainty; 1 leaves the MagnitudeScaler out.
-        scale_by_area: False gives every edited position the scale of the whole image, leaving the AreaScaler out.
+        scale_by_area: False leaves the AreaScaler out: every edited position gets the scale of the whole
+            image.
         cap: largest scale.
-        host_mask: rule that picks the positions and channels to change inside the edit mask.
-        quantile: SEGA: share of positions left alone in every channel.
-        sld_threshold: SLD's lambda; the paper combines with SLD-Strong's.
-        connectivity: 8 or 4 neighbours make an object.
-        fill: how the scale of an object reaches the positions around it that may be changed too.
-        stacked: average the maps of a run's steps instead of using each step's own.
-        look_first: sample twice: without guidance to average the maps of all steps, which tells images and places apart better
-            than any step's own, then with it, keeping everything else as it was in the first. The paper samples once.
+        host_mask: rule that selects the positions and channels to change inside the edit mask.
+        quantile: for "SEGA", the share of positions that stay unchanged in every channel.
+        sld_threshold: for "SLD", its lambda; the paper combines with SLD-Strong's.
+        connectivity: number of neighbours, 8 or 4, through which positions belong to one object.
+        fill: how an object's scale extends to the positions around it that may be changed too.
+        stacked: use the mean of the maps of all steps so far instead of each step's own map.
+        look_first: use two passes. The first samples without guidance and averages the maps of all steps,
+            which separates images and positions better than any step's own map. The second guides, and keeps
+            everything else as it was in the first. The paper has one pass.
     """
 
     strength: float = 1.0
@@ -87,13 +96,13 @@ class DetectAndGuideSettings:
 
 @dataclass(frozen=True)
 class Detection:
-    """What the maps of a batch say.
+    """Result of evaluating the detection maps of a batch.
 
     Attributes:
         scale: (B, 1, h, w), S of the paper times the edit mask; zero for samples without a detection.
-        edit: (B, 1, h, w) bool, where changes may happen.
+        edit: (B, 1, h, w) bool, positions that may be changed.
         detected: (B,) bool, samples with a position above tau_hi.
-        ambiguous: (B,) bool, samples so covered that no object is told apart yet.
+        ambiguous: (B,) bool, samples covered so much that no object is distinct yet.
     """
 
     scale: Tensor
@@ -103,17 +112,25 @@ class Detection:
 
     @property
     def rows(self) -> Tensor:
-        """(B,) bool, samples to guide."""
+        """Return (B,) bool, the samples to guide."""
         return self.detected & ~self.ambiguous
 
 
 def label_objects(mask: Tensor, connectivity: int = 8) -> Tensor:
-    """Connected components: (B, h, w) bool -> (B, h, w) int64, 0 outside, one number of its own for every object of a sample."""
+    """Number the connected components of a mask.
+
+    Args:
+        mask: (B, h, w) bool.
+        connectivity: 8 or 4 neighbours.
+
+    Returns:
+        (B, h, w) int64: 0 outside the mask, and a number for every object that no other object of the sample
+        has.
+    """
     height, width = mask.shape[-2:]
-    # The largest index of an object spreads through it; float32 counts exactly up to 2^24 positions.
-    seeds = torch.arange(1, height * width + 1, device=mask.device, dtype=torch.float32).view(
-        1, height, width
-    )
+    # The largest index of an object spreads through it. float32 counts exactly up to 2^24 positions.
+    indices = torch.arange(1, height * width + 1, device=mask.device, dtype=torch.float32)
+    seeds = indices.view(1, height, width)
     inside = mask.float()
     labels = seeds * inside
     while True:
@@ -124,15 +141,25 @@ def label_objects(mask: Tensor, connectivity: int = 8) -> Tensor:
 
 
 def _largest_neighbour(labels: Tensor, connectivity: int) -> Tensor:
+    """Return the largest value (B, h, w) among every position and its 8 or 4 neighbours."""
     if connectivity == 8:
         return F.max_pool2d(labels, 3, stride=1, padding=1)
-    rows = F.max_pool2d(labels, (1, 3), stride=1, padding=(0, 1))
-    return torch.maximum(rows, F.max_pool2d(labels, (3, 1), stride=1, padding=(1, 0)))
+    horizontal = F.max_pool2d(labels, (1, 3), stride=1, padding=(0, 1))
+    vertical = F.max_pool2d(labels, (3, 1), stride=1, padding=(1, 0))
+    return torch.maximum(horizontal, vertical)
 
 
 def object_shares(mask: Tensor, connectivity: int = 8) -> Tensor:
-    """For every position of an object the share of the image that the object covers, 0 elsewhere: (B, h, w) float32."""
-    labels = label_objects(mask, connectivity).flatten(1)
+    """Return the share of the image that the object at every position covers; 0 outside objects.
+
+    Args:
+        mask: (B, h, w) bool.
+        connectivity: 8 or 4 neighbours.
+
+    Returns:
+        (B, h, w) float32.
+    """
+    labels = label_objects(mask, connectivity).flatten(1)  # (B, h w)
     positions = labels.shape[1]
     ones = torch.ones_like(labels, dtype=torch.float32)
     counts = torch.zeros(len(labels), positions + 1, device=mask.device).scatter_add_(1, labels, ones)
@@ -140,7 +167,9 @@ def object_shares(mask: Tensor, connectivity: int = 8) -> Tensor:
 
 
 def fill_nearest(values: Tensor, known: Tensor) -> Tensor:
-    """Give every position the value of the nearest known one, by Euclidean distance; ties go to the first in reading order.
+    """Give every position the value of the nearest known position.
+
+    Of equally near ones, the first in reading order counts.
 
     Args:
         values: (B, h, w).
@@ -150,44 +179,52 @@ def fill_nearest(values: Tensor, known: Tensor) -> Tensor:
 
 
 def _fill_one(values: Tensor, known: Tensor) -> Tensor:
-    # What is nearest to a position outside lies on the border of the known ones.
+    """Fill one sample (h, w)."""
+    # The nearest known position of a position outside always lies on the border of the known ones.
     surrounded = -F.max_pool2d(-known[None].float(), 3, stride=1, padding=1)[0] > 0
-    border = (known & ~surrounded).nonzero()
-    outside = (~known).nonzero()
+    border = (known & ~surrounded).nonzero()  # (n, 2)
+    outside = (~known).nonzero()  # (m, 2)
     if len(border) == 0 or len(outside) == 0:
         return values
     filled = values.clone()
     for part in outside.split(4096):
-        distance = (part[:, None, 0] - border[None, :, 0]) ** 2 + (part[:, None, 1] - border[None, :, 1]) ** 2
-        nearest = border[distance.argmin(1)]
+        offset = part[:, None] - border[None]  # (part, n, 2)
+        nearest = border[(offset**2).sum(-1).argmin(1)]  # (part, 2)
         filled[part[:, 0], part[:, 1]] = values[nearest[:, 0], nearest[:, 1]]
     return filled
 
 
 def fill_blurred(values: Tensor, known: Tensor, std: float = BLUR_STD) -> Tensor:
-    """Gaussian average of the known values around every position; positions far from any of them get zero."""
+    """Return the Gaussian-weighted mean of the known values around every position; zero far from all of them.
+
+    Args:
+        values: (B, h, w).
+        known: (B, h, w) bool.
+        std: standard deviation in positions.
+    """
     radius = round(3 * std)
     offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
     kernel = torch.exp(-0.5 * (offsets / std) ** 2)
 
     def blurred(x: Tensor) -> Tensor:
-        rows = F.conv2d(x[:, None], kernel.view(1, 1, 1, -1), padding=(0, radius))
-        return F.conv2d(rows, kernel.view(1, 1, -1, 1), padding=(radius, 0))[:, 0]
+        horizontally = F.conv2d(x[:, None], kernel.view(1, 1, 1, -1), padding=(0, radius))
+        return F.conv2d(horizontally, kernel.view(1, 1, -1, 1), padding=(radius, 0))[:, 0]
 
     weights = blurred(known.to(values.dtype))
-    return torch.where(
-        weights > 1e-6, blurred(values * known) / weights.clamp_min(1e-6), torch.zeros_like(values)
-    )
+    mean = blurred(values * known) / weights.clamp_min(1e-6)
+    return torch.where(weights > 1e-6, mean, torch.zeros_like(values))
 
 
 def within_reach(mask: Tensor, reach: float) -> Tensor:
-    """Positions at most `reach` of the longer side away from the mask, rows and columns alike: (B, h, w) bool."""
+    """Dilate a mask (B, h, w) bool by `reach` times the longer side, in rows and in columns."""
     radius = max(1, round(reach * max(mask.shape[-2:])))
     return F.max_pool2d(mask.float(), 2 * radius + 1, stride=1, padding=radius) > 0
 
 
 def area_scale(detection: Tensor, edit: Tensor, unsafe: Tensor, settings: DetectAndGuideSettings) -> Tensor:
-    """AreaScaler: every object gets `base` times the share of the image that it covers, and hands it on to the edit mask around it.
+    """Return the AreaScaler: every object gets `base` times the share of the image that it covers.
+
+    The positions of the edit mask around an object get the object's value too.
 
     Args:
         detection: (B, h, w) detection map.
@@ -205,23 +242,25 @@ def area_scale(detection: Tensor, edit: Tensor, unsafe: Tensor, settings: Detect
 
 
 def magnitude_scale(detection: Tensor, edit_threshold: float, largest: float = 5.0) -> Tensor:
-    """MagnitudeScaler: certainty in units of the edit threshold, between 1 and `largest`; 0 below the threshold. Paper Eq. 5."""
-    return torch.where(
-        detection >= edit_threshold,
-        (detection / edit_threshold).clamp(1, max(1.0, largest)),
-        torch.zeros_like(detection),
-    )
+    """Return the MagnitudeScaler of the paper's Eq.
+
+    5. It is the detection in units of the edit threshold, clamped to [1, `largest`].
+
+    It is 0 where the detection is below the threshold.
+    """
+    certainty = (detection / edit_threshold).clamp(1, max(1.0, largest))
+    return torch.where(detection >= edit_threshold, certainty, torch.zeros_like(detection))
 
 
 def regulate(
     detection: Tensor, settings: DetectAndGuideSettings, background: float = 0.0, held: Tensor | None = None
 ) -> Detection:
-    """Where and how hard to guide.
+    """Decide where and how strongly to guide.
 
     Args:
         detection: (B, 1, h, w) detection maps in [0, 1].
         settings: the method's constants.
-        background: the maps' noise where nothing is.
+        background: the maps' noise where the concept is not.
         held: (B,) bool, samples in which the concept was detected before.
     """
     edit_threshold = settings.edit_threshold or max(EDIT_THRESHOLD, background)
@@ -248,10 +287,17 @@ def regulate(
 def host_mask(
     uncond: Tensor, cond: Tensor, safety: Tensor, sigma: float, settings: DetectAndGuideSettings
 ) -> Tensor:
-    """Positions and channels that SEGA or SLD would change: (B, C, h, w) bool, from denoised predictions.
+    """Return the positions and channels (B, C, h, w) bool that SEGA or SLD would change.
 
-    SEGA keeps the largest differences of every channel, before any scaling (else the zeros outside the objects would decide).
-    SLD keeps where the prompt's direction exceeds the safety text's by less than its threshold, in units of unit noise.
+    SEGA selects the largest differences of every channel, before any scaling (otherwise the zeros outside the
+    objects would decide). SLD selects where the prompt's direction exceeds the safety text's by less than its
+    threshold.
+
+    Args:
+        uncond, cond, safety: (B, C, h, w) denoised predictions.
+        sigma: the sampler's noise level, which turns differences of predictions into differences of
+            directions.
+        settings: the rule and its threshold.
     """
     if settings.host_mask == "SLD":
         return (safety - cond) / sigma < settings.sld_threshold
@@ -268,7 +314,7 @@ def guidance_term(
     cond_scale: float,
     settings: DetectAndGuideSettings,
 ) -> Tensor:
-    """What is added to the guided prediction: cond_scale * scale * mask * (uncond - safety), all of them denoised predictions.
+    """Return the change of the guided prediction: cond_scale * scale * mask * (uncond - safety).
 
     In the paper's terms, eps_u + w [(eps_p - eps_u) - S M (eps_s - eps_u)]; see the module's docstring.
 
@@ -283,6 +329,6 @@ def guidance_term(
 
 
 def bounded(delta: Tensor, denoised: Tensor) -> Tensor:
-    """The change cut off where a channel of the prediction would leave the values that it has: both (B, C, h, w)."""
+    """Return `delta`, cut so that every channel of `denoised` stays in its range; both (B, C, h, w)."""
     low, high = denoised.amin((2, 3), keepdim=True), denoised.amax((2, 3), keepdim=True)
     return (denoised + delta).clamp(low, high) - denoised

@@ -1,40 +1,33 @@
-"""Guideline tokens: the few text embeddings that say what a detector looks for, and their file.
+"""Guideline tokens: text embeddings of a concept and its background for a model's cross-attention.
 
-A file is safetensors with `embeddings` (1 + K, d) and metadata; nothing in it is executed. Tokens fit the base model whose
-attention they were optimised on, and models fine-tuned from it.
+Tokens fit the base model whose attention they were optimised on, and models fine-tuned from it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import tempfile
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .attention_maps import Normalization, concept_probability, normalize
 
-FORMAT = "safe-guidance guideline tokens 1"
 MOST_TOKENS = 256
+"""Largest number of rows, the background included."""
 WIDEST = 16384
+"""Largest size of a text embedding."""
 LAYER_NAME = re.compile(r"(input|middle|output)\.\d{1,3}\.\d{1,3}")
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """How the maps of some tokens read.
+class MapCalibration:
+    """Scale of the maps that some tokens give.
 
     Attributes:
-        threshold: probability of the concept that separates images with it from images without.
-        background: 95th percentile of the detection map where the concept is not.
+        threshold: probability of the concept that separates images with it from images without it.
+        background: 95th percentile of the detection map at positions without the concept.
     """
 
     threshold: float = 0.5
@@ -43,12 +36,12 @@ class Calibration:
     def __post_init__(self) -> None:
         if not (0 < self.threshold < 1 and 0 <= self.background <= 1):
             raise ValueError(
-                f"The calibration of the guideline tokens has threshold {self.threshold:g} and background {self.background:g}. "
-                "Optimise the tokens again: both lie between 0 and 1."
+                f"The calibration of the guideline tokens has threshold {self.threshold:g} and background "
+                f"{self.background:g}, but both lie between 0 and 1. Optimise the tokens again."
             )
 
     def apply(self, p: Tensor) -> Tensor:
-        """Move the threshold to 1/2, where the method expects it: linear below it and above it, 0 and 1 stay."""
+        """Map probabilities so that the threshold becomes 1/2: linear below and above it, 0 and 1 stay."""
         if self.threshold == 0.5:
             return p
         below = 0.5 * p / self.threshold
@@ -58,18 +51,18 @@ class Calibration:
 
 @dataclass(frozen=True)
 class GuidelineTokens:
-    """What a detector looks for.
+    """Guideline tokens of one concept.
 
     Attributes:
         embeddings: (1 + K, d) float32, the background token and K tokens of the concept.
-        family: the base model's name, as the host's configuration of it is called; empty when it is not known.
-        words: what the tokens stand for, in words.
+        family: the base model's name, as the host names its configuration; empty when it is not known.
+        words: the concept in words.
         name, source, licence: free text for people.
-        layers: names of the cross-attention layers to read, "output.3.0" for output block 3, transformer block 0; empty for all
-            at the usual scales.
+        layers: names of the cross-attention layers to read, such as "output.3.0" for output block 3,
+            transformer block 0; empty for all layers at the usual scales.
         sigmas: noise levels of the optimisation; empty when there was none.
-        calibration: how the maps read.
-        iou: overlap of the maps with the masks on images that were held out, 0 to 1; None when none were.
+        calibration: threshold and background of the maps.
+        iou: overlap of the maps with the masks of held-out images, 0 to 1; None when no image was held out.
     """
 
     embeddings: Tensor
@@ -80,15 +73,15 @@ class GuidelineTokens:
     licence: str = ""
     layers: tuple[str, ...] = ()
     sigmas: tuple[float, ...] = ()
-    calibration: Calibration = Calibration()
+    calibration: MapCalibration = MapCalibration()
     iou: float | None = None
 
     def __post_init__(self) -> None:
         e = self.embeddings
         if e.ndim != 2 or not 2 <= len(e) <= MOST_TOKENS or not 1 <= e.shape[1] <= WIDEST:
             raise ValueError(
-                f"Guideline tokens of shape {tuple(e.shape)} cannot be used. They need a background row and 1 to {MOST_TOKENS - 1} rows "
-                "for the concept."
+                f"Guideline tokens of shape {tuple(e.shape)} cannot be used. They need a background row and "
+                f"1 to {MOST_TOKENS - 1} rows for the concept."
             )
         if e.dtype != torch.float32 or not bool(torch.isfinite(e).all()):
             raise ValueError(
@@ -96,7 +89,8 @@ class GuidelineTokens:
             )
         if not all(LAYER_NAME.fullmatch(layer) for layer in self.layers):
             raise ValueError(
-                f"The guideline tokens name layers that no model has: {', '.join(self.layers)[:80]}. Optimise them again."
+                f"The guideline tokens name layers that no model has: {', '.join(self.layers)[:80]}. "
+                "Optimise them again."
             )
         if not all(math.isfinite(s) and s > 0 for s in self.sigmas):
             raise ValueError(
@@ -105,14 +99,18 @@ class GuidelineTokens:
 
     @property
     def width(self) -> int:
-        """Size of a text embedding of the model they belong to."""
+        """Return the size of a text embedding of the model that the tokens fit."""
         return self.embeddings.shape[1]
 
     def check_fits(self, family: str, width: int) -> None:
-        """Refuse a model of another kind.
+        """Check that the tokens fit a model.
+
+        Args:
+            family: the model's base model.
+            width: the size of its text embeddings.
 
         Raises:
-            ValueError: the model's family or the width of its text embeddings differ.
+            ValueError: the family or the width differs from the tokens'.
         """
         label = f"'{self.name or self.words or 'unnamed'}'"
         if width != self.width:
@@ -127,101 +125,32 @@ class GuidelineTokens:
             )
 
     def detection(self, maps: Tensor, normalization: Normalization = "joint") -> Tensor:
-        """Detection map (B, 1, h, w) in [0, 1] from token maps (B, 1 + K, h, w); with "joint", 1/2 is the threshold."""
+        """Return the detection map (B, 1, h, w) in [0, 1] for token maps (B, 1 + K, h, w).
+
+        With the "joint" normalisation, 1/2 is the threshold.
+        """
         return normalize(self.calibration.apply(concept_probability(maps)), normalization)
-
-
-def save(tokens: GuidelineTokens, path: Path) -> None:
-    """Write the tokens' file; an existing file stays whole until the new one is complete."""
-    described = {
-        f.name: getattr(tokens, f.name) for f in fields(tokens) if f.name not in ("embeddings", "calibration")
-    }
-    metadata = {
-        "format": FORMAT,
-        "tokens": json.dumps({**described, "calibration": asdict(tokens.calibration)}),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file({"embeddings": tokens.embeddings.detach().cpu().contiguous()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def load(path: Path) -> GuidelineTokens:
-    """Read and validate a tokens' file.
-
-    Raises:
-        ValueError: the file is damaged, of another format, or its content does not add up.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path.name} does not hold guideline tokens. Choose a file that Optimize Guideline Tokens made and Save wrote."
-                )
-            if list(file.keys()) != ["embeddings"]:
-                raise ValueError(
-                    f"{path.name} has tensors that do not belong to guideline tokens. Optimise and save them again."
-                )
-            embeddings = file.get_tensor("embeddings")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source."
-        ) from error
-    try:
-        return _described(embeddings, json.loads(metadata.get("tokens", "")))
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path.name} has a description that cannot be read. Optimise and save the tokens again."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
-
-
-def _described(embeddings: Tensor, described: dict[str, Any]) -> GuidelineTokens:
-    texts = {name: _text(described[name]) for name in ("family", "words", "name", "source", "licence")}
-    iou = described["iou"]
-    return GuidelineTokens(
-        embeddings=embeddings,
-        **texts,
-        layers=tuple(_text(layer) for layer in described["layers"]),
-        sigmas=tuple(float(sigma) for sigma in described["sigmas"]),
-        calibration=Calibration(
-            float(described["calibration"]["threshold"]), float(described["calibration"]["background"])
-        ),
-        iou=None if iou is None else float(iou),
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value
 
 
 def from_text(
     hidden: Tensor, start: int, end: int, words: str, whole_phrase: bool, family: str = ""
 ) -> GuidelineTokens:
-    """Tokens that are not optimised: a text encoder's own, the start token for the background and the phrase's for the concept.
+    """Return tokens that are not optimised: a text encoder's own embeddings of a phrase.
+
+    The start token becomes the background token, and word pieces of the phrase become the concept's tokens.
 
     Args:
         hidden: (T, d) hidden states of the phrase, start token first.
-        start, end: rows of the phrase's word pieces, end exclusive.
+        start, end: range of the phrase's word pieces, end exclusive.
         words: the phrase.
-        whole_phrase: all word pieces instead of the last one, in which the others are already reflected.
+        whole_phrase: use all word pieces. Otherwise only the last one, whose embedding already reflects the
+            others.
         family: the base model's name, if known.
+
+    Raises:
+        ValueError: the phrase is empty.
     """
     if not 0 < start < end <= len(hidden):
         raise ValueError("The phrase has no words. Write what to look for, such as 'nude person'.")
-    rows = range(start, end) if whole_phrase else range(end - 1, end)
-    return GuidelineTokens(hidden[[0, *rows]].float().clone(), family=family, words=words, name=words)
-
-
-def named(tokens: GuidelineTokens, **texts: str) -> GuidelineTokens:
-    """The tokens with other free texts."""
-    return replace(tokens, **texts)  # type: ignore[arg-type]
+    pieces = range(start, end) if whole_phrase else range(end - 1, end)
+    return GuidelineTokens(hidden[[0, *pieces]].float().clone(), family=family, words=words, name=words)

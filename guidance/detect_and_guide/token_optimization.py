@@ -1,9 +1,13 @@
-"""Learn guideline tokens from a few images with masks: only the tokens change, the model's attention is cached.
+"""Optimisation of guideline tokens on a few images with masks.
 
-Kim et al., Detect-and-Guide (CVPR 2025), section 4.1 and Table 4; loss and layer rule after Marcos-Manchón et al., Open-
-Vocabulary Attention Maps (CVPR 2024). The recipe "paper" is theirs. With a small thing in a large image it learns that nothing
-is anywhere, and its maps find objects rather than the concept. "contrast" weighs the concept, the rest and the most mistaken
-tenth of the rest alike, and asks that images with the concept reach higher than images without.
+Only the tokens change; the model's attention is cached.
+
+Li et al., Detect-and-Guide (CVPR 2025), section 4.1 and Table 4; loss and layer rule after Marcos-Manchón et
+al., Open-Vocabulary Attention Maps (CVPR 2024). The recipe "paper" is theirs. With a small subject in a large
+image, it learns that the concept is nowhere, and its maps find objects in general rather than the concept.
+The recipe "contrast" gives equal weight to the concept, to the rest of the image and to the tenth of the rest
+with the largest error. It also requires that the maps of images with the concept reach higher values than the
+maps of images without it.
 """
 
 from __future__ import annotations
@@ -19,36 +23,41 @@ from torch import Tensor
 
 from .attention_cache import AttentionCache
 from .attention_maps import normalize_jointly
-from .guideline_tokens import Calibration
+from .guideline_tokens import MapCalibration
 
 Recipe = Literal["contrast", "paper"]
 
 LEARNING_RATE, DECAY_EVERY, DECAY = 200.0, 20, 0.7
 """Plain gradient descent of the paper's Table 4."""
 ITERATIONS_PER_IMAGE = 100
+"""Iterations per image with the concept (paper)."""
 CONTRAST_RATE = 0.1
+"""Adam's learning rate for the recipe "contrast"."""
 EVALUATE_EVERY = 20
+"""Iterations between two evaluations on all images, from which the best tokens are kept."""
 RETRIES = 3
+"""Repetitions with half the learning rate after the loss became infinite or NaN."""
 FALSE_ALARMS = 0.05
-"""Share of the images without the concept that the calibrated threshold lets through at any noise level."""
+"""Share of the images without the concept that may exceed the calibrated threshold at some noise level."""
 HARD_SHARE = 0.1
+"""Share of the positions without the concept that "contrast" counts twice: those with the largest error."""
 TEMPERATURE = 0.03
-"""Softness of an image's maximum, and of the comparison between two images' maxima, in units of probability."""
+"""Softness of an image's soft maximum and of the comparison of two soft maxima, in units of probability."""
 NOISE = 0.3
-"""Spread of the starting values when several tokens start from the same word, so that they can learn different things."""
+"""Noise on start values that are used more than once, as a share of the embeddings' standard deviation."""
 
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """How to learn.
+    """Settings of the optimisation.
 
     Attributes:
-        recipe: see the module.
-        iterations: None for the paper's 100 for every image with the concept.
+        recipe: loss and optimiser; see the module's docstring.
+        iterations: None for the paper's 100 per image with the concept.
         learning_rate: None for the recipe's own.
-        levels: noise levels drawn for every iteration.
-        batch: images of each kind per iteration.
-        seed: of everything drawn.
+        levels: number of noise levels drawn for every iteration.
+        batch: images of each kind, with and without the concept, per iteration.
+        seed: of all random draws.
     """
 
     recipe: Recipe = "contrast"
@@ -61,7 +70,13 @@ class OptimizationSettings:
 
 @dataclass(frozen=True)
 class Optimized:
-    """Result: the best embeddings (1 + K, d), the loss of every iteration, and the best one's loss on all images."""
+    """Result of the optimisation.
+
+    Attributes:
+        embeddings: (1 + K, d), the best ones.
+        losses: one per iteration.
+        best: loss of the best embeddings on all images.
+    """
 
     embeddings: Tensor
     losses: tuple[float, ...]
@@ -69,32 +84,41 @@ class Optimized:
 
 
 def paper_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy with the normalised maps of background and concept as logits, mean over positions and tokens.
+    """Return the cross-entropy with the normalised maps of background and concept as logits.
 
-    Its floor is .3133, its ceiling 1.3133.
+    It is the mean over positions and tokens, between 0.3133 and 1.3133.
 
     Args:
         probabilities: (B, K, h, w).
         masks: (B, h, w) bool.
     """
     maps = normalize_jointly(probabilities)
-    target = masks[:, None].expand_as(maps).long()
+    target = masks[:, None].expand_as(maps).long()  # (B, K, h, w)
     return F.cross_entropy(torch.stack([1 - maps, maps], 1), target)
 
 
 def contrast_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy of the tokens' mean, inside the masks, outside, and on the most mistaken tenth outside, plus a ranking
-    of the images' soft maxima."""
-    p = probabilities.mean(1).clamp(1e-5, 1 - 1e-5)
-    outside = -torch.log(1 - p[~masks])
+    """Return the loss of the recipe "contrast": a binary cross-entropy plus a ranking of the images.
+
+    The cross-entropy of the tokens' mean is the sum of the means inside the masks, outside of them (half
+    weight) and over the tenth outside with the largest error. The ranking compares the soft maxima of images
+    with the concept to those of images without it.
+
+    Args:
+        probabilities: (B, K, h, w).
+        masks: (B, h, w) bool.
+    """
+    p = probabilities.mean(1).clamp(1e-5, 1 - 1e-5)  # (B, h, w)
+    outside = -torch.log(1 - p[~masks])  # (positions without the concept,)
     hardest = outside.topk(min(len(outside), max(1, round(HARD_SHARE * len(outside))))).values
     terms = [-torch.log(p[masks]).mean()] if bool(masks.any()) else []
     if len(outside):
         terms += [0.5 * outside.mean(), hardest.mean()]
-    shows = masks.flatten(1).any(1)
+    shows = masks.flatten(1).any(1)  # (B,)
     if bool(shows.any()) and not bool(shows.all()):
-        highest = TEMPERATURE * torch.logsumexp(p.flatten(1) / TEMPERATURE, 1)
-        terms.append(F.softplus((highest[~shows][None] - highest[shows][:, None]) / TEMPERATURE).mean())
+        highest = TEMPERATURE * torch.logsumexp(p.flatten(1) / TEMPERATURE, 1)  # (B,)
+        lead = highest[~shows][None] - highest[shows][:, None]  # (with, without)
+        terms.append(F.softplus(lead / TEMPERATURE).mean())
     return torch.stack(terms).sum()
 
 
@@ -102,13 +126,17 @@ LOSSES: dict[Recipe, Callable[[Tensor, Tensor], Tensor]] = {"paper": paper_loss,
 
 
 def spread_start(embeddings: Tensor, tokens: int, seed: int) -> Tensor:
-    """Starting values with `tokens` concept rows: the given ones in turn, told apart by noise where a row is used again."""
+    """Return start values (1 + tokens, d) from embeddings (1 + K, d).
+
+    The K concept embeddings are used in turn. If one is used more than once, all get noise, so that they can
+    learn different features.
+    """
     concept = embeddings[1:]
-    rows = concept[torch.arange(tokens) % len(concept)]
-    noise = NOISE * torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
+    repeated = concept[torch.arange(tokens) % len(concept)]
+    noise = NOISE * torch.randn(repeated.shape, generator=torch.Generator().manual_seed(seed))
     if tokens > len(concept):
-        rows = rows + noise * concept.std()
-    return torch.cat([embeddings[:1], rows])
+        repeated = repeated + noise * concept.std()
+    return torch.cat([embeddings[:1], repeated])
 
 
 def optimize(
@@ -117,15 +145,17 @@ def optimize(
     settings: OptimizationSettings,
     watch: Callable[[int, int, float, Tensor], None] | None = None,
 ) -> Optimized:
-    """Learn embeddings from a cache; the same cache, start and settings give the same result.
+    """Optimise embeddings on a cache; the same cache, start and settings give the same result.
 
     Args:
-        cache: images with and, if there are any, without the concept.
-        start: (1 + K, d) starting values.
-        watch: called with iteration, number of iterations, loss and the current embeddings; may raise to stop.
+        cache: of images with the concept and, if there are any, images without it.
+        start: (1 + K, d) start values.
+        settings: of the optimisation.
+        watch: called with iteration, number of iterations, loss and the current embeddings; may raise to
+            stop.
 
     Raises:
-        ValueError: no image has a mask, or the loss is not a number even at small learning rates.
+        ValueError: no image has a mask, or the loss is infinite or NaN even at small learning rates.
     """
     shown = [i for i, mask in enumerate(cache.masks) if bool(mask.any())]
     clean = [i for i in range(len(cache)) if i not in set(shown)]
@@ -141,7 +171,8 @@ def optimize(
             return found
         learning_rate /= 2
     raise ValueError(
-        "The loss is not a number. Check that images, masks and model belong together, or lower the learning rate."
+        "The loss is infinite or not a number. "
+        "Check that images, masks and model belong together, or lower the learning rate."
     )
 
 
@@ -155,26 +186,23 @@ def _descend(
     learning_rate: float,
     watch: Callable[[int, int, float, Tensor], None] | None,
 ) -> Optimized | None:
-    """One run at one learning rate; None when the loss stops being a number."""
+    """Optimise at one learning rate; None when the loss or its gradient becomes infinite or NaN."""
     generator = torch.Generator().manual_seed(settings.seed)
     embeddings = start.detach().float().clone().requires_grad_(True)
     optimizer, schedule = _optimizer(embeddings, settings.recipe, learning_rate, iterations)
     loss_of = LOSSES[settings.recipe]
     best, kept, losses = math.inf, start, []
     for iteration in range(iterations):
-        rows = _drawn(shown, settings.batch, generator) + _drawn(clean, settings.batch, generator)
+        indices = _drawn(shown, settings.batch, generator) + _drawn(clean, settings.batch, generator)
         levels = torch.randperm(len(cache.sigmas), generator=generator)[: settings.levels].tolist()
-        chosen = torch.tensor(rows, dtype=torch.long)
-        loss = torch.stack(
-            [loss_of(cache.probabilities(embeddings, level, chosen), cache.masks[chosen]) for level in levels]
-        ).mean()
+        chosen = torch.tensor(indices, dtype=torch.long)
+        masks = cache.masks[chosen]
+        maps = [cache.probabilities(embeddings, level, chosen) for level in levels]
+        loss = torch.stack([loss_of(of_level, masks) for of_level in maps]).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if not (
-            bool(torch.isfinite(loss))
-            and embeddings.grad is not None
-            and bool(torch.isfinite(embeddings.grad).all())
-        ):
+        gradient = embeddings.grad
+        if gradient is None or not bool(torch.isfinite(loss)) or not bool(torch.isfinite(gradient).all()):
             return None
         optimizer.step()
         schedule.step()
@@ -191,6 +219,7 @@ def _descend(
 def _optimizer(
     embeddings: Tensor, recipe: Recipe, learning_rate: float, iterations: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return the recipe's optimiser and the schedule of its learning rate."""
     if recipe == "paper":
         descent = torch.optim.SGD([embeddings], lr=learning_rate)
         return descent, torch.optim.lr_scheduler.StepLR(descent, DECAY_EVERY, DECAY)
@@ -198,13 +227,14 @@ def _optimizer(
     return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, iterations)
 
 
-def _drawn(rows: list[int], count: int, generator: torch.Generator) -> list[int]:
-    return [rows[i] for i in torch.randperm(len(rows), generator=generator)[:count].tolist()]
+def _drawn(indices: list[int], count: int, generator: torch.Generator) -> list[int]:
+    """Draw up to `count` of the indices without repetition."""
+    return [indices[i] for i in torch.randperm(len(indices), generator=generator)[:count].tolist()]
 
 
 @torch.no_grad()
 def evaluate(cache: AttentionCache, embeddings: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """Mean loss over all images and noise levels."""
+    """Return the mean loss over all images and noise levels."""
     losses = [
         loss_of(cache.probabilities(embeddings, level), cache.masks) for level in range(len(cache.sigmas))
     ]
@@ -213,35 +243,48 @@ def evaluate(cache: AttentionCache, embeddings: Tensor, loss_of: Callable[[Tenso
 
 @torch.no_grad()
 def detections(cache: AttentionCache, embeddings: Tensor) -> Tensor:
-    """Mean probability of the concept at all noise levels, not calibrated: (levels, N, h, w)."""
+    """Return the concept tokens' mean probability at all noise levels, not calibrated: (levels, N, h, w)."""
     return torch.stack([cache.probabilities(embeddings, level).mean(1) for level in range(len(cache.sigmas))])
 
 
-def calibrate(maps: Tensor, masks: Tensor) -> Calibration:
-    """Threshold that all but a few images without the concept stay below at every noise level, and the background beside it.
+def calibrate_maps(maps: Tensor, masks: Tensor) -> MapCalibration:
+    """Measure the threshold and the background of maps.
 
-    Without images of both kinds the threshold is the papers' 1/2; when the kinds do not overlap it is the middle between them.
+    All but a few images without the concept stay below the threshold at every noise level. When the maxima of
+    the two kinds of images do not overlap, the threshold is the middle between them. Without images of both
+    kinds it is the papers' 1/2.
 
     Args:
-        maps: (levels, N, h, w) from `detections`, best of images that were not learnt from.
+        maps: (levels, N, h, w) from `detections`, preferably of images that the tokens have not learnt from.
         masks: (N, h, w) bool.
     """
-    shows = masks.flatten(1).any(1)
+    shows = masks.flatten(1).any(1)  # (N,)
     threshold = 0.5
     if bool(shows.any()) and not bool(shows.all()):
-        highest = maps.flatten(2).amax(2).amax(0)
-        with_concept, without = highest[shows], highest[~shows]
+        highest = maps.flatten(2).amax(2).amax(0)  # (N,)
+        with_concept = highest[shows]
+        without = highest[~shows]
         apart = bool(with_concept.min() > without.max())
         between = (with_concept.min() + without.max()) / 2
         threshold = float((between if apart else without.quantile(1 - FALSE_ALARMS)).clamp(0.01, 0.99))
-    calibrated = normalize_jointly(Calibration(threshold).apply(maps))
+    calibrated = normalize_jointly(MapCalibration(threshold).apply(maps))
     elsewhere = calibrated[:, ~masks].flatten()
     background = float(elsewhere.quantile(0.95)) if 0 < elsewhere.numel() < 2**24 else 0.0
-    return Calibration(threshold, min(1.0, max(0.0, background)))
+    return MapCalibration(threshold, min(1.0, max(0.0, background)))
 
 
 def overlap(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Intersection over union of maps (..., N, h, w) at a threshold with masks (N, h, w): (..., N), NaN where both are empty."""
+    """Return the intersection over union of maps at a threshold with masks.
+
+    Args:
+        maps: (..., N, h, w).
+        masks: (N, h, w) bool.
+        threshold: value from which a position of a map counts as found.
+
+    Returns:
+        (..., N), NaN where nothing is found and the mask is empty.
+    """
     found = maps >= threshold
-    together, either = (found & masks).flatten(-2).sum(-1), (found | masks).flatten(-2).sum(-1)
-    return together / either
+    intersection = (found & masks).flatten(-2).sum(-1)
+    union = (found | masks).flatten(-2).sum(-1)
+    return intersection / union

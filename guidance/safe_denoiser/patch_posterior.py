@@ -1,10 +1,10 @@
-"""Which of two kinds a part of a prediction is: the unwanted thing, or what else stands in the same images.
+"""Per-window posterior P(unwanted | window), estimated from masked reference images.
 
-Images whose masks say where the unwanted thing is hold both classes of the theory: the masked windows are samples of the
-unwanted part of the data, all others of the safe part. With the kernel estimates p_u and p_s of both (Eq. 6 of the Safe
-Denoiser paper, over windows instead of whole images) the posterior P(unwanted | window) = p_u / (p_s + p_u) needs no
-threshold in units of similarity; without p_s whatever is drawn sharply resembles the unwanted thing. Windows are compared
-by the orientation of their edges, which early predictions show already, and which does not depend on colours or the VAE.
+Images with masks on the unwanted subject hold samples of both parts of the theory's mixture: the masked
+windows come from the unwanted part of the data, all other windows from the safe part. Kernel estimates p_u
+and p_s of both parts (Eq. 6 of the Safe Denoiser paper, for windows instead of whole images) give the
+posterior P(unwanted | window) = p_u / (p_s + p_u). It needs no threshold in units of similarity. Without p_s,
+everything that is drawn sharply would resemble the unwanted subject.
 """
 
 from __future__ import annotations
@@ -16,48 +16,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIDE = 16
-"""Windows are looked for on a grid of about this many positions along the shorter side."""
+from ..core.references import evenly_spread
+from .edge_descriptors import DETAIL, cut_window, window_descriptors, window_weight
 
-DETAIL = 2
-"""Edges are measured on latents reduced to DETAIL * SIDE pixels: early predictions hold no finer detail."""
+SIDE = 16
+"""Windows are placed on a grid of about this many positions along the image's shorter side."""
 
 LARGEST_WINDOW = 15
 COMPONENTS = 48
-"""Principal components that windows are described by. 32 to 96 do equally well on the demo model."""
+"""Principal components that describe a window. 32 to 96 do equally well on the demo model."""
 
 HARDEST, SPREAD = 4, 4
-"""Windows per image that stand for what is fine: those most like the unwanted thing, and others spread over all ranks."""
-
-FAINT = 0.1
-"""Windows with less contrast than this share of the image's strongest window count as faint, whatever they show."""
+"""Neutral windows that are kept of every image: those most like the unwanted subject, and others spread over
+all ranks."""
 
 MOST_IMAGES = 512
 OUTSIDE = 1 / 3
-"""A window is outside the region when it holds less of it than this share of what the window around the region holds."""
+"""A window is outside the region when it holds less of it than this share of what the window around the
+region holds."""
 
 LEAST_TYPICAL = 1.0
-"""Log-odds that a set's own things reach at the least: one that cannot be told apart must not open the gate to everything."""
+"""Lower bound of a set's own log-odds. A subject that cannot be distinguished must not open the gate to every
+image."""
 
 
 @dataclass(frozen=True)
 class PatchLibrary:
-    """Windows of the negation images, described and ready to be compared.
+    """Windows of the reference images, as descriptors that predictions are compared with.
 
     Attributes:
-        mean: (D,), axes: (D, r), the principal components of descriptions.
-        unwanted: (N, r) and fine: (M, r), components of the windows of both kinds.
+        mean: (D,) of the descriptors.
+        axes: (D, r), their principal components.
+        unwanted: (N, r), components of the unwanted windows.
+        neutral: (M, r), components of the neutral windows.
         bandwidth: scalar, twice the kernel's variance.
-        typical: scalar, median log-odds of the unwanted windows, each compared with those of the other images.
-        regions: (N, s, s) shape of the unwanted thing in its window, in [0, 1], at the latents' resolution.
-        latents: (P, C, h, w) all images, outside: (P, h', w') bool, grid positions whose window is fine.
-        window: side of a window on the grid, odd. factor: latent pixels to a step of the grid.
+        typical: scalar, median log-odds of the unwanted windows, each compared with those of the other
+            images.
+        regions: (N, s, s) shape of the unwanted subject in its window, in [0, 1], at the latents' resolution.
+        latents: (P, C, h, w) all images.
+        outside: (P, h', w') bool, grid positions whose window is neutral.
+        window: side of a window on the grid, odd.
+        factor: latent pixels to a step of the grid.
     """
 
     mean: Tensor
     axes: Tensor
     unwanted: Tensor
-    fine: Tensor
+    neutral: Tensor
     bandwidth: Tensor
     typical: Tensor
     regions: Tensor
@@ -67,146 +72,116 @@ class PatchLibrary:
     factor: int
 
     def to(self, device: torch.device) -> PatchLibrary:
-        """The same library on another device."""
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)  # type: ignore[arg-type]
+        """Return the same library on another device."""
+        numbers = ("window", "factor")
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in numbers}
+        return replace(self, **tensors)
 
 
-def has_places(regions: Tensor | None) -> bool:
-    """Whether masks (N, 1, h, w) say where something is: some image has a part that is unwanted and one that is not."""
+def marks_subject(regions: Tensor | None) -> bool:
+    """Return whether masks (N, 1, h, w) mark a subject: some image is unwanted in part."""
     if regions is None:
         return False
     inside = regions.flatten(1) > 0.5
     return bool((inside.any(1) & ~inside.all(1)).any())
 
 
-def build_library(latents: Tensor, regions: Tensor, temperature: float) -> PatchLibrary:
+def build_patch_library(latents: Tensor, regions: Tensor, temperature: float) -> PatchLibrary:
     """Describe the windows of masked images.
 
     Args:
         latents: (N, C, h, w) in the model's latent space, float32 or wider.
-        regions: (N, 1, h, w) in [0, 1]. An image without any region is an example of what is fine; one that is unwanted as
-            a whole says nothing about a place and is left out.
-        temperature: width of the kernel, as a share of the windows' spread. Less lets the nearest windows decide.
+        regions: (N, 1, h, w) in [0, 1]. An image without a region is a neutral reference. An image that is
+            unwanted as a whole says nothing about positions and is left out.
+        temperature: width of the kernel, as a share of the windows' spread. With less the nearest windows
+            decide.
     """
-    chosen = torch.linspace(0, len(latents) - 1, min(len(latents), MOST_IMAGES)).round().long()
+    chosen = evenly_spread(len(latents), MOST_IMAGES)
     chosen = chosen[~(regions[chosen].flatten(1) > 0.5).all(1)]
     latents, regions = latents[chosen], regions[chosen].to(latents.dtype)
     factor = DETAIL * max(1, round(min(latents.shape[-2:]) / (DETAIL * SIDE)))
-    grid = F.avg_pool2d(regions, factor)[:, 0]
+    grid = F.avg_pool2d(regions, factor)[:, 0]  # (P, h', w')
     has_region = (regions.flatten(1) > 0.5).any(1)
     window = min(LARGEST_WINDOW, max(_extent(region) for region in regions[has_region, 0]) // factor + 1) | 1
 
-    described = describe(latents, window, factor)
+    descriptors = window_descriptors(latents, window, factor)  # (P, h' w', D)
     centres = torch.stack([_centre(region) for region in grid])
     outside = _outside(grid, centres, window, has_region)
     own = has_region.nonzero()[:, 0]
-    unwanted = described[own, centres[own, 0] * grid.shape[-1] + centres[own, 1]]
-    mean, axes = _principal(unwanted, described, outside)
+    unwanted = descriptors[own, centres[own, 0] * grid.shape[-1] + centres[own, 1]]  # (N, D)
+    mean, axes = _principal(unwanted, descriptors, outside)
 
-    components = (described - mean) @ axes
-    unwanted = (unwanted - mean) @ axes
+    components = (descriptors - mean) @ axes  # (P, h' w', r)
+    unwanted = (unwanted - mean) @ axes  # (N, r)
     bandwidth = (temperature * unwanted.square().sum(1).mean()).clamp_min(1e-9)
     likelihood = log_density(components, unwanted, bandwidth).masked_fill(~outside.flatten(1), -math.inf)
-    picked, of_image = _pick(likelihood)
-    fine = components.flatten(0, 1)[picked]
-    shapes = torch.stack(
-        [cut(F.pad(regions[i], (window // 2 * factor,) * 4), centres[i], window, factor)[0] for i in own]
-    )
-    typical = _typical(unwanted, own, fine, of_image, bandwidth)
+    picked, of_image = _pick_neutral(likelihood)
+    neutral = components.flatten(0, 1)[picked]  # (M, r)
+    typical = _typical(unwanted, own, neutral, of_image, bandwidth)
+    padded = [F.pad(regions[i], (window // 2 * factor,) * 4) for i in own]
+    shapes = torch.stack([cut_window(p, centres[i], window, factor)[0] for p, i in zip(padded, own)])
     return PatchLibrary(
-        mean, axes, unwanted, fine, bandwidth, typical, shapes, latents, outside, window, factor
+        mean, axes, unwanted, neutral, bandwidth, typical, shapes, latents, outside, window, factor
     )
-
-
-def describe(x: Tensor, window: int, factor: int) -> Tensor:
-    """What every window of the grid shows, free of colour and contrast: (B, C, h, w) -> (B, h' w', D).
-
-    The edges of all channels together, as strength and doubled angle (the structure tensor's three numbers), under a
-    Gaussian window and at equal length; faint windows stay short. Free of any rotation of the channels as well.
-    """
-    edges = F.avg_pool2d(_structure(F.avg_pool2d(x, factor // DETAIL)), DETAIL)
-    half = window // 2
-    offset = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
-    weight = torch.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * (window / 2.6) ** 2))
-    windows = F.unfold(F.pad(edges, (half,) * 4, mode="replicate"), window).transpose(
-        1, 2
-    ) * weight.flatten().repeat(edges.shape[1])
-    length = windows.norm(dim=-1, keepdim=True)
-    return windows / (length + FAINT * length.amax(1, keepdim=True)).clamp_min(1e-9)
-
-
-def _structure(x: Tensor) -> Tensor:
-    dx, dy = F.pad(x[..., 2:] - x[..., :-2], (1, 1)), F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
-    xx, yy, xy = dx.square().sum(1), dy.square().sum(1), (dx * dy).sum(1)
-    strength = (xx + yy).clamp_min(1e-12).sqrt()
-    return torch.stack([strength, (xx - yy) / strength, 2 * xy / strength], dim=1)
 
 
 def log_density(components: Tensor, samples: Tensor, bandwidth: Tensor) -> Tensor:
-    """Log of the mean kernel between (..., r) and (N, r), up to a constant: (...)."""
-    return torch.logsumexp(-_square_distance(components, samples) / bandwidth, dim=-1) - math.log(
-        len(samples)
-    )
+    """Return the log of the mean kernel between (..., r) and (N, r), up to a constant: (...)."""
+    logits = -_square_distance(components, samples) / bandwidth  # (..., N)
+    return torch.logsumexp(logits, dim=-1) - math.log(len(samples))
 
 
 def _square_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(..., r), (N, r) -> (..., N). Windows have at most unit length, so nothing cancels."""
+    """Return squared distances, (..., r), (N, r) -> (..., N).
+
+    Windows have at most unit length, so nothing cancels.
+    """
     return (a.square().sum(-1, keepdim=True) - 2 * a @ b.T + b.square().sum(-1)).clamp_min(0)
 
 
-def log_odds(x: Tensor, library: PatchLibrary, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Log of p_u / p_s at every position of the grid, and the windows' components: (B, h', w'), (B, h' w', r).
+def patch_log_odds(x: Tensor, library: PatchLibrary, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return log(p_u / p_s) on the grid, (B, h', w'), and the windows' components, (B, h' w', r).
 
     Args:
         x: (B, C, h, w) prediction.
-        mask: (1 or B, 1, h, w), where to look; positions that it leaves out have -inf.
+        library: windows of both kinds.
+        mask: (1 or B, 1, h, w), where to search; positions outside it have -inf.
     """
-    components = (describe(x, library.window, library.factor) - library.mean) @ library.axes
-    odds = log_density(components, library.unwanted, library.bandwidth) - log_density(
-        components, library.fine, library.bandwidth
-    )
-    odds = odds.view(len(x), x.shape[-2] // library.factor, x.shape[-1] // library.factor)
+    components = (window_descriptors(x, library.window, library.factor) - library.mean) @ library.axes
+    unwanted = log_density(components, library.unwanted, library.bandwidth)
+    neutral = log_density(components, library.neutral, library.bandwidth)
+    odds = unwanted - neutral  # (B, h' w')
+    odds = odds.view(len(x), x.shape[-2] // library.factor, x.shape[-1] // library.factor)  # (B, h', w')
     if mask is not None:
         odds = odds.masked_fill(F.avg_pool2d(mask.to(x.dtype), library.factor)[:, 0] < 0.5, -math.inf)
     return odds, components
 
 
-def cut(padded: Tensor, position: Tensor, window: int, factor: int) -> Tensor:
-    """The window around a grid position of (C, h, w) that was padded by half a window on every side."""
-    top, left = (int(p) * factor for p in position)
-    return padded[:, top : top + window * factor, left : left + window * factor]
-
-
 def _extent(region: Tensor) -> int:
+    """Return the longer side of the bounding box of a region (h, w), in pixels."""
     inside = region > 0.5
-    rows, columns = inside.any(1).nonzero(), inside.any(0).nonzero()
-    return int(max(rows.max() - rows.min(), columns.max() - columns.min())) + 1
+    down, across = inside.any(1).nonzero(), inside.any(0).nonzero()
+    return int(max(down.max() - down.min(), across.max() - across.min())) + 1
 
 
 def _centre(region: Tensor) -> Tensor:
-    """Grid position (2,) of the middle of a region's bounding box; of the image when there is no region."""
+    """Return the grid position (2,) of the middle of a region's bounding box; (0, 0) without a region."""
     inside = region > 0.5 * region.max()
     found = [axis.nonzero() for axis in (inside.any(1), inside.any(0))]
     return torch.tensor([int(f.min() + f.max()) // 2 if len(f) else 0 for f in found], device=region.device)
 
 
 def _outside(grid: Tensor, centres: Tensor, window: int, has_region: Tensor) -> Tensor:
-    """(P, h', w') bool, positions whose window holds little of the image's region."""
-    offset = torch.arange(window, device=grid.device, dtype=grid.dtype) - window // 2
-    weight = torch.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * (window / 2.6) ** 2))
-    held = F.conv2d(grid[:, None], weight[None, None], padding=window // 2)[:, 0]
-    around = held[torch.arange(len(held)), centres[:, 0], centres[:, 1]][:, None, None]
+    """Return the positions whose window holds little of the image's region, (P, h', w') bool."""
+    weight = window_weight(window, grid)
+    held = F.conv2d(grid[:, None], weight[None, None], padding=window // 2)[:, 0]  # (P, h', w')
+    around = held[torch.arange(len(held)), centres[:, 0], centres[:, 1]][:, None, None]  # (P, 1, 1)
     return (held < OUTSIDE * around) | ~has_region[:, None, None]
 
 
-def _principal(unwanted: Tensor, described: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and principal axes of unwanted windows and windows outside, both kinds with equal weight."""
-    other = described[outside.flatten(1)]
+def _principal(unwanted: Tensor, descriptors: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean (D,) and principal axes (D, r) of unwanted and neutral windows, both with equal weight."""
+    other = descriptors[outside.flatten(1)]
     mean = (unwanted.mean(0) + other.mean(0)) / 2
     a, b = unwanted - mean, other - mean
     covariance = (a.T @ a / len(a) + b.T @ b / len(b)).double()
@@ -215,33 +190,43 @@ def _principal(unwanted: Tensor, described: Tensor, outside: Tensor) -> tuple[Te
     return mean, axes.to(mean.dtype)
 
 
-def _pick(likelihood: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat indices of the fine windows to keep, and the image of each, from (P, h' w') with -inf for those not fine."""
+def _pick_neutral(likelihood: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose the neutral windows to keep.
+
+    Args:
+        likelihood: (P, h' w') log density of being unwanted, -inf for windows that are not neutral.
+
+    Returns:
+        Their indices among all windows of all images, (M,), and the image of each, (M,).
+    """
     picked, images = [], []
-    for image, row in enumerate(likelihood):
-        ranked = row.argsort(descending=True)[: int((row > -math.inf).sum())]
-        count = len(ranked)
-        ranks = (
-            [
-                *range(min(HARDEST, count)),
-                *torch.linspace(min(HARDEST, count), count - 1, SPREAD).long().tolist(),
-            ]
-            if count
-            else []
-        )
+    for image, of_image in enumerate(likelihood):
+        ranked = of_image.argsort(descending=True)[: int((of_image > -math.inf).sum())]
+        ranks = _ranks(len(ranked))
         picked.append(ranked[ranks] + image * likelihood.shape[1])
         images += [image] * len(ranks)
     return torch.cat(picked), torch.tensor(images, device=likelihood.device)
 
 
-def _typical(unwanted: Tensor, own: Tensor, fine: Tensor, of_image: Tensor, bandwidth: Tensor) -> Tensor:
-    """Median log-odds of the unwanted windows against those of all other images; with fewer than three there is no median."""
+def _ranks(count: int) -> list[int]:
+    """Return the ranks of the windows to keep of `count`: the first HARDEST, and SPREAD of the rest."""
+    if count <= HARDEST:
+        return list(range(count))
+    return [*range(HARDEST), *torch.linspace(HARDEST, count - 1, SPREAD).long().tolist()]
+
+
+def _typical(unwanted: Tensor, own: Tensor, neutral: Tensor, of_image: Tensor, bandwidth: Tensor) -> Tensor:
+    """Return the median log-odds of the unwanted windows against those of all other images, a scalar.
+
+    Fewer than three windows have no median; the result is then 2 LEAST_TYPICAL.
+    """
     if len(unwanted) < 3:
         return unwanted.new_tensor(2 * LEAST_TYPICAL)
-    to_unwanted = (-_square_distance(unwanted, unwanted) / bandwidth).masked_fill(
-        own[:, None] == own, -math.inf
-    )
-    to_fine = (-_square_distance(unwanted, fine) / bandwidth).masked_fill(own[:, None] == of_image, -math.inf)
-    counts = (to_unwanted > -math.inf).sum(1), (to_fine > -math.inf).sum(1).clamp_min(1)
-    odds = to_unwanted.logsumexp(1) - counts[0].log() - to_fine.logsumexp(1) + counts[1].log()
+    to_unwanted = -_square_distance(unwanted, unwanted) / bandwidth  # (N, N)
+    to_unwanted = to_unwanted.masked_fill(own[:, None] == own, -math.inf)
+    to_neutral = -_square_distance(unwanted, neutral) / bandwidth  # (N, M)
+    to_neutral = to_neutral.masked_fill(own[:, None] == of_image, -math.inf)
+    unwanted_count = (to_unwanted > -math.inf).sum(1)
+    neutral_count = (to_neutral > -math.inf).sum(1).clamp_min(1)
+    odds = to_unwanted.logsumexp(1) - unwanted_count.log() - to_neutral.logsumexp(1) + neutral_count.log()
     return odds.median().clamp_min(LEAST_TYPICAL)

@@ -1,1 +1,1 @@
-"""Differentiable scores of unsafe image content, and what makes images of latents for them."""
+"""Safety functions: differentiable scores of unsafe image content, and a fast decoder for them."""

@@ -1,4 +1,4 @@
-"""An image classifier as a safety function."""
+"""Safety function that scores images with an image classifier."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ from .interface import Assessment, SafetyFunction
 
 
 class ClassifierSafetyFunction(SafetyFunction):
-    """Unsafe are some classes of one output of a classifier with independent (sigmoid) classes.
+    """Scores an image by a classifier's probabilities of unsafe classes.
 
-    The score is -log(1 - p) summed over the classes, p the class's probability: unlike p itself its gradient does not vanish
-    when the classifier is sure. The gate opens when a probability reaches the threshold.
+    The classes are independent (sigmoid).
+
+    The score is the sum of -log(1 - p) over the unsafe classes, where p is a class's probability. Unlike the
+    gradient of p, its gradient does not vanish when the classifier is certain. The gate opens when a
+    probability reaches the threshold.
+
+    Args:
+        classifier: images (B, 3, H, W) in [0, 1] to logits (B, classes) of each head.
+        head: name of the head that has the unsafe classes.
+        classes: names of the unsafe classes.
+        threshold: probability from which a class opens the gate.
+
+    Raises:
+        ValueError: the classifier has no such head or class, or no class is given.
     """
 
     def __init__(
@@ -29,9 +41,11 @@ class ClassifierSafetyFunction(SafetyFunction):
         missing = [name for name in classes if name not in known]
         if missing or not classes:
             raise ValueError(
-                f"The classifier's output '{head}' does not know '{', '.join(missing)}'. Choose from {', '.join(known)}."
+                f"The classifier's output '{head}' does not know '{', '.join(missing)}'. "
+                f"Choose from {', '.join(known)}."
             )
-        self.classifier, self.head, self.classes, self.threshold = classifier, head, tuple(classes), threshold
+        self.classifier, self.head = classifier, head
+        self.classes, self.threshold = tuple(classes), threshold
         self.name = f"classifier: {', '.join(classes)}"
         self.networks = [classifier]
         self._columns = [known.index(name) for name in classes]

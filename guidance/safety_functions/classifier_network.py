@@ -1,27 +1,22 @@
-"""A small convolutional image classifier with several heads, stored with its configuration in one safetensors file."""
+"""Small convolutional image classifier with several heads."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-
-FORMAT = "safe-guidance classifier 1"
 
 
 class ConvClassifier(nn.Module):
-    """3x3 convolutions with group norm, mean and max pooling, and a two-layer head.
+    """3 x 3 convolutions with group norm, mean and max pooling, and a head of two layers.
 
     Args:
-        heads: names of the classes of every output, such as {"shapes": ["circle", ...], "style": [...]}.
-        widths: channels of each convolution; a convolution that widens (other than the first) halves the resolution.
-        size: side in pixels that images are reduced to.
+        heads: names of the classes of every head, such as {"shapes": ["circle", ...], "style": [...]}.
+        widths: channels of each convolution. A convolution with more channels than the one before halves the
+            resolution.
+        size: side in pixels to which images are resized.
     """
 
     def __init__(
@@ -44,35 +39,10 @@ class ConvClassifier(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of every head, (B, classes), for images (B, 3, H, W) in [0, 1]."""
+        """Return logits (B, classes) of every head for images (B, 3, H, W) in [0, 1]."""
         x = F.interpolate(
             images * 2 - 1, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False
         )
         h = self.features(x)
         logits = self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1))
         return dict(zip(self.heads, logits.split([len(c) for c in self.heads.values()], dim=1)))
-
-    def save(self, path: Path) -> None:
-        """Write weights (half precision) and configuration."""
-        configuration = json.dumps({"heads": self.heads, "widths": self.widths, "size": self.size})
-        tensors = {
-            name: tensor.detach().half().cpu().contiguous() for name, tensor in self.state_dict().items()
-        }
-        save_file(tensors, path, metadata={"format": FORMAT, "configuration": configuration})
-
-    @classmethod
-    def load(cls, path: Path) -> ConvClassifier:
-        """Read a file written by `save`.
-
-        Raises:
-            ValueError: the file is not a classifier of this format.
-        """
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path.name} is not an image classifier. Choose a file with the format '{FORMAT}'."
-                )
-            classifier = cls(**json.loads(metadata["configuration"]))
-            classifier.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})
-        return classifier.requires_grad_(False).eval()

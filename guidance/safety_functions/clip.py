@@ -1,4 +1,4 @@
-"""CLIP similarity as a safety function: a concept against neutral texts, or an artist's style against plain "art"."""
+"""Safety function from CLIP similarity, for a concept or an artist's style against neutral texts."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ from .interface import Assessment, SafetyFunction
 Tokenize = Callable[[list[str]], Tensor]
 
 VIOLENCE = "violence, blood, gore, a fight, a weapon"
-"""What the violence preset looks for; the paper names no exact text."""
+"""Text of the violence preset; the paper gives no exact text."""
 
 PRESETS: dict[str, tuple[str, str]] = {
     "violence": (VIOLENCE, ""),
     "style": ("a painting by the artist", "art"),
     "bias": ("a photo of a man", "a photo of a woman"),
 }
-"""Texts and neutral texts. `bias` moves from the first group towards the second; swap them for the other way."""
+"""Texts and neutral texts.
 
-SMALL_FORMAT = "safe-guidance clip 1"
-"""Files with their own configuration and only the rows of the text table that are used, as tools/demo_model/train_clip.py writes."""
+`bias` moves from the first group towards the second; swap them for the opposite direction.
+"""
 
 PAPER_THRESHOLD = 0.16
-"""The gate of the paper's violence experiments, a cosine without neutral text (read as tau)."""
+"""Threshold of the paper's violence experiments, for a cosine without neutral text (its tau)."""
 
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A CLIP model of open_clip: the network, its tokenizer, and what its vision tower wants."""
+    """A CLIP model of open_clip.
+
+    Attributes:
+        network: with `encode_image` and `encode_text`.
+        tokenize: texts to token numbers (n, length).
+        size: side in pixels of the vision tower's input.
+        mean, std: with which its input is normalised, per channel.
+    """
 
     network: Any
     tokenize: Tokenize
@@ -43,10 +50,18 @@ class ClipModel:
 
 
 class ClipSafetyFunction(SafetyFunction):
-    """Score: cosine of the image and the texts, less that of the image and the neutral texts if there are any.
+    """Scores an image by its cosine with the texts, minus its cosine with the neutral texts if there are any.
 
-    Several texts count by the mean of their directions. The gate opens above the threshold. The score starts at the
-    threshold: what is below, another function may need in a sum, counts as 0 there no less than a closed gate.
+    Several texts are represented by the mean of their directions. The gate opens above the threshold.
+
+    Args:
+        clip: the model.
+        texts: the unwanted concept.
+        neutral: texts that the concept is compared with.
+        threshold: score above which the gate opens.
+
+    Raises:
+        ValueError: there is no text.
     """
 
     def __init__(
@@ -57,16 +72,17 @@ class ClipSafetyFunction(SafetyFunction):
         threshold: float = PAPER_THRESHOLD,
     ) -> None:
         if not texts:
-            raise ValueError("There is no text to stay away from. Write one, a line each.")
+            raise ValueError("The safety function has no text. Write one text per line.")
         self.clip, self.threshold = clip, threshold
         self.name = f"CLIP: {', '.join(texts)}"
         self.networks: list[nn.Module] = [clip.network]
         self._texts = [self._direction(texts), *([self._direction(neutral)] if neutral else [])]
 
     def _direction(self, texts: Sequence[str]) -> Tensor:
+        """Return the unit mean direction (width,) of some texts."""
         network = self.clip.network
         device = next(network.parameters()).device
-        # Made outside inference mode, under which nodes run: gradients of images need it later.
+        # Nodes run under inference mode. Gradients of images need these directions, so leave it.
         with torch.inference_mode(False), torch.no_grad():
             features = network.encode_text(self.clip.tokenize(list(texts)).to(device), normalize=True).float()
             return F.normalize(features.mean(0), dim=0).cpu()
@@ -76,16 +92,12 @@ class ClipSafetyFunction(SafetyFunction):
         resized = F.interpolate(
             images.float(), (clip.size, clip.size), mode="bicubic", antialias=True, align_corners=False
         ).clamp(0, 1)
-        mean, std = (resized.new_tensor(values)[:, None, None] for values in (clip.mean, clip.std))
+        mean = resized.new_tensor(clip.mean)[:, None, None]
+        std = resized.new_tensor(clip.std)[:, None, None]
         features = F.normalize(clip.network.encode_image((resized - mean) / std).float(), dim=1)
-        concept, *neutral = (features @ direction.to(features) for direction in self._texts)
-        score = concept - neutral[0] if neutral else concept
-        explanation = [
-            {"similarity": float(c), **({"neutral": float(n)} if neutral else {})}
-            for c, n in self._figures(concept, neutral)
-        ]
+        cosines = [features @ direction.to(features) for direction in self._texts]  # (B,) each
+        score = cosines[0] - cosines[1] if len(cosines) == 2 else cosines[0]
+        names = ("similarity", "neutral")
+        figures = torch.stack(cosines, 1).detach().tolist()  # (B, 1 or 2)
+        explanation = [dict(zip(names, of_image)) for of_image in figures]
         return Assessment(score, score > self.threshold, explanation)
-
-    @staticmethod
-    def _figures(concept: Tensor, neutral: list[Tensor]) -> zip[tuple[Tensor, Tensor]]:
-        return zip(concept.detach(), (neutral[0] if neutral else concept).detach())

@@ -1,6 +1,8 @@
-"""Safety functions: how unsafe an image looks to a detector, as a number that can be differentiated.
+"""Interface of safety functions, which give images a differentiable unsafe score.
 
-The papers write g = -U for what is increased; here U, the unsafe score, is what guidance decreases.
+Several of them can be combined into one.
+
+The papers increase g = -U. Here guidance decreases U, the unsafe score.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Region:
-    """Where something unsafe was found: corners (left, top, right, bottom) as shares of the image's width and height."""
+    """Region with unsafe content.
+
+    Attributes:
+        label: name of the content.
+        score: the detector's confidence, 0 to 1.
+        box: left, top, right, bottom as shares of the image's width and height.
+    """
 
     label: str
     score: float
@@ -25,13 +33,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a safety function says about a batch of images.
+    """Result of a safety function for a batch of images.
 
     Attributes:
         score: (B,) float32, larger is less safe; gradients flow through it to the images.
-        gate: (B,) bool, whether the image is unsafe enough to act on.
-        explanation: for every image, names and figures for people, fit for JSON.
-        regions: for every image, what was found where; empty for functions that look at the whole.
+        gate: (B,) bool, True for images that are unsafe enough to act on.
+        explanation: for every image, figures by name, for people and fit for JSON.
+        regions: for every image, the regions found; an empty list for functions that assess the whole image.
     """
 
     score: Tensor
@@ -40,28 +48,29 @@ class Assessment:
     regions: list[list[Region]] = field(default_factory=list)
 
     def regions_of(self, index: int) -> list[Region]:
-        """Regions of one image."""
+        """Return the regions of one image."""
         return self.regions[index] if self.regions else []
 
 
 def in_words(found: Assessment) -> str:
-    """A line for each image: the verdict, the score, and the regions found."""
+    """Return one line per image: its verdict, its score and its regions."""
     lines = []
     for index, (score, gate) in enumerate(zip(found.score.tolist(), found.gate.tolist())):
         regions = "; ".join(f"{region.label} {region.score:.2f}" for region in found.regions_of(index))
-        lines.append(
-            f"image {index + 1}: {'unsafe' if gate else 'safe'}, score {score:.3g}"
-            + (f" ({regions})" if regions else "")
-        )
+        line = f"image {index + 1}: {'unsafe' if gate else 'safe'}, score {score:.3g}"
+        lines.append(f"{line} ({regions})" if regions else line)
     return "\n".join(lines)
 
 
 class SafetyFunction(ABC):
-    """Scores images. Must be differentiable, treat every image of a batch by itself, and draw no random numbers."""
+    """Scores images.
+
+    It must be differentiable, treat every image of a batch independently, and draw no random numbers.
+    """
 
     name: str
     networks: Sequence[nn.Module] = ()
-    """Everything with weights, for the host to load and to differentiate."""
+    """All modules with weights, which the host loads and makes differentiable."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Assessment:
@@ -72,7 +81,16 @@ Combination = Literal["sum", "maximum"]
 
 
 class CombinedSafetyFunction(SafetyFunction):
-    """Several safety functions as one: their weighted scores are added up, or the largest counts; any open gate opens."""
+    """Several safety functions as one. Its gate opens when the gate of any function with a weight opens.
+
+    Args:
+        functions: at least one.
+        weights: one per function, a factor of its score.
+        combination: the sum or the maximum of the weighted scores.
+
+    Raises:
+        ValueError: there is no function, or another number of weights.
+    """
 
     def __init__(
         self, functions: Sequence[SafetyFunction], weights: Sequence[float], combination: Combination = "sum"
@@ -91,12 +109,11 @@ class CombinedSafetyFunction(SafetyFunction):
         parts = [function(images) for function in self.functions]
         scores = torch.stack([weight * part.score for weight, part in zip(self.weights, parts)])
         score = scores.sum(0) if self.combination == "sum" else scores.amax(0)
-        # A function without weight has no say.
         gates = [part.gate for weight, part in zip(self.weights, parts) if weight != 0]
         gate = torch.stack(gates).any(0) if gates else torch.zeros_like(parts[0].gate)
+        names = [function.name for function in self.functions]
         explanation = [
-            {function.name: part.explanation[i] for function, part in zip(self.functions, parts)}
-            for i in range(len(images))
+            {name: part.explanation[i] for name, part in zip(names, parts)} for i in range(len(images))
         ]
         regions = [[region for part in parts for region in part.regions_of(i)] for i in range(len(images))]
         return Assessment(score, gate, explanation, regions)

@@ -1,6 +1,8 @@
-"""Several views of an image judged together, so that guidance changes what is seen rather than fools one detector.
+"""Assessment of an image by several views of it.
 
-The views are fixed: guidance must not draw random numbers, and the same image must always get the same score.
+With a single view, guidance may deceive the detector instead of changing the content.
+
+The views are fixed: guidance must not draw random numbers, and an image must always get the same score.
 """
 
 from __future__ import annotations
@@ -16,13 +18,20 @@ SHIFT = 1 / 16
 
 GOLDEN = 0.61803398875
 PLASTIC = 0.7548776662
-"""Multiples of these, modulo 1, fill the interval evenly for any number of views."""
+"""Multiples of these numbers, modulo 1, cover [0, 1] evenly for any number of views."""
 
 
 class Views(SafetyFunction):
-    """The mean score over the image and `count - 1` shifted copies, every other one of them softened too.
+    """Scores an image by the mean over the image and `count - 1` shifted copies of it.
 
-    The gate opens when at least half of the views open it.
+    Every second copy is also blurred.
+
+    The gate opens when at least half of the views open it. Explanation and regions are those of the image
+    itself.
+
+    Args:
+        function: assesses each view.
+        count: number of views, the image itself included.
     """
 
     def __init__(self, function: SafetyFunction, count: int) -> None:
@@ -38,12 +47,15 @@ class Views(SafetyFunction):
 
 
 def view(images: Tensor, number: int) -> Tensor:
-    """The view of images (B, 3, H, W) with that number: shifted, with borders repeated, and softened if it is even."""
+    """Return a view of images (B, 3, H, W): shifted with a repeated border, blurred if `number` is even.
+
+    Args:
+        images: the images.
+        number: of the view, from 1.
+    """
     height, width = images.shape[-2:]
-    down, right = (
-        round((2 * (number * step % 1) - 1) * SHIFT * side)
-        for step, side in ((GOLDEN, height), (PLASTIC, width))
-    )
+    down = round((2 * (number * GOLDEN % 1) - 1) * SHIFT * height)
+    right = round((2 * (number * PLASTIC % 1) - 1) * SHIFT * width)
     pad_y, pad_x = round(SHIFT * height) + 1, round(SHIFT * width) + 1
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), mode="replicate")
     if number % 2 == 0:

@@ -1,9 +1,10 @@
-"""NudeNet, a detector of 18 kinds of body parts, as a safety function whose score can be differentiated.
+"""Safety function from NudeNet, a detector of 18 kinds of body parts.
 
-The network is the detector that the `nudenet` package ships (a YOLOv8), converted to torch elsewhere. What happens around it
-is done here as that package does it: pad to a square, resize, keep boxes by non-maximum suppression. The choice of boxes is
-not differentiable; gradients flow through the confidences of the boxes kept, as in the published code of STG. The network
-sees red first, as in that code and in its training; the package, when it reads a file itself, shows it blue first.
+The network is the detector that the `nudenet` package ships (a YOLOv8), converted to torch elsewhere. This
+module does the steps around it as that package does: pad to a square, resize, keep boxes by non-maximum
+suppression. The choice of boxes is not differentiable; gradients flow through the confidences of the boxes
+kept, as in the published code of STG. The channels are in the order red, green, blue, as in that code and in
+the network's training. (The package uses blue, green, red when it reads a file itself.)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LABELS = (
     "FEMALE_BREAST_COVERED",
     "BUTTOCKS_COVERED",
 )
-"""The network's classes in its own order."""
+"""The network's classes in the order of its outputs."""
 
 PAPER_CLASSES = (
     "FEMALE_BREAST_EXPOSED",
@@ -46,16 +47,17 @@ PAPER_CLASSES = (
     "ANUS_EXPOSED",
     "MALE_GENITALIA_EXPOSED",
 )
-"""The four that Safe Text Embedding Guidance counts as nudity."""
+"""The four classes that Safe Text Embedding Guidance counts as nudity."""
 
 OVERLAP = 0.45
-"""Boxes that overlap a better one by more than this (intersection over union) are dropped, as the nudenet package does."""
+"""Intersection over union with a more confident box above which a box is dropped (nudenet package)."""
 
 MOST_BOXES = 300
+"""Most boxes kept for one image."""
 
 
 def classes_from(text: str) -> tuple[str, ...]:
-    """Class names from a text with commas or line breaks.
+    """Parse class names, separated by commas or line breaks.
 
     Raises:
         ValueError: a name is unknown, or there is none.
@@ -68,42 +70,46 @@ def classes_from(text: str) -> tuple[str, ...]:
 
 
 def squared(images: Tensor, size: int) -> Tensor:
-    """Images padded with black at the right and at the bottom to a square, then resized to `size`."""
+    """Pad images (B, 3, H, W) with black at the right and bottom to squares, then resize them to `size`."""
     height, width = images.shape[-2:]
     side = max(height, width)
     padded = F.pad(images, (0, side - width, 0, side - height))
-    return (
-        padded if side == size else F.interpolate(padded, (size, size), mode="bilinear", align_corners=False)
-    )
+    if side == size:
+        return padded
+    return F.interpolate(padded, (size, size), mode="bilinear", align_corners=False)
 
 
 def kept_boxes(output: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes of one image that survive non-maximum suppression.
+    """Return the boxes of one image that remain after non-maximum suppression.
 
     Args:
         output: (22, anchors): centre, width and height in pixels of the network's input, then 18 confidences.
         threshold: confidence above which a box counts.
 
     Returns:
-        Corner boxes (n, 4), confidences (n,) with their gradient, and class numbers (n,), the most confident first.
+        Boxes (n, 4) by their corners, confidences (n,) with their gradient, and class numbers (n,), most
+        confident first.
     """
     confidences, labels = output[4:].max(dim=0)
     candidates = (confidences > threshold).nonzero()[:, 0]
     boxes = box_convert(output[:4, candidates].T, "cxcywh", "xyxy")
-    kept = candidates[
-        nms(boxes.detach().float(), confidences[candidates].detach().float(), OVERLAP)[:MOST_BOXES]
-    ]
+    chosen = nms(boxes.detach().float(), confidences[candidates].detach().float(), OVERLAP)
+    kept = candidates[chosen[:MOST_BOXES]]
     return box_convert(output[:4, kept].T, "cxcywh", "xyxy"), confidences[kept], labels[kept]
 
 
 class NudeNetSafetyFunction(SafetyFunction):
-    """Score: the sum of the confidences of the boxes kept whose class is among `classes`; gate: there is such a box.
+    """Scores an image by the sum of the confidences of the boxes of some classes.
+
+    The gate opens when there is such a box.
 
     Args:
         network: images (B, 3, size, size) in [0, 1] to raw output (B, 22, anchors).
         classes: names from `LABELS`.
-        threshold: confidence above which a box counts. The published code guides from 0.01; the package reports from 0.25.
-        size: side in pixels of the network's input, a multiple of 32. Larger finds smaller things and costs more.
+        threshold: confidence above which a box counts. The published code guides from 0.01; the package
+            reports from 0.25.
+        size: side in pixels of the network's input, a multiple of 32. A larger input finds smaller parts and
+            costs more.
     """
 
     def __init__(
@@ -121,27 +127,27 @@ class NudeNetSafetyFunction(SafetyFunction):
     def __call__(self, images: Tensor) -> Assessment:
         outputs = self.network(squared(images.float(), self.size).clamp(0, 1)).float()
         found = [self._of_one(output, images.shape[-2:]) for output in outputs]
-        gate = torch.tensor([bool(regions) for _, regions in found], device=images.device)
-        explanation = [_summary(regions) for _, regions in found]
-        return Assessment(
-            torch.stack([score for score, _ in found]), gate, explanation, [regions for _, regions in found]
-        )
+        score = torch.stack([of_image for of_image, _ in found])
+        regions = [of_image for _, of_image in found]
+        gate = torch.tensor([bool(of_image) for of_image in regions], device=images.device)
+        return Assessment(score, gate, [_summary(of_image) for of_image in regions], regions)
 
     def _of_one(self, output: Tensor, shape: torch.Size) -> tuple[Tensor, list[Region]]:
+        """Return score and regions of one image from its raw output (22, anchors) and its (height, width)."""
         boxes, confidences, labels = kept_boxes(output, self.threshold)
         counts = torch.isin(labels, torch.tensor(self._numbers, device=labels.device))
         height, width = shape
-        # Pixels of the network's input to shares of the image, which covers only part of the square.
+        # From pixels of the network's input to shares of the image, which covers only a part of the square.
         scale = boxes.new_tensor([width, height, width, height]) * self.size / max(height, width)
         shares = (boxes.detach() / scale).clamp(0, 1)[counts].tolist()
         kept = zip(labels[counts].tolist(), confidences[counts].detach().tolist(), shares)
         regions = [Region(LABELS[label], score, tuple(box)) for label, score, box in kept]
-        # The sum over no box is a 0 without a gradient; a batch needs one for every image.
+        # The sum over no box is a 0 without a gradient. The second term gives every image a gradient.
         return confidences[counts].sum() + 0 * output.sum(), regions
 
 
 def _summary(regions: Sequence[Region]) -> dict[str, Any]:
-    """The highest confidence of each class found."""
+    """Return the highest confidence of each class found."""
     best: dict[str, float] = {}
     for region in regions:
         best[region.label] = max(best.get(region.label, 0.0), region.score)

@@ -22,6 +22,7 @@ from safe_guidance.evaluation.frontend import (
     find_browser,
 )
 from safe_guidance.evaluation.server import PACK_NAME, ComfyServer
+from safe_guidance.tools import workflows
 from safe_guidance.tools.layout import TITLE
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ AFTER_GENERATE = """name => {
     return node.widgets.find(widget => widget.name === 'seed').linkedWidgets.map(widget => widget.value);
 }"""
 """What happens to a new node's seed after each run."""
+
+WIDGETS_SHOWN = """names => app.graph._nodes.flatMap(node =>
+    (node.widgets ?? [])
+        .filter(widget => names.includes(widget.name))
+        .map(widget => [widget.name, node.isWidgetVisible(widget)]))"""
+"""Whether the interface shows these widgets when advanced ones are shown."""
+SHOW_ADVANCED = "() => app.graph._nodes.forEach(node => { node.showAdvanced = true; })"
 
 BLUEPRINT = "Safe KSampler"
 USE_BLUEPRINT = """title => {
@@ -334,3 +342,31 @@ def test_a_seed_that_others_rely_on_stays_after_a_run(window: Frontend, name: st
     """Masks are painted on the images of a seed, and learning again takes minutes; a sampler's seed changes, as KSampler's does."""
     assert window.page.evaluate(AFTER_GENERATE, f"SafeGuidance{name}") == ["fixed"]
     assert window.page.evaluate(AFTER_GENERATE, "SafeGuidanceSafeDenoiserSampler") == ["randomize"]
+
+
+def test_ablation_settings_are_hidden_and_a_saved_workflow_still_sets_them(
+    window: Frontend, object_info: dict[str, Any]
+) -> None:
+    kind = "SafeGuidanceDAGDetectorGuide"
+    described = {**object_info[kind]["input"]["required"], **object_info[kind]["input"]["optional"]}
+    hidden = [name for name, spec in described.items() if len(spec) > 1 and spec[1].get("hidden")]
+    assert "coverage" in hidden and "normalization" in hidden and "strength" not in hidden
+    workflow = graphs.load_workflow(ROOT / "workflows" / "demo_dag.json")
+    (node,) = (node for node in workflow["nodes"] if node["type"] == kind)
+    # A workflow stores values by position, so this changes the hidden ones of a file from before they were hidden.
+    values = dict(
+        workflows.read_widgets(node, object_info[kind]), coverage=0.9, connectivity="4", stacked=True
+    )
+    workflows.write_widgets(node, object_info[kind], values)
+    window.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    window.page.wait_for_timeout(300)
+    window.page.evaluate(SHOW_ADVANCED)
+    shown = dict(window.page.evaluate(WIDGETS_SHOWN, [*hidden, "strength", "hold_threshold"]))
+    assert shown == {**dict.fromkeys(hidden, False), "strength": True, "hold_threshold": True}
+    sent = window.to_prompt()
+    assert sent == graphs.to_prompt(workflow, object_info)
+    inputs = sent[graphs.find(sent, kind)[0]]["inputs"]
+    assert (inputs["coverage"], inputs["connectivity"], inputs["stacked"]) == (0.9, "4", True)
+    window.limit_steps(FEW_STEPS)
+    window.run()
+    assert window.red_nodes() == []

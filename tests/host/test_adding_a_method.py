@@ -1,4 +1,4 @@
-"""The page on adding a method works as printed: its files are put into a copy of the pack, and its tests are run there."""
+"""The page on adding a method works as printed: its files pass all checks in a copy of the pack."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ PAGE = ROOT / "docs" / "adding_a_method.md"
 FILES = dict(
     re.findall(r"\*\*`([\w/.]+)`\*\*\n\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 )
-COPIED = ("guidance", "nodes", "evaluation", "assets")
+COPIED = ("assets", "demo", "evaluation", "formats", "guidance", "nodes", "reports")
+SINGLE_FILES = (
+    "__init__.py",
+    "pyproject.toml",
+    "tests/conftest.py",
+    "tests/unit/test_architecture.py",
+    "tests/unit/test_language.py",
+)
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pack with the page's files in it, its modules named where the page says."""
+    """Return a copy of the pack with the page's files in it, registered as the page says."""
     root = tmp_path_factory.mktemp("pack")
     for name in COPIED:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "pyproject.toml", "tests/conftest.py", *FILES):
+    for name in (*SINGLE_FILES, *FILES):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(
             FILES[name] if name in FILES else (ROOT / name).read_text(encoding="utf-8"), encoding="utf-8"
@@ -46,19 +53,33 @@ def run(root: Path, *command: str) -> None:
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
 
 
-def test_the_page_has_all_the_files_of_a_method() -> None:
+def test_the_page_has_every_file_of_a_method() -> None:
     assert {"/".join(Path(name).parts[:-1]) for name in FILES} == {
         "guidance",
-        "nodes/host",
+        "nodes/host/methods",
         "nodes",
         "tests/unit",
         "tests/host",
     }
 
 
-def test_its_code_has_this_repositorys_form(copy: Path) -> None:
+def test_ruff_and_mypy_accept_its_code(copy: Path) -> None:
     run(copy, "ruff", "check", *FILES)
     run(copy, "ruff", "format", "--check", *FILES)
+    run(copy, "mypy", *FILES)
+
+
+def test_its_code_follows_the_language_and_the_architecture(copy: Path) -> None:
+    run(
+        copy,
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "perp_negative",
+        *(f for f in SINGLE_FILES if "unit" in f),
+    )
 
 
 @pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Reading cross-attention in the real host: equal to the raw modules' own, and never a bit of the image changed."""
+"""Captured cross-attention in the real host: equal to the raw modules, and the image stays bit-identical."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def random_tokens(width: int, seed: int = 0, rows: int = 3, **options: Any) -> G
 
 @pytest.fixture
 def reading(host: Any) -> Any:
-    """A correction that only reads maps, and the modules under test."""
+    """Return a correction that only reads maps, and the modules under test."""
     from safe_guidance.nodes.host.attention import capture
     from safe_guidance.nodes.host.engine import hooks
 
@@ -59,7 +59,7 @@ def reading(host: Any) -> Any:
 
 
 class RawQueries:
-    """Forward hooks on the modules themselves: what every query projection gave in each forward."""
+    """Forward hooks on the modules that record the output of every query projection."""
 
     def __init__(self, unet: Any, capture: Any, names: tuple[str, ...]) -> None:
         self.outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -137,7 +137,7 @@ def test_layers_can_be_named(host: Any, reading: Any) -> None:
 
 
 def test_layers_by_scale_in_models_of_the_usual_sizes(host: Any, reading: Any, tiny: Any) -> None:
-    """Stable Diffusion 1.x: five layers each at a half and a quarter of the latent; SDXL has none at its full size."""
+    """SD 1.x has five layers each at a half and a quarter of the latent; SDXL has none at its full size."""
     for family, latent, count in (
         ("sd1", (4, 16, 16), 10),
         ("sd1", (4, 17, 25), 10),
@@ -250,7 +250,7 @@ def test_the_positive_branch_is_found_under_every_guider(host: Any, reading: Any
 
 
 def scaled_context(hidden: Any, context: Any, value: Any, extra: Any) -> Any:
-    """Like a hypernetwork: another pack's patch that changes what the layer reads."""
+    """Patch of another pack that changes the layer's input, as a hypernetwork does."""
     return hidden, context * 1.1, value
 
 

@@ -47,7 +47,8 @@ def bundled(host: Any) -> ClipModel:
 
 def test_a_function_made_as_the_server_makes_it_guides(host: Any, bundled: ClipModel) -> None:
     """Nodes run under inference mode; what they make must not stand in the way of gradients."""
-    from safe_guidance.nodes.host.autograd.decoders import make_decoder, prediction_gradient
+    from safe_guidance.nodes.host.autograd.decoders import make_decoder
+    from safe_guidance.nodes.host.autograd.prediction_scores import prediction_gradient
 
     with torch.inference_mode():
         function = ClipSafetyFunction(bundled, ["hatched style"], STYLES)
@@ -130,7 +131,7 @@ def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
 
 
 def test_texts_come_in_lines_and_there_must_be_one(bundled: ClipModel) -> None:
-    from safe_guidance.nodes.shared_inputs import lines_of
+    from safe_guidance.nodes.parsing import lines_of
 
     assert lines_of(" a fight, with knives \n\n blood\n") == ["a fight, with knives", "blood"]
     with pytest.raises(ValueError, match="Write one"):
@@ -139,7 +140,7 @@ def test_texts_come_in_lines_and_there_must_be_one(bundled: ClipModel) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_make_a_function(bundled: ClipModel, preset: str) -> None:
-    from safe_guidance.nodes.shared_inputs import lines_of
+    from safe_guidance.nodes.parsing import lines_of
 
     texts, neutral = PRESETS[preset]
     found = ClipSafetyFunction(bundled, lines_of(texts), lines_of(neutral))(torch.rand(1, 3, 64, 64))

@@ -16,9 +16,9 @@ from demo_prompts import HEART, STAR
 from safe_guidance.formats.negation_set import from_images
 from safe_guidance.guidance.core.noise_level import SigmaWindow
 from safe_guidance.guidance.detect_and_guide.guidance import DetectAndGuideSettings
-from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
-from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
 from safe_guidance.guidance.safe_latent_diffusion import SafeLatentDiffusionSettings
 from safe_guidance.guidance.safe_text_guidance import SafeTextGuidanceSettings
 from safe_guidance.guidance.safety_functions.interface import Assessment, SafetyFunction
@@ -33,7 +33,7 @@ TEXT_METHODS = ("DAG", "SLD", "Semantic Guidance")
 
 
 class Brightness(SafetyFunction):
-    """Objects to bright images, in the given rows of the whole batch or in all."""
+    """Safety function that finds bright images unsafe, in the given rows of the whole batch or in all."""
 
     name = "brightness"
 
@@ -51,7 +51,7 @@ Attach = Callable[..., Any]
 
 @pytest.fixture
 def attach(host: Any) -> Attach:
-    """`attach(model, name, on)`: a method that acts at every step and on every sample, or at zero strength."""
+    """Return a function that attaches a method which acts at every step, or has strength zero."""
     from safe_guidance.nodes.host.engine import hooks
     from safe_guidance.nodes.host.methods.detect_and_guide import DetectAndGuideCorrection
     from safe_guidance.nodes.host.methods.safe_data_guidance import SafeDataGuidanceCorrection
@@ -63,7 +63,7 @@ def attach(host: Any) -> Attach:
 
     images = from_images(torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(1)))
     rows = host.text("a star")[0][0][0, 1:3]
-    tokens = GuidelineTokens(rows.float().clone(), calibration=Calibration(0.011))
+    tokens = GuidelineTokens(rows.float().clone(), calibration=MapCalibration(0.011))
     detects = {"coverage": 2.0, "detection_threshold": 0.0, "edit_threshold": 0.0, "window": EVERY_STEP}
 
     def correction(name: str, on: float, judge: SafetyFunction) -> Any:
@@ -103,7 +103,7 @@ def sample(host: Any, model: Any, *prompts: str, **options: Any) -> Tensor:
     return host.sample(model, host.text(*(prompts or (STAR,))), **options)
 
 
-def test_everything_at_zero_is_the_plain_image_at_the_plain_cost(host: Any, attach: Attach) -> None:
+def test_all_methods_at_strength_zero_are_the_identity_and_cost_nothing(host: Any, attach: Attach) -> None:
     plain, plain_rows = host.count_calls(host.model)
     baseline = sample(host, plain)
     counted, rows = host.count_calls(attach(host.model, *METHODS, on=0.0))
@@ -134,7 +134,7 @@ def test_two_methods_in_either_order_give_the_same_image(
 
 @pytest.mark.parametrize("size", [3, 4, 5, 6])
 def test_any_subset_in_any_order_gives_the_same_image(host: Any, attach: Attach, size: int) -> None:
-    """With SAFREE's text and its re-attention beside them. Pairs and all methods together are tested on their own."""
+    """Combine with SAFREE's text and its re-attention. Other tests combine the other methods."""
     from safe_guidance.nodes.host.engine.hooks import attach as attach_correction
     from safe_guidance.nodes.host.methods.safree import filter_text
     from safe_guidance.nodes.host.methods.safree_reattention import ReattentionCorrection
@@ -205,8 +205,8 @@ def test_recording_changes_no_bit_and_asks_for_no_prediction(
     from safe_guidance.nodes.host.engine import run
     from safe_guidance.reports.trace import Trace
 
-    class Deaf(run.Recorder):
-        """Hears nothing and knows nothing."""
+    class NoRecorder(run.Recorder):
+        """Recorder that records nothing."""
 
         def call(self, *_: Any) -> None:
             pass
@@ -223,7 +223,7 @@ def test_recording_changes_no_bit_and_asks_for_no_prediction(
     counted, rows = host.count_calls(attach(host.model, *METHODS))
     recorded, calls = sample(host, counted, STAR, HEART, steps=2), list(rows)
     rows.clear()
-    monkeypatch.setattr(run, "Recorder", Deaf)
+    monkeypatch.setattr(run, "Recorder", NoRecorder)
     assert torch.equal(sample(host, counted, STAR, HEART, steps=2), recorded) and rows == calls
 
 
@@ -244,7 +244,7 @@ def test_inpainting_keeps_what_is_masked(host: Any, attach: Attach) -> None:
     torch.testing.assert_close(changed[..., 16:], original[..., 16:], atol=1e-5, rtol=1e-5)
 
 
-def test_samples_that_trigger_nothing_keep_their_bits(host: Any, attach: Attach) -> None:
+def test_samples_without_a_trigger_stay_bit_identical(host: Any, attach: Attach) -> None:
     """Methods with a gate, one triggered sample of four."""
     from safe_guidance.nodes.host.engine import hooks
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection

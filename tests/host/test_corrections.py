@@ -1,4 +1,4 @@
-"""The scheduler of corrections in the real host: identity, run state, extra predictions, guiders, samplers, masks, batches."""
+"""The sampling engine in the real host: identity, run state, extra predictions, guiders, masks, batches."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from safe_guidance.guidance.core.noise_level import SigmaWindow
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 LAYOUT = 1e-4
-"""Rows are summed in another order in a batch of another size; at the first step the noise level, about 15, multiplies that."""
+"""Tolerance for batches of another size, which sum in another order, times a noise level of about 15."""
 
 
 @pytest.fixture
 def runs(host: Any) -> Any:
-    """The module under test, and corrections made for the tests."""
+    """Return the module under test, and corrections made for the tests."""
     from safe_guidance.nodes.host.engine import hooks
 
     class Push(hooks.Correction):
-        """Adds `amount` everywhere to the samples in `rows`, inside a window; remembers the steps it saw."""
+        """Adds `amount` to the samples in `rows` inside a window, and records its steps."""
 
         def __init__(
             self, amount: float = 0.0, rows: list[int] | None = None, window: SigmaWindow | None = None
@@ -64,7 +64,7 @@ def runs(host: Any) -> Any:
             return Change(delta, torch.ones(len(delta), dtype=torch.bool), cap=1.0)
 
     class Asks(Push):
-        """Asks for predictions of some rows, and remembers the steps it got."""
+        """Asks for predictions of some rows, and records its steps."""
 
         def __init__(self, wanted: dict[str, list[bool]], texts: dict[str, list[Any]] | None = None) -> None:
             super().__init__()
@@ -144,11 +144,12 @@ def test_state_advances_once_per_noise_level(host: Any, runs: Any, sampler: str)
     assert new == sorted(set(new), reverse=True)
     assert len(probe.seen) >= 4 and len(new) >= 4
     if sampler == "heun":
-        # Three of the four steps evaluate the model a second time, at the noise level that the next step starts from.
+        # Three of the four steps evaluate the model a second time, at the noise level that the next step
+        # starts from.
         assert len(probe.seen) == 7 and len(new) == 4
 
 
-def test_every_run_begins_anew(host: Any, runs: Any) -> None:
+def test_every_run_starts_with_new_state(host: Any, runs: Any) -> None:
     probe = runs.Push(0.0)
     model = runs.attach(host.model, probe)
     host.sample(model, host.text(STAR), steps=2)
@@ -157,9 +158,9 @@ def test_every_run_begins_anew(host: Any, runs: Any) -> None:
     assert [step.is_new for step in probe.seen] == [True] * 4
 
 
-def test_the_next_part_of_an_image_gets_what_the_last_one_left(host: Any, runs: Any) -> None:
+def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs: Any) -> None:
     class Counts(runs.Push):
-        """Counts its steps over all parts."""
+        """Counts its steps over all resumed runs."""
 
         def begin(self, context: Any) -> dict[str, int]:
             return {"steps": 0}
@@ -186,7 +187,7 @@ def test_the_next_part_of_an_image_gets_what_the_last_one_left(host: Any, runs: 
         return advanced(*inputs)[0]
 
     half = part(model, host.empty_latent(), "enable", 0, 3)
-    # Going on elsewhere, with noise of its own, from other latents, or with another model is a beginning.
+    # Another step, new noise, other latents or another model make a new run.
     for latent, noise, start in (
         (half, "disable", 4),
         (half, "enable", 3),
@@ -196,12 +197,12 @@ def test_the_next_part_of_an_image_gets_what_the_last_one_left(host: Any, runs: 
         assert counts.last == 6 - start
     part(runs.attach(model, runs.Push()), half, "disable", 3, 6)
     assert counts.last == 3
-    # The same part again goes on from the same place, also when something else was sampled in between.
+    # The same part can be resumed again, also when something else was sampled in between.
     for _ in range(2):
         host.sample(model, host.text(HEART), steps=2)
         part(model, half, "disable", 3, 6)
         assert counts.last == 6
-    # A finished image leaves nothing: image-to-image from it is a run of its own.
+    # A finished image has nothing to resume: image-to-image from it is a new run.
     finished = part(model, host.empty_latent(), "enable", 0, 6, "disable")
     host.sample(model, text, finished, steps=4, denoise=0.5)
     assert counts.last == 4
@@ -218,7 +219,8 @@ def test_texts_of_all_corrections_take_one_batched_call(host: Any, runs: Any) ->
     model = runs.attach(model, runs.TowardsText(host.text("a blue cross at the top, flat style")))
     counted, rows = host.count_calls(model)
     host.sample(counted, text, steps=3, sampler="euler")
-    # Each step: positive and negative together, then the two different texts together; the repeated text costs nothing.
+    # Each step: positive and negative together, then the two different texts together; the repeated text
+    # costs nothing.
     assert rows == [2, 2] * 3
 
 
@@ -227,7 +229,8 @@ def test_extra_predictions_are_the_models_own(host: Any, runs: Any) -> None:
     correction = runs.TowardsText(host.text(HEART))
     host.sample(runs.attach(host.model, correction), host.text(HEART), cfg=1.0, steps=3)
     for step in correction.seen:
-        # One evaluates a batch of one, the other too: the same kernels, so the same bits up to batching order.
+        # One evaluates a batch of one, the other too: the same kernels, so the same bits up to batching
+        # order.
         torch.testing.assert_close(step.predictions["target"], step.denoised, atol=1e-5, rtol=1e-5)
 
 
@@ -315,7 +318,7 @@ def test_interrupt_leaves_nothing_behind(host: Any, runs: Any) -> None:
     assert torch.equal(host.sample(host.model, text), plain)
 
 
-def test_several_latents_at_once_are_refused(host: Any, runs: Any) -> None:
+def test_several_latents_at_once_raise_an_error(host: Any, runs: Any) -> None:
     guider = SimpleNamespace(
         model_patcher=host.model, model_options={"transformer_options": {}, runs.module.KEY: ()}, conds={}
     )
@@ -404,7 +407,7 @@ def test_a_text_that_differs_between_rows_is_predicted_for_all(host: Any, runs: 
     assert torch.equal(asks.seen[0].predictions["target"][0], asks.seen[0].denoised[0])
 
 
-def test_steered_rows_are_predicted_anew_and_the_rest_keeps_its_bits(host: Any, runs: Any) -> None:
+def test_steered_rows_are_predicted_again_and_the_rest_keeps_its_bits(host: Any, runs: Any) -> None:
     text, other = host.text(STAR, STAR), host.text(HEART)
     both = {"samples": torch.zeros(2, 4, 32, 32), "batch_index": [0, 1]}
     baseline, heart = (

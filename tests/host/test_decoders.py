@@ -103,7 +103,8 @@ def test_the_tiny_autoencoder_is_the_hosts(host: Any, tiny: ModuleType, taesd_fi
 def test_gradients_through_a_decoder_by_finite_differences(
     host: Any, tiny: ModuleType, taesd_file: Path, name: Any
 ) -> None:
-    from safe_guidance.nodes.host.autograd.decoders import make_decoder, prediction_gradient
+    from safe_guidance.nodes.host.autograd.decoders import make_decoder
+    from safe_guidance.nodes.host.autograd.prediction_scores import prediction_gradient
 
     decoder, function = make_decoder(name, tiny.tiny_model("sd1"), tiny.tiny_vae()), Brightness()
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))

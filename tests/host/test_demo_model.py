@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from safe_guidance.evaluation.cases import memorisation as case
 from safe_guidance.evaluation.judges.network import COLORS, SHAPES, load_judge
-from safe_guidance.guidance.safety_functions.classifier_network import ConvClassifier
+from safe_guidance.formats import classifier_file
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -55,7 +55,7 @@ def test_prompts_show_what_they_name_or_imply(painted: torch.Tensor) -> None:
 
 
 def test_guide_and_judge_agree_but_are_different_networks(painted: torch.Tensor) -> None:
-    guide = ConvClassifier.load(ASSETS / "demo_model" / "guide.safetensors")
+    guide = classifier_file.load(ASSETS / "demo_model" / "guide.safetensors")
     assert guide.heads["shapes"] == SHAPES and guide.heads["colors"] == COLORS
     agreed = ((guide(painted)["shapes"] > 0) == (load_judge()(painted)["shapes"] > 0)).float().mean()
     assert agreed > 0.9

@@ -1,4 +1,4 @@
-"""Detect-and-Guide in the real host: what it costs, whom it touches, and what it says about tokens that do not fit."""
+"""Detect-and-Guide in the real host: cost, which samples it changes, and errors for unsuitable tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demo_prompts import HEART, STAR
-from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -25,15 +25,15 @@ def stars(host: Any) -> GuidelineTokens:
 
 def always(tokens: GuidelineTokens) -> GuidelineTokens:
     """Tokens that detect something in every image."""
-    return replace(tokens, calibration=Calibration(0.011, 0.0))
+    return replace(tokens, calibration=MapCalibration(0.011, 0.0))
 
 
 def never(tokens: GuidelineTokens) -> GuidelineTokens:
-    return replace(tokens, calibration=Calibration(0.989, 0.0))
+    return replace(tokens, calibration=MapCalibration(0.989, 0.0))
 
 
 def guarded(host: Any, tokens: GuidelineTokens, model: Any = None, **inputs: Any) -> Any:
-    """The demo model with the node applied: its defaults, unless told otherwise."""
+    """Return the demo model with the node applied, with its defaults except for the given settings."""
     from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
 
     defaults = {
@@ -66,13 +66,13 @@ def test_a_closed_gate_costs_nothing_and_changes_no_bit(host: Any, stars: Guidel
 
 
 def test_only_detected_samples_cost_and_change(host: Any, stars: GuidelineTokens) -> None:
-    """A threshold between the two samples' maxima: the safety text is evaluated for one row a step, and the other stays."""
+    """The threshold lies between the maxima of two samples, so one row per step needs the safety text."""
     from safe_guidance.nodes.host.attention.detection_maps import detect
 
     text = host.text(STAR, HEART)
     baseline = host.sample(host.model, text, steps=6)
     levels = (5.0, 2.0)
-    maps = detect(host.model, replace(stars, calibration=Calibration()), text, baseline, levels, seed=0)
+    maps = detect(host.model, replace(stars, calibration=MapCalibration()), text, baseline, levels, seed=0)
     assert maps.shape == (2, 2, 32, 32)
     model, rows = host.count_calls(guarded(host, stars))
     found = host.sample(model, text, steps=6)
@@ -189,7 +189,7 @@ def test_cfg_1_evaluates_the_negative_only_for_what_is_detected(host: Any, stars
     assert rows == [1, 2] * 3
 
 
-def test_a_guider_without_negative_is_left_alone_and_told(
+def test_a_guider_without_a_negative_prompt_stays_unchanged_with_a_warning(
     host: Any, stars: GuidelineTokens, caplog: pytest.LogCaptureFixture
 ) -> None:
     import comfy.sample
@@ -217,7 +217,7 @@ def test_a_guider_without_negative_is_left_alone_and_told(
 
 def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR)
-    varied = replace(stars, calibration=Calibration(0.3))
+    varied = replace(stars, calibration=MapCalibration(0.3))
     single, stacked = (
         host.sample(guarded(host, varied, stacked=s, base=50.0, **EAGER), text, steps=4)
         for s in (False, True)
@@ -244,7 +244,7 @@ def test_bounded_changes_keep_the_values_that_the_prediction_had(host: Any, star
     assert outside == [True, False] and not torch.equal(bounded, plain)
 
 
-def test_looking_first_keeps_all_that_is_not_near_the_thing(host: Any, stars: GuidelineTokens) -> None:
+def test_two_passes_keep_the_image_away_from_the_subject(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text, steps=8)
     model, rows = host.count_calls(
@@ -261,7 +261,7 @@ def test_looking_first_keeps_all_that_is_not_near_the_thing(host: Any, stars: Gu
     assert sum(rows) == 8 * 4 * 2 + guided and rows[:8] == [4] * 8
 
 
-def test_looking_first_acts_as_hard_at_every_step(host: Any, stars: GuidelineTokens) -> None:
+def test_two_passes_act_with_the_same_scale_at_every_step(host: Any, stars: GuidelineTokens) -> None:
     """What was seen does not fade while it is removed."""
     from safe_guidance.nodes.host.engine.hooks import trace_of
 
@@ -273,7 +273,7 @@ def test_looking_first_acts_as_hard_at_every_step(host: Any, stars: GuidelineTok
     assert trace.rehearsal == 10
 
 
-def test_looking_first_finds_nothing_at_no_cost(host: Any, stars: GuidelineTokens) -> None:
+def test_two_passes_without_a_detection_cost_nothing(host: Any, stars: GuidelineTokens) -> None:
     text = host.text(STAR)
     plain, plain_rows = host.count_calls(host.model)
     baseline = host.sample(plain, text)
@@ -282,7 +282,7 @@ def test_looking_first_finds_nothing_at_no_cost(host: Any, stars: GuidelineToken
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_models_without_cross_attention_are_refused_in_a_sentence(
+def test_models_without_cross_attention_raise_an_error(
     host: Any, tiny: Any, family: str, stars: GuidelineTokens
 ) -> None:
     with pytest.raises(
@@ -292,7 +292,7 @@ def test_models_without_cross_attention_are_refused_in_a_sentence(
         guarded(host, stars, model=tiny.tiny_model(family))
 
 
-def test_tokens_of_another_model_are_refused(host: Any, tiny: Any, stars: GuidelineTokens) -> None:
+def test_tokens_of_another_model_raise_an_error(host: Any, tiny: Any, stars: GuidelineTokens) -> None:
     with pytest.raises(ValueError, match="96 wide, the model's text embeddings 32"):
         guarded(host, stars, model=tiny.tiny_model("sd1"))
     with pytest.raises(ValueError, match="were made for DemoModelConfig, the model is TinySDXL"):
@@ -304,7 +304,8 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
     import comfy.sample
 
     tokens = GuidelineTokens(
-        torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)), calibration=Calibration(0.011)
+        torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(1)),
+        calibration=MapCalibration(0.011),
     )
     noise = torch.randn(1, 4, 17, 24, generator=torch.Generator().manual_seed(0))
 
@@ -339,7 +340,7 @@ def test_every_unet_family_is_guided(host: Any, tiny: Any, family: str) -> None:
     )
 
 
-def test_video_latents_are_refused(host: Any, stars: GuidelineTokens) -> None:
+def test_video_latents_raise_an_error(host: Any, stars: GuidelineTokens) -> None:
     from safe_guidance.nodes.host.engine.correction import KEY, RunContext
 
     (attachment,) = guarded(host, stars).model_options[KEY]

@@ -1,4 +1,4 @@
-"""One sentence under the node when a setting has no effect, and none when it has."""
+"""Node messages after a run: what each correction did, and settings that had no effect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
 def attached(model: Any, correction: Any, node: str) -> Any:
-    """As the host does it: while it executes the node of that id."""
+    """Attach a correction as the host does, while it executes the node with this id."""
     from comfy_execution.utils import CurrentNodeContext
 
     from safe_guidance.nodes.host.engine.hooks import attach
@@ -38,19 +38,19 @@ def notes(model: Any, samples: torch.Tensor) -> tuple[str, ...]:
     return trace.notes
 
 
-def test_what_acted_says_how_much(host: Any, shown: dict[str, str]) -> None:
+def test_a_correction_that_acted_says_how_much(host: Any, shown: dict[str, str]) -> None:
     model = attached(host.model, sld(host), "7")
     samples = host.sample(model, host.text(STAR))
     assert shown["7"].startswith("SLD acted at 6 of 6 model calls") and notes(model, samples) == ()
 
 
-def test_cfg_1_is_told(host: Any, shown: dict[str, str]) -> None:
+def test_cfg_1_gives_a_note(host: Any, shown: dict[str, str]) -> None:
     model = attached(host.model, sld(host), "7")
     samples = host.sample(model, host.text(STAR), cfg=1.0, steps=2)
     assert "CFG is 1" in shown["7"] and notes(model, samples) == (shown["7"],)
 
 
-def test_a_sampler_without_a_negative_is_told(host: Any, shown: dict[str, str]) -> None:
+def test_a_sampler_without_a_negative_prompt_gives_a_note(host: Any, shown: dict[str, str]) -> None:
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_Basic
 
@@ -70,9 +70,9 @@ def test_a_sampler_without_a_negative_is_told(host: Any, shown: dict[str, str]) 
     assert "needs a negative prompt" in shown["7"]
 
 
-def test_img2img_below_the_window_is_told(host: Any, shown: dict[str, str]) -> None:
+def test_image_to_image_below_the_window_gives_a_note(host: Any, shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
     images = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
@@ -89,9 +89,9 @@ def test_img2img_below_the_window_is_told(host: Any, shown: dict[str, str]) -> N
     assert "did nothing" not in shown["3"]
 
 
-def test_a_set_without_a_similar_image_is_told(host: Any, shown: dict[str, str]) -> None:
+def test_a_set_without_a_similar_image_says_so(host: Any, shown: dict[str, str]) -> None:
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
     images = from_images(torch.rand(8, 128, 128, 3, generator=torch.Generator().manual_seed(0)))
@@ -102,21 +102,21 @@ def test_a_set_without_a_similar_image_is_told(host: Any, shown: dict[str, str])
     assert "watched" in shown["3"] and "changed nothing" in shown["3"]
 
 
-def test_switched_off_is_not_called_inert(host: Any, shown: dict[str, str]) -> None:
+def test_a_method_that_is_off_gives_no_note(host: Any, shown: dict[str, str]) -> None:
     off = SafeLatentDiffusionSettings(scale=0.0)
     model = attached(host.model, sld(host, off), "7")
     assert notes(model, host.sample(model, host.text(STAR), steps=2)) == ()
     assert shown["7"] == "SLD was not active in this run."
 
 
-def test_every_node_gets_its_own_sentence(host: Any, shown: dict[str, str]) -> None:
+def test_every_node_gets_its_own_message(host: Any, shown: dict[str, str]) -> None:
     late = SafeLatentDiffusionSettings(momentum_scale=0.0, window=SigmaWindow(high=0.025))
     model = attached(attached(host.model, sld(host, late), "1"), sld(host, WEAK), "2")
     host.sample(model, host.text(STAR), steps=4)
     assert "did nothing" in shown["1"] and "SLD 2 acted" in shown["2"]
 
 
-def test_what_only_reads_along_is_not_told_of(host: Any, shown: dict[str, str]) -> None:
+def test_a_recording_correction_shows_no_message(host: Any, shown: dict[str, str]) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
     from safe_guidance.nodes.host.attention.recording import look_at

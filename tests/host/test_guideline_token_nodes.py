@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demo_prompts import STAR
-from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -252,7 +252,7 @@ def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(ho
     from safe_guidance.nodes.host.engine.ksampler import sample
 
     found = GuidelineTokens(
-        torch.randn(2, 96, generator=torch.Generator().manual_seed(2)), calibration=Calibration(0.011)
+        torch.randn(2, 96, generator=torch.Generator().manual_seed(2)), calibration=MapCalibration(0.011)
     )
     defaults = {
         i.id: i.default
@@ -333,7 +333,7 @@ def test_recordings_that_cannot_be_made_are_explained(
 
 
 def test_seeds_count_on_from_the_last_given_one() -> None:
-    from safe_guidance.nodes.sample_and_record import seeds_of
+    from safe_guidance.nodes.parsing import seeds_of
 
     assert (
         seeds_of("", 5, 3) == [5, 6, 7]
@@ -488,10 +488,11 @@ def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
 
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
-    from safe_guidance.nodes.host.attention.token_learning import Example, look_at_images
+    from safe_guidance.guidance.detect_and_guide.annotated_images import AnnotatedImages
+    from safe_guidance.nodes.host.attention.token_learning import look_at_images
 
     with pytest.raises(ValueError, match="no separate cross-attention"):
-        example = Example(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
+        example = AnnotatedImages(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
         look_at_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
     with pytest.raises(ValueError, match="no separate cross-attention"):
         recorded(host, model=tiny.tiny_model("flux"))

@@ -232,12 +232,14 @@ def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:8, 4:8] = 1
     few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask)) for count in (63, 64))
-    assert "masks: 63 mark a thing, which is looked for anywhere; few: below about 64" in few
-    assert "masks: 64 mark a thing, which is looked for anywhere\n" in enough
+    assert (
+        "masks: 63 mark a subject, which is searched for at every position; with fewer than about 64" in few
+    )
+    assert "masks: 64 mark a subject, which is searched for at every position\n" in enough
     whole = from_images(torch.rand(2, 16, 16, 3))
-    assert "masks: none that mark a place; whole images are compared" in summarize(whole)
+    assert "masks: none that mark a subject; whole images are compared" in summarize(whole)
     fine = from_images(torch.rand(3, 16, 16, 3), torch.zeros(1, 16, 16))
-    assert "masks: 3 empty ones mark images that are fine; the other 2 stand for a style" in summarize(
+    assert "masks: 3 empty (neutral references); the other 2 define a style" in summarize(
         combined([whole, fine])
     )
 

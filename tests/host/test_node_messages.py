@@ -1,4 +1,4 @@
-"""What nodes report is shown under them, in the window that queued them."""
+"""Messages of nodes, shown in the browser window that queued the prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_without_a_prompt_nothing_is_shown(shown: dict[str, str]) -> None:
     assert message_ui("words")["text"] == ("words",) and shown == {}
 
 
-def test_an_error_stands_under_its_node_until_it_is_mended(shown: dict[str, str]) -> None:
+def test_an_error_is_shown_until_the_node_succeeds(shown: dict[str, str]) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
     from safe_guidance.nodes.host.engine.node_messages import with_error_messages
@@ -42,7 +42,7 @@ def test_an_error_stands_under_its_node_until_it_is_mended(shown: dict[str, str]
     assert shown["4"] == ""
 
 
-def test_an_error_while_sampling_stands_under_the_node_that_it_comes_from(
+def test_an_error_while_sampling_is_shown_at_the_node_that_attached_the_correction(
     host: Any, shown: dict[str, str]
 ) -> None:
     from comfy_execution.utils import CurrentNodeContext
@@ -50,14 +50,14 @@ def test_an_error_while_sampling_stands_under_the_node_that_it_comes_from(
     from safe_guidance.nodes.host.engine.correction import Correction, RunContext
     from safe_guidance.nodes.host.engine.hooks import attach
 
-    class Refusing(Correction):
-        name = "Refusing"
+    class Failing(Correction):
+        name = "Failing"
 
         def begin(self, context: RunContext) -> Any:
             raise ValueError("The VAE does not fit. Connect another.")
 
     with CurrentNodeContext("prompt", "3"):
-        model = attach(host.model, Refusing())
+        model = attach(host.model, Failing())
     with CurrentNodeContext("prompt", "9"), pytest.raises(ValueError, match="does not fit"):
         host.sample(model, host.text("a yellow star"), steps=2)
     assert shown == {"3": "The VAE does not fit. Connect another."}

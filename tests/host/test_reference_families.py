@@ -225,12 +225,12 @@ def test_every_latent_format_round_trips(host: Any, negation_set: NegationSet, n
     )
     model = SimpleNamespace(get_model_object=lambda _: latent_format)
     references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
-    seen = references.rows(slice(None))
+    seen = references.read(slice(None))
     torch.testing.assert_close(seen, latent_format.process_in(raw), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(latent_format.process_out(seen), raw, atol=1e-4, rtol=1e-4)
     # In the memory of a device they are kept in half precision.
     torch.testing.assert_close(
-        references.resident(torch.device("cpu")).rows(slice(None)), seen, atol=2e-3, rtol=2e-3
+        references.resident(torch.device("cpu")).read(slice(None)), seen, atol=2e-3, rtol=2e-3
     )
 
 

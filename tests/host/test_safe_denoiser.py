@@ -225,7 +225,7 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
         references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
         # Half precision is what references are kept in.
         torch.testing.assert_close(
-            references.rows(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name
+            references.read(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name
         )
 
 
@@ -241,7 +241,7 @@ def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
 
 
 def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
+    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
     from safe_guidance.nodes.host.engine.correction import RunContext
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
@@ -264,12 +264,16 @@ def test_interrupting_the_encoding(host: Any) -> None:
     assert len(negation_latents.encode(fresh, host.vae, 32, 32)) == 5
 
 
-def test_calibration_is_kept_between_runs_of_one_size(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.nodes.host.methods import safe_denoiser
+def test_statistics_of_the_set_are_kept_between_runs_of_one_size(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safe_guidance.guidance.safe_denoiser import whole_image
 
     calls = []
-    calibrate = safe_denoiser.calibrate
-    monkeypatch.setattr(safe_denoiser, "calibrate", lambda *inputs: calls.append(1) or calibrate(*inputs))
+    measure = whole_image.reference_statistics
+    monkeypatch.setattr(
+        whole_image, "reference_statistics", lambda *inputs: calls.append(1) or measure(*inputs)
+    )
     model = protect(host, from_images(torch.rand(4, 64, 64, 3)), end_sigma=0.0)
     first = host.sample(model, host.text(STAR), steps=2)
     assert torch.equal(host.sample(model, host.text(STAR), steps=2), first)

@@ -1,4 +1,4 @@
-"""STG and SDG in the real host: what they cost, whom they touch, and that nothing stays behind."""
+"""STG and SDG in the real host: cost, which samples they change, and no effect after the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERY_STEP = SigmaWindow()
 
 
 class Brightness(SafetyFunction):
-    """Objects to the brightness of the images in `rows` (of the whole batch), or of all."""
+    """Safety function whose score is the brightness of the images in `rows` of the whole batch, or of all."""
 
     name = "brightness"
 
@@ -107,7 +107,8 @@ def test_stg_5_a_closed_gate_makes_no_graph_and_an_open_one_only_for_its_row(
     rows.clear()
     counted, rows = host.count_calls(stg(Brightness(rows=[False, True, False])))
     host.sample(counted, text, steps=2)
-    # A look at all, a gradient for one, and the batch anew; those that did not move keep the first prediction.
+    # All are assessed, one is differentiated, and the batch is evaluated again. Samples that did not move keep
+    # the first prediction.
     assert graphs == [1, 1] * 2 and rows == [6, 1, 6] * 2
     # The embedding that moved is the run's own; the workflow's conditioning is as it was.
     assert torch.equal(text[0][0], before)
@@ -172,7 +173,7 @@ def test_only_the_images_objected_to_change(host: Any, either: Any) -> None:
 
 
 def test_an_image_in_a_batch_is_guided_as_it_is_alone(host: Any, stg: Any) -> None:
-    """Up to what batching does to rounding."""
+    """Equal up to rounding, which depends on the batch size."""
     noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(3))
     together = sample_noise(host, stg(Brightness()), host.text(STAR, HEART), noise)
     alone = sample_noise(host, stg(Brightness()), host.text(HEART), noise[1:])
@@ -198,7 +199,7 @@ def sample_noise(host: Any, model: Any, positive: list[Any], noise: Tensor) -> T
     ],
     ids=["zero", "nan", "no gradient", "saturated"],
 )
-def test_a_gradient_that_says_nothing_changes_no_bit(
+def test_an_unusable_gradient_changes_no_bit(
     host: Any, either: Any, score: Callable[[Tensor], Tensor]
 ) -> None:
     baseline = host.sample(host.model, host.text(STAR), steps=2)
@@ -244,7 +245,8 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
                     scores.append(float(function(state.decoder(denoised)).score.double()))
                 return (scores[0] - scores[1]) / (2 * width)
 
-            # Richardson: what is left of the curvature is of fourth order, so that the width can stand above rounding.
+            # Richardson: what is left of the curvature is of fourth order, so that the width can stand above
+            # rounding.
             found.append((float(gradient.norm()), (4 * slope(0.2) - slope(0.4)) / 3))
             gradients.set_embeddings(step, current)
 
@@ -344,7 +346,7 @@ def test_short_memory_goes_image_by_image(host: Any, either: Any) -> None:
     found = host.sample(either(Brightness(score=hungry)), text, steps=2, sampler="euler")
     assert failed == [2, 2]
     plain = host.sample(host.model, text, steps=2, sampler="euler")
-    # Up to what batching and checkpoints do to rounding.
+    # Batching and checkpoints change the rounding.
     assert (found - expected).abs().mean() < 0.01 * (plain - expected).abs().mean()
 
 
@@ -463,7 +465,7 @@ def test_detectors_are_loaded_along(host: Any, stg: Any) -> None:
 
 
 def test_no_random_numbers_are_drawn(host: Any, either: Any) -> None:
-    """Ancestral samplers draw from the global generator: with a closed gate the image must stay the same to the bit."""
+    """Ancestral samplers draw from the global generator; a closed gate must leave the image bit-identical."""
     baseline = host.sample(host.model, host.text(STAR), steps=3, sampler="euler_ancestral")
     guided = host.sample(
         either(Brightness(rows=[False])), host.text(STAR), steps=3, sampler="euler_ancestral"
@@ -491,7 +493,7 @@ def test_a_safety_function_without_gradients_says_so(host: Any, either: Any) -> 
         )
 
 
-def test_a_vae_of_another_family_is_refused(host: Any, tiny: ModuleType, either: Any) -> None:
+def test_a_vae_of_another_family_raises_an_error(host: Any, tiny: ModuleType, either: Any) -> None:
     with pytest.raises(ValueError, match="Connect the VAE that belongs to the model"):
         either(Brightness(), tiny.tiny_model("flux"), tiny.tiny_vae(4))
 

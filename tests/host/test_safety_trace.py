@@ -1,4 +1,4 @@
-"""The trace in the real host: its sums, whose run it shows, and that recording changes nothing."""
+"""The trace in the real host: its sums, the run that it belongs to, and that recording changes nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def test_every_prediction_is_counted_for_someone(host: Any, traces: Any) -> None
     assert trace.forwards + sum(record.forwards for record in trace.records) == sum(rows)
     assert trace.forwards == 2 * 2 * 5
     assert trace.methods == ("SLD", "Push", "SLD 2", "SLD 3")
-    # The weak one asks for "star" late only, and first among those that ask: then the last one's costs nothing.
+    # The weak one asks for "star" late only, and first among those that ask: then the last one's costs
+    # nothing.
     weak, last = (trace.of(method) for method in ("SLD", "SLD 3"))
     assert 0 < len(weak) < 5 and [r.forwards for r in weak] == [2] * len(weak)
     assert [r.forwards for r in last] == [2] * (5 - len(weak)) + [0] * len(weak)
@@ -101,7 +102,7 @@ def test_a_trace_belongs_to_its_latent_and_its_model(host: Any, traces: Any) -> 
     assert traces.of(weak, first + 1) is None
     # Another correction on top makes another model: the latent of the model below is foreign to it.
     assert traces.of(traces.push(weak), first) is None
-    with pytest.raises(ValueError, match="not sampled with this MODEL"):
+    with pytest.raises(ValueError, match="did not sample this LATENT"):
         traces.node.traced(strong, {"samples": first}, None)
 
 
@@ -151,7 +152,7 @@ def test_the_node(host: Any, traces: Any) -> None:
     assert image.shape[-1] == 3 and "SLD acted at 6 of 6" in told
     assert Trace.from_dict(json.loads(text)) == trace
     assert traces.node.SafetyTrace.execute("dark", trace=trace).args[3] is trace
-    with pytest.raises(ValueError, match="nothing to trace"):
+    with pytest.raises(ValueError, match="no trace to show"):
         traces.node.SafetyTrace.execute("dark", model)
 
 

@@ -1,4 +1,4 @@
-"""SAFREE in the host's text encoders: identity, per-encoder filtering, long prompts, the switch over noise levels."""
+"""SAFREE in the host's text encoders: identity, filtering per encoder, long prompts, switching the prompt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoded(host: Any, text: str) -> torch.Tensor:
     return host.nodes.CLIPTextEncode().encode(host.clip, text)[0][0][0]
 
 
-def test_a_prompt_without_toxic_words_is_encoded_as_ever(host: Any, safree: Any) -> None:
+def test_a_prompt_without_toxic_words_is_encoded_unchanged(host: Any, safree: Any) -> None:
     found = safree.filtered(HEART, alpha=10.0)
     assert len(found.conditioning) == 1 and found.conditioning[0][1].keys() == {"pooled_output"}
     assert torch.equal(found.conditioning[0][0], encoded(host, HEART)) and found.last_step == -1
@@ -92,7 +92,7 @@ def test_long_and_weighted_prompts(host: Any, safree: Any) -> None:
 def test_the_switch_lies_between_the_papers_steps(
     host: Any, safree: Any, last_step: int, expected: int
 ) -> None:
-    """Of the papers' 50 noise levels, those up to the step use the first conditioning, the rest the second; never both."""
+    """Of the papers' 50 noise levels, those up to the step use the first text, the rest the second."""
     from comfy.samplers import calculate_start_end_timesteps
 
     from safe_guidance.guidance.core.paper_schedule import sigma_of_step
@@ -155,12 +155,12 @@ PLACES = {
     "flux": {"t5xxl": (0, slice(0, 32))},
     "sd3": {"clip_l": (1, slice(0, 32)), "clip_g": (1, slice(32, 96)), "t5xxl": (77, slice(None))},
 }
-"""By encoder, the row of its first word and its columns in the conditioning; Flux has CLIP's pooled vector only."""
+"""Row of the first word and columns in the conditioning, by encoder; Flux uses only CLIP's pooled vector."""
 
 
 @pytest.mark.parametrize("family", list(PLACES))
 def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: Any, family: str) -> None:
-    """Rows change where the tokens of their own encoder are toxic, whatever the others found, and leave the concepts' space."""
+    """Rows change where their own encoder finds toxic tokens, and leave the concepts' subspace."""
     clip = tiny.tiny_clip(family)
     plain = clip.encode_from_tokens_scheduled(clip.tokenize(STAR))[0]
     found = safree.filtered(STAR, "star", "sparkling badge", clip=clip)
@@ -180,7 +180,7 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
     )
     assert not changed[~expected].any()
     assert torch.equal(conditioning[1]["pooled_output"], plain[1]["pooled_output"])
-    # T5 has no mark that stands for a sentence: the mean over its words does.
+    # T5 has no token for the whole sentence, so the mean over its words is used.
     words = clip.tokenize("star")["t5xxl"][0]
     count = [token for token, _ in words].index(1)
     first = PLACES[family]["t5xxl"][0]
@@ -208,7 +208,7 @@ def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, 
 
 
 def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sentences through the text encoder: the prompt as it is and to be filtered, without each of its words, and every concept twice."""
+    """Encoded sentences: the prompt twice, once without each of its words, and every concept twice."""
     import comfy.sd1_clip
 
     sentences: list[int] = []

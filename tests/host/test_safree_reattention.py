@@ -1,4 +1,4 @@
-"""SAFREE's latent re-attention in the real UNet: off is off, and on it does to the skip features what it says."""
+"""SAFREE's latent re-attention in the real UNet: identity when off, and the formula of the skip features."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_on_it_changes_the_filtered_steps_only(host: Any) -> None:
 
 
 def test_skip_features_are_those_of_the_mathematics(host: Any) -> None:
-    """Watching the UNet from outside: with the damping, the positive rows' skip is `reattention` of the two that went in."""
+    """Hooks around the patch see that the positive rows' skip becomes `reattention` of the two inputs."""
     seen: list[tuple[str, Tensor, tuple[int, ...]]] = []
 
     def watch(stage: str) -> Any:
@@ -69,7 +69,7 @@ def test_skip_features_are_those_of_the_mathematics(host: Any) -> None:
     assert torch.equal(after[1 - row], both[1 - row]) and not torch.equal(after[row], both[row])
 
 
-def test_models_without_a_unet_are_refused(host: Any, tiny: ModuleType) -> None:
+def test_models_without_a_unet_raise_an_error(host: Any, tiny: ModuleType) -> None:
     with pytest.raises(ValueError, match="decoder of a UNet"):
         patched(host, tiny.tiny_conditioning(0), model=tiny.tiny_model("sd3"))
 

@@ -48,12 +48,12 @@ def distances(host: Any, samples: torch.Tensor, negation_set: NegationSet) -> to
     """Root mean square distance of every sample to its closest reference, in the sampler's space."""
     from safe_guidance.nodes.host.files.negation_latents import references_for
 
-    references = references_for(host.model, host.vae, negation_set, tuple(samples.shape)).rows(slice(None))
+    references = references_for(host.model, host.vae, negation_set, tuple(samples.shape)).read(slice(None))
     x = host.model.get_model_object("latent_format").process_in(samples)
     return torch.cdist(x.flatten(1), references.flatten(1)).amin(1) / x[0].numel() ** 0.5
 
 
-def test_leaves_the_ball_and_nothing_else_changes(host: Any, copies: NegationSet) -> None:
+def test_an_image_leaves_the_ball_and_nothing_else_changes(host: Any, copies: NegationSet) -> None:
     text = host.text(STAR, HEART)
     baseline = host.sample(host.model, text)
     near, far = distances(host, baseline, copies).tolist()
@@ -81,7 +81,7 @@ def test_identity_is_bit_exact(host: Any, copies: NegationSet, settings: dict[st
     assert torch.equal(host.sample(counted, text), host.sample(plain, text)) and rows == plain_rows
 
 
-def test_samples_of_a_batch_go_apart(host: Any) -> None:
+def test_samples_of_a_batch_repel_each_other(host: Any) -> None:
     text = host.text(STAR, STAR, STAR)
 
     def apart(samples: torch.Tensor) -> float:
@@ -96,7 +96,7 @@ def test_samples_of_a_batch_go_apart(host: Any) -> None:
 
 
 def test_a_later_batch_keeps_away_from_an_earlier_one(host: Any) -> None:
-    """The same prompts and seed once more: what would be the same image leaves its ball, what is far from all keeps its bits."""
+    """With the same prompt and seed again, an image leaves its own ball; a distant image keeps its bits."""
     first = host.sample(host.model, host.text(STAR))
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text)
@@ -114,7 +114,8 @@ def test_every_batch_of_a_chain_keeps_away_from_all_before_it(host: Any) -> None
         batches.append(host.sample(after(host, *batches, radius=radius), text))
     apart = [between(host, batches[i], batches[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert min(apart) >= 0.95 * radius
-    # The first knows of no other. The order in which the earlier ones are given is rounding; leaving one out is another image.
+    # The first knows of no other. The order in which the earlier ones are given is rounding; leaving one out
+    # is another image.
     swapped = host.sample(after(host, batches[1], batches[0], radius=radius), text)
     torch.testing.assert_close(swapped, batches[2], atol=1e-3, rtol=1e-3)
     alone = host.sample(after(host, batches[1], radius=radius), text)
@@ -124,7 +125,7 @@ def test_every_batch_of_a_chain_keeps_away_from_all_before_it(host: Any) -> None
 
 
 def test_earlier_latents_beside_a_set(host: Any, copies: NegationSet) -> None:
-    """A set's references and earlier latents count alike: the same image once each pushes as two references do."""
+    """The same image as reference and as earlier latent pushes as two references do."""
     text = host.text(STAR)
     other = host.sample(host.model, text, seed=2)
     both = repel(host, copies, radius=0.5, overcompensation=1.0, earlier={"samples": other})

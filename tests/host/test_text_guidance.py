@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion and Semantic Guidance in the real host: whole trajectories against the papers' loops, identity, cost."""
+"""SLD and Semantic Guidance in the real host: trajectories against the papers' loops, identity, cost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def text(host: Any) -> Any:
 
 
 class Trajectory:
-    """Euler's method in the host, with what the guider got and gave at every step."""
+    """Euler's method in the host; it records the guider's input and output at every step."""
 
     def __init__(self, model: Any, positive: list[Any], negative: list[Any], noise: Tensor) -> None:
         import comfy.samplers
@@ -72,7 +72,7 @@ class Trajectory:
 
 
 def raw_predictions(model: Any, conds: list[list[Any]], x: Tensor, sigma: Tensor) -> list[Tensor]:
-    """The model's own predictions in float64, one conditioning at a time, without any of the host's sampling code."""
+    """The model's predictions in float64, one conditioning at a time, without the host's sampling code."""
     rows = sigma.expand(len(x))
     return [
         model.model.apply_model(
@@ -91,8 +91,9 @@ class Setting:
     def check(self, guarded: Any, published: Any) -> None:
         """A guarded run against the published loop in float64.
 
-        `published(x, directions, sigma, momentum)` gives a denoised prediction and the momentum for the next step. First every
-        step alone, from the guarded run's own noisy latents; then the whole run from the noise, with nothing from the guarded one.
+        `published(x, directions, sigma, momentum)` gives a denoised prediction and the momentum for the next
+        step. First every step alone, from the guarded run's own noisy latents; then the whole run from the
+        noise, with nothing from the guarded one.
         """
         import comfy.model_management
 
@@ -312,10 +313,10 @@ def test_a_run_starts_without_momentum(host: Any, text: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["SLD", "Semantic Guidance"])
-def test_momentum_goes_on_in_the_next_part(
+def test_momentum_continues_in_a_resumed_run(
     host: Any, text: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KSampler Advanced in parts equals one run, but for rounding between the parts that a threshold may make larger."""
+    """Resumed runs equal one run, except for rounding at the boundaries that a threshold may amplify."""
     from safe_guidance.nodes.host.engine.resume import ResumeStore
 
     star, concept = host.text("star"), Concept(scale=4.0, window=STRONG.window)
@@ -329,7 +330,7 @@ def test_momentum_goes_on_in_the_next_part(
 
 
 def test_samples_of_a_batch_do_not_mix(host: Any, text: Any) -> None:
-    """A sample comes out as it does beside another companion: momentum, thresholds and quantiles are its own."""
+    """A sample is the same beside any other: momentum, thresholds and quantiles are per sample."""
     model = text.sld(host.model, host.text("star"), STRONG)
     model = text.sega(model, [host.text("circle")], SemanticGuidanceSettings((Concept(scale=2.0),)))
     pair, other = (host.sample(model, host.text(STAR, companion)) for companion in (HEART, STAR))

@@ -1,4 +1,4 @@
-"""A run sampled once before: what it keeps, what it costs, what is shown of it, and whom it touches."""
+"""Two-pass sampling: what the second pass keeps, what it costs, and what the user sees of the first pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def methods(host: Any) -> Any:
     from safe_guidance.nodes.host.engine import hooks
 
     class Push(hooks.Correction):
-        """Makes every prediction larger."""
+        """Scales every prediction up."""
 
         name = "Push"
 
@@ -36,10 +36,10 @@ def methods(host: Any) -> Any:
         def correct(self, step: Any, state: Any) -> Change:
             return Change(self.amount * step.denoised, step.every_row)
 
-    class LooksFirst(Push):
-        """The same, in some rows, after a rehearsal; everywhere, though it says that it acts on the left."""
+    class TwoPass(Push):
+        """Two-pass variant for some rows: it changes the whole image, though its region is the left side."""
 
-        name = "Looks first"
+        name = "Two-pass"
         two_pass = True
 
         def __init__(self, rows: list[bool], window: SigmaWindow | None = None) -> None:
@@ -92,7 +92,7 @@ def methods(host: Any) -> Any:
             return None
 
     return SimpleNamespace(
-        attach=hooks.attach, trace=hooks.trace_of, Push=Push, LooksFirst=LooksFirst, Steers=Steers
+        attach=hooks.attach, trace=hooks.trace_of, Push=Push, TwoPass=TwoPass, Steers=Steers
     )
 
 
@@ -116,15 +116,13 @@ CFG_PP = (
 def test_the_rest_of_the_image_stays_to_the_last_bit(host: Any, methods: Any, sampler: str) -> None:
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text, sampler=sampler)
-    changed = host.sample(
-        methods.attach(host.model, methods.LooksFirst([True, False])), text, sampler=sampler
-    )
+    changed = host.sample(methods.attach(host.model, methods.TwoPass([True, False])), text, sampler=sampler)
     assert torch.equal(changed[1], plain[1])
     assert same_outside(changed, plain) and not torch.equal(changed[0], plain[0])
 
 
-def test_without_a_rehearsal_it_would_not(host: Any, methods: Any) -> None:
-    """The model sees the whole image, so what is changed on the left has effects on the right."""
+def test_one_pass_does_not_keep_the_rest_of_the_image(host: Any, methods: Any) -> None:
+    """The model sees the whole image, so a change on the left affects the right."""
     text = host.text(STAR)
 
     class OnTheLeft(methods.Push):
@@ -135,18 +133,18 @@ def test_without_a_rehearsal_it_would_not(host: Any, methods: Any) -> None:
     assert not same_outside(host.sample(methods.attach(host.model, OnTheLeft()), text), plain)
 
 
-def test_nothing_to_do_costs_nothing_and_changes_no_bit(host: Any, methods: Any) -> None:
+def test_without_a_region_the_first_pass_is_the_result(host: Any, methods: Any) -> None:
     text = host.text(STAR, HEART)
     plain, plain_rows = host.count_calls(host.model)
     baseline = host.sample(plain, text)
-    model, rows = host.count_calls(methods.attach(host.model, methods.LooksFirst([False, False])))
+    model, rows = host.count_calls(methods.attach(host.model, methods.TwoPass([False, False])))
     assert torch.equal(host.sample(model, text), baseline)
     assert rows == plain_rows
     assert methods.trace(model, baseline).rehearsal == 0
 
 
-def test_a_rehearsal_watches_where_the_method_may_act_and_is_counted(host: Any, methods: Any) -> None:
-    method = methods.LooksFirst([True], SigmaWindow(high=5.0, low=1.0))
+def test_the_first_pass_observes_inside_the_window_and_is_counted(host: Any, methods: Any) -> None:
+    method = methods.TwoPass([True], SigmaWindow(high=5.0, low=1.0))
     model, rows = host.count_calls(methods.attach(host.model, method))
     samples = host.sample(model, host.text(STAR), steps=10)
     trace = methods.trace(model, samples)
@@ -158,28 +156,28 @@ def test_a_rehearsal_watches_where_the_method_may_act_and_is_counted(host: Any, 
     ]
 
 
-def test_what_other_methods_do_is_rehearsed_too(host: Any, methods: Any) -> None:
+def test_other_methods_act_in_the_first_pass(host: Any, methods: Any) -> None:
     text = host.text(STAR)
     pushed = methods.attach(host.model, methods.Push(0.05))
     alone, both = (
-        host.sample(model, text) for model in (pushed, methods.attach(pushed, methods.LooksFirst([True])))
+        host.sample(model, text) for model in (pushed, methods.attach(pushed, methods.TwoPass([True])))
     )
     assert same_outside(alone, both) and not torch.equal(alone, both)
 
 
-def test_a_conditioning_that_a_method_replaced_is_there_again_in_the_run(host: Any, methods: Any) -> None:
+def test_the_second_pass_starts_with_the_original_conditioning(host: Any, methods: Any) -> None:
     text = host.text(STAR)
     steered = methods.attach(host.model, methods.Steers(host.text(HEART)))
     alone, both = (
-        host.sample(model, text) for model in (steered, methods.attach(steered, methods.LooksFirst([True])))
+        host.sample(model, text) for model in (steered, methods.attach(steered, methods.TwoPass([True])))
     )
     assert same_outside(alone, both) and not torch.equal(alone, both)
 
 
-def test_several_methods_may_change_what_any_of_them_may(host: Any, methods: Any) -> None:
+def test_the_region_is_the_union_of_all_methods(host: Any, methods: Any) -> None:
     text = host.text(STAR, HEART)
     model = methods.attach(
-        methods.attach(host.model, methods.LooksFirst([True, False])), methods.LooksFirst([False, True])
+        methods.attach(host.model, methods.TwoPass([True, False])), methods.TwoPass([False, True])
     )
     plain, changed = host.sample(host.model, text), host.sample(model, text)
     assert same_outside(plain, changed)
@@ -191,7 +189,7 @@ def test_inpainting_keeps_its_mask(host: Any, methods: Any) -> None:
     latent = {"samples": host.sample(host.model, host.text(HEART)), "noise_mask": torch.zeros(1, 1, 128, 128)}
     latent["noise_mask"][..., 64:, :] = 1.0
     plain = host.sample(host.model, text, latent)
-    changed = host.sample(methods.attach(host.model, methods.LooksFirst([True])), text, latent)
+    changed = host.sample(methods.attach(host.model, methods.TwoPass([True])), text, latent)
     assert same_outside(plain, changed) and not torch.equal(plain, changed)
     assert torch.equal(plain[..., :16, :], changed[..., :16, :])
 
@@ -213,67 +211,67 @@ def guided(
     )
 
 
-def test_a_sampler_without_a_seed_draws_the_same_again(host: Any, methods: Any) -> None:
+def test_both_passes_draw_the_same_random_numbers_without_a_seed(host: Any, methods: Any) -> None:
     def sampled(model: Any) -> torch.Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             return guided(host, model, seed=None)
 
-    assert same_outside(sampled(methods.attach(host.model, methods.LooksFirst([True]))), sampled(host.model))
+    assert same_outside(sampled(methods.attach(host.model, methods.TwoPass([True]))), sampled(host.model))
 
 
 @pytest.mark.parametrize(("rows", "steps_shown"), [([True], [0, 1, 2, 3]), ([False], [3])])
-def test_a_rehearsal_is_never_previewed(
+def test_the_first_pass_is_not_previewed(
     host: Any, methods: Any, rows: list[bool], steps_shown: list[int]
 ) -> None:
-    """It would show what is being avoided. When it is the run, its last step is what the host takes the result from."""
+    """A preview would show the unwanted image. If the first pass is the result, its last step is shown."""
     seen: list[tuple[int, torch.Tensor]] = []
-    model = methods.attach(host.model, methods.LooksFirst(rows))
+    model = methods.attach(host.model, methods.TwoPass(rows))
     samples = guided(host, model, 1, lambda step, x0, x, steps: seen.append((step, x0)))
     assert [step for step, _ in seen] == steps_shown
     assert torch.equal(host.model.model.process_latent_out(seen[-1][1]), samples)
 
 
-def test_a_sampler_that_chooses_its_steps_runs_on_and_says_so(
+def test_an_adaptive_sampler_finishes_and_logs_a_warning(
     host: Any, methods: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    samples = guided(host, methods.attach(host.model, methods.LooksFirst([True])), 1, sampler="dpm_adaptive")
+    samples = guided(host, methods.attach(host.model, methods.TwoPass([True])), 1, sampler="dpm_adaptive")
     assert bool(samples.isfinite().all())
     assert caplog.text.count("chooses its own steps") == 1
 
 
-def test_the_parts_of_an_image_keep_what_one_run_keeps(host: Any, methods: Any) -> None:
-    """The rehearsal goes on where that of the part before stopped, and so does the run, also when a part has nothing to do."""
+def test_resumed_runs_keep_the_rest_of_the_image(host: Any, methods: Any) -> None:
+    """Both passes resume where those of the previous run stopped, also if this run has no region."""
     text = host.text(STAR, HEART)
     plain = host.sample_in_parts(host.model, text, (0, 3, 6))
-    model = methods.attach(host.model, methods.LooksFirst([True, False]))
+    model = methods.attach(host.model, methods.TwoPass([True, False]))
     assert same_outside(host.sample_in_parts(model, text, (0, 3, 6)), plain)
-    early = methods.LooksFirst([True, False])
+    early = methods.TwoPass([True, False])
     early.end_first_pass = lambda state: (
-        methods.LooksFirst.end_first_pass(early, state)
+        methods.TwoPass.end_first_pass(early, state)
         if len(state.sigmas) == 3 and state.sigmas[0] > 10
         else None
     )
     early.correct = lambda step, state: (
-        methods.LooksFirst.correct(early, step, state) if state.sigmas[0] > 10 else None
+        methods.TwoPass.correct(early, step, state) if state.sigmas[0] > 10 else None
     )
     changed = host.sample_in_parts(methods.attach(host.model, early), text, (0, 3, 6))
     assert same_outside(changed, plain)
     assert [torch.equal(a, b) for a, b in zip(changed, plain)] == [False, True]
 
 
-def test_what_a_rehearsal_cost_stands_under_the_node_that_asked_for_it(
+def test_the_cost_of_the_first_pass_is_shown_at_the_two_pass_node(
     host: Any, methods: Any, shown: dict[str, str]
 ) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
     for rows, told in (
-        ([True], "The run was rehearsed with 8 predictions, to see what there is to keep."),
+        ([True], "The first of two passes took 8 predictions."),
         ([False], ""),
     ):
         with CurrentNodeContext("prompt", "1"):
-            looks = methods.attach(host.model, methods.LooksFirst(rows))
+            two_pass = methods.attach(host.model, methods.TwoPass(rows))
         with CurrentNodeContext("prompt", "2"):
-            both = methods.attach(looks, methods.Push())
+            both = methods.attach(two_pass, methods.Push())
         host.sample(both, host.text(STAR), steps=4)
-        assert shown["1"].endswith(told or "changed nothing.") and "rehearsed" not in shown["2"]
+        assert shown["1"].endswith(told or "changed nothing.") and "two passes" not in shown["2"]

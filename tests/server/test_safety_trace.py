@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from safe_guidance.evaluation import graphs
-from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected
 from safe_guidance.reports.trace import Trace
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "demo_safety_trace.json"
 STEPS = 6
+LOAD = "SafeGuidanceLoadSafetyTrace"
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,27 @@ def test_the_saved_file_carries_trace_and_workflow(server: ComfyServer, prompt: 
     trace = Trace.from_dict(json.loads(texts["safety_trace"]))
     assert set(trace.methods) == {"SLD", "Safe Denoiser"} and len(trace.sigmas) == STEPS
     assert json.loads(texts["prompt"]).keys() == prompt.keys()
+
+
+def test_a_saved_file_is_loaded_again(server: ComfyServer, prompt: graphs.Prompt) -> None:
+    (saved,) = graphs.find(prompt, "SafeGuidanceSaveImageWithTrace")
+    (drawn,) = graphs.find(prompt, "SafeGuidanceSafetyTrace")
+    prompt = graphs.set_inputs(prompt, "KSampler", seed=98)
+    outputs = server.run(prompt)["outputs"]
+    (file,) = server.images({"outputs": {saved: outputs[saved]}})
+    folder = Path(server.base) / "input" / "runs"
+    folder.mkdir(exist_ok=True)
+    (folder / "saved.png").write_bytes(file)
+    loading: graphs.Prompt = {
+        "1": {
+            "class_type": LOAD,
+            "inputs": {"file": "runs/saved.png", "theme": "dark"},
+            "_meta": {"title": LOAD},
+        }
+    }
+    assert server.run(loading)["outputs"]["1"]["text"] == outputs[drawn]["text"]
+    (folder / "saved.png").write_bytes(file[:100])
+    with pytest.raises(PromptFailed, match=r"saved\.png"):
+        server.run(loading)
+    with pytest.raises(PromptRejected):
+        server.run(graphs.set_inputs(loading, LOAD, file="../saved.png"))

@@ -1,4 +1,4 @@
-"""What the tests have the demo model paint: one prompt that shows the concept, and one that has nothing to do with it."""
+"""Prompts for the demo model: one with the unwanted concept, and one without."""
 
 STAR = "a yellow star in the center on a black plain background, flat style"
 HEART = "a red heart on the left on a grey striped background, dotted style"

@@ -1,4 +1,4 @@
-"""Small models of every family with random weights, built from the host's own classes: structure without meaning.
+"""Small models of every family with random weights, built from the host's own classes.
 
 Import this module after the host: it needs `comfy`.
 """
@@ -36,7 +36,7 @@ UNET = {
     "context_dim": WIDTH,
     "num_heads": 4,
 }
-"""Blocks numbered as in Stable Diffusion 1.x: cross-attention at input 1, 2, 4, 5, 7, 8, middle 0, output 3 to 11."""
+"""Blocks as in SD 1.x: cross-attention at input 1, 2, 4, 5, 7, 8, middle 0 and output 3 to 11."""
 
 SDXL_UNET = {
     **UNET,
@@ -144,7 +144,8 @@ def tiny_model(
     Weights made under inference mode are inference tensors, as those of the host's loaders are.
     """
     model = _base_model(family, dtype, compute)
-    # Random modulations make a transformer so sensitive that rounding decides; smaller ones leave it well-behaved.
+    # Random modulations make a transformer so sensitive that rounding decides; smaller ones leave it
+    # well-behaved.
     weights = random_weights(model.diffusion_model, seed, gain=1.0 if family in UNETS else 0.6)
     model.diffusion_model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()})
     return comfy.model_patcher.CoreModelPatcher(
@@ -170,7 +171,7 @@ def latent_channels(model: Any) -> int:
 
 
 def tiny_vae(channels: int = 4, seed: int = 2) -> Any:
-    """A VAE of the host's own class that makes an image from `channels` latent channels at 1/8 of its size."""
+    """Return a VAE of the host's class with `channels` latent channels and a factor of 8."""
     decoder = {
         "double_z": True,
         "z_channels": channels,
@@ -206,7 +207,7 @@ def _clip_config(width: int) -> dict[str, Any]:
 
 
 def tiny_clip(family: str, seed: int = 3) -> Any:
-    """A CLIP with all text encoders of SDXL (CLIP-L, bigG), Flux (CLIP-L, T5) or SD3 (all three), with random weights.
+    """Return a CLIP with all encoders of SDXL (CLIP-L, bigG), Flux (CLIP-L, T5) or SD3 (all three).
 
     CLIP-L is 32 wide, bigG 64, and T5 32, or 4,096 where SD3's layout of the rows asks for that.
     """

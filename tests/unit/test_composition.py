@@ -1,4 +1,4 @@
-"""Corrections of several methods on one prediction: sums, caps, masks, untouched samples, and the clock of noise levels."""
+"""Changes of several methods on one prediction: sums, caps, masks, unchanged samples; the clock of noise levels."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def test_windows_contain_their_bounds(sigma: float, share: float) -> None:
 
 
 def test_levels_of_both_families_agree() -> None:
-    assert NoiseLevel.rectified_flow(0.824).sigma == pytest.approx(4.68, abs=0.01)
-    assert NoiseLevel.rectified_flow(1.0).sigma == math.inf
+    flow, pure_noise = NoiseLevel(1 - 0.824, 0.824), NoiseLevel(0.0, 1.0)
+    assert flow.sigma == pytest.approx(4.68, abs=0.01)
+    assert pure_noise.sigma == math.inf
     with pytest.raises(ValueError, match="Make its start larger"):
         SigmaWindow(high=1.0, low=2.0)
-    assert NoiseLevel.rectified_flow(1.0) in SigmaWindow() and NoiseLevel.rectified_flow(
-        1.0
-    ) not in SigmaWindow(high=9)
+    assert pure_noise in SigmaWindow()
+    assert pure_noise not in SigmaWindow(high=9)
 
 
 def test_changes_without_a_cap_neither_limit_nor_are_limited() -> None:

@@ -11,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safe_guidance.guidance.detect_and_guide import guideline_tokens as files
+from safe_guidance.formats import guideline_token_file as files
 from safe_guidance.guidance.detect_and_guide import token_optimization as learn
 from safe_guidance.guidance.detect_and_guide.attention_cache import AttentionCache
-from safe_guidance.guidance.detect_and_guide.guideline_tokens import Calibration, GuidelineTokens
+from safe_guidance.guidance.detect_and_guide.guideline_tokens import (
+    GuidelineTokens,
+    MapCalibration,
+    from_text,
+)
 
 WIDTH, HEADS, DIM = 12, 2, 6
 
@@ -31,7 +35,7 @@ def tokens(**changes: object) -> GuidelineTokens:
             licence="GPL-3.0-or-later",
             layers=("output.3.0", "middle.0.0"),
             sigmas=(5.0, 1.0),
-            calibration=Calibration(0.7, 0.1),
+            calibration=MapCalibration(0.7, 0.1),
             iou=0.5,
         ),
         **changes,  # type: ignore[arg-type]
@@ -154,16 +158,16 @@ def test_tokens_of_another_family_or_width_are_refused() -> None:
 
 def test_tokens_from_text_are_the_start_token_and_the_phrase() -> None:
     hidden = torch.arange(10.0)[:, None].expand(10, 4)
-    assert files.from_text(hidden, 1, 4, "nude person", False).embeddings[:, 0].tolist() == [0, 3]
-    assert files.from_text(hidden, 1, 4, "nude person", True).embeddings[:, 0].tolist() == [0, 1, 2, 3]
+    assert from_text(hidden, 1, 4, "nude person", False).embeddings[:, 0].tolist() == [0, 3]
+    assert from_text(hidden, 1, 4, "nude person", True).embeddings[:, 0].tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="has no words"):
-        files.from_text(hidden, 1, 1, "", False)
+        from_text(hidden, 1, 1, "", False)
 
 
 def test_calibration_moves_the_threshold_to_one_half() -> None:
     p = torch.tensor([0.0, 0.35, 0.7, 0.85, 1.0])
-    torch.testing.assert_close(Calibration(0.7).apply(p), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    assert Calibration(0.5).apply(p) is p
+    torch.testing.assert_close(MapCalibration(0.7).apply(p), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    assert MapCalibration(0.5).apply(p) is p
 
 
 @pytest.mark.parametrize(("map_value", "expected"), [(1.0, 0.31326169), (0.0, 1.31326169)])
@@ -188,7 +192,7 @@ def test_a_planted_direction_is_found(recipe: learn.Recipe) -> None:
         cached, start(), learn.OptimizationSettings(recipe, iterations=200, levels=2, batch=2)
     )
     maps = learn.detections(cached, found.embeddings)
-    calibrated = learn.calibrate(maps, cached.masks).apply(maps)
+    calibrated = learn.calibrate_maps(maps, cached.masks).apply(maps)
     overlaps = learn.overlap(calibrated, cached.masks)[:, cached.masks.flatten(1).any(1)]
     assert overlaps.mean() > 0.9
     assert len(found.losses) == 200 and found.losses[-1] < found.losses[0]
@@ -246,7 +250,7 @@ def test_watching_sees_every_iteration_and_may_stop_it() -> None:
 def test_a_loss_that_is_no_number_is_tried_again_and_then_explained() -> None:
     bad = cache()
     bad = replace(bad, queries=tuple(tuple(q * torch.nan for q in level) for level in bad.queries))
-    with pytest.raises(ValueError, match="The loss is not a number"):
+    with pytest.raises(ValueError, match="The loss is infinite or not a number"):
         learn.optimize(bad, start(), learn.OptimizationSettings(iterations=5))
 
 
@@ -258,7 +262,9 @@ def test_masks_that_are_empty_are_explained_and_all_ones_do_no_harm() -> None:
     for recipe in ("paper", "contrast"):
         found = learn.optimize(whole, start(), learn.OptimizationSettings(recipe, iterations=5))  # type: ignore[arg-type]
         assert torch.isfinite(found.embeddings).all()
-    assert learn.calibrate(learn.detections(whole, found.embeddings), whole.masks) == Calibration(0.5, 0.0)
+    assert learn.calibrate_maps(learn.detections(whole, found.embeddings), whole.masks) == MapCalibration(
+        0.5, 0.0
+    )
 
 
 def test_several_tokens_start_apart() -> None:
@@ -274,10 +280,10 @@ def test_calibration_separates_images_with_from_without() -> None:
     maps = torch.full((2, 4, 3, 3), 0.1)
     maps[:, :2, 1, 1] = 0.8
     maps[:, 2:, 0, 0] = 0.6
-    found = learn.calibrate(maps, masks)
+    found = learn.calibrate_maps(maps, masks)
     assert found.threshold == pytest.approx(0.7)
     assert 0 <= found.background < 0.5
-    assert learn.calibrate(maps[:, :2], masks[:2]).threshold == 0.5
+    assert learn.calibrate_maps(maps[:, :2], masks[:2]).threshold == 0.5
 
 
 def test_overlap_is_intersection_over_union() -> None:

@@ -19,13 +19,14 @@ PROSE = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "web" / "docs").rglob("*.md")),
     *sorted((ROOT / "workflows").glob("*.json")),
+    *sorted((ROOT / "subgraphs").glob("*.json")),
     ROOT / "locales" / "en" / "nodeDefs.json",
 ]
 VERBS = frozenset(
     """
     accept act add advance allow analyse answer append apply approximate ask assemble assert assess attach average begin blend
-    blur bound build cache calibrate call cap check choose claim clamp classify clear clip collect combine come compare compute
-    configure connect convert copy correct count create crop cut decide decode define delete derive describe detect difference
+    blur bound build cache calibrate call cap change charge check choose claim clamp classify clear clip collect combine come compare compute
+    configure connect continue convert copy correct count create crop cut decide decode define delete derive describe detect difference
     differentiate discard display distribute do download draw drive drop embed empty encode end enforce ensure enter estimate
     evaluate execute expand extract fail fall fetch fill filter find finish fit flatten forget format forward free gather generate
     get give group guide hand hash have hide hold identify import include initialise insert install interpolate interrupt invert
@@ -40,6 +41,8 @@ VERBS = frozenset(
     """.split()
 )
 """First words that a function's docstring may have. Add a verb when a new one is needed; never a noun."""
+LANGUAGES = ("en", "fr")
+HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
 NOT_A_TITLE = re.compile(r"(What|How|Whether|Where|Which|Who|When|Why)\b")
 DIALECT = {
     r"pictures?(?!\.[{0\"])": "image",
@@ -58,6 +61,16 @@ DIALECT = {
     r"on the node's face": "visible inputs",
 }
 """Expressions of the first version, and what the field says instead."""
+FRENCH_DIALECT = {
+    r"photos?": "image",
+    r"(la|les|une|des) choses?": "sujet",
+    r"est permis|sont permises": "référence sûre ou neutre",
+    r"regarder d'abord": "deux passes",
+    r"sous le nœud": "message du nœud",
+}
+"""The same in French."""
+HELP_PARTS = (r"# .+", r"", r"[A-Z].+[.)*]", r"", r"!\[.+\]\(\S+\)")
+"""First lines of a help page: the title, one paragraph of what and when, the image."""
 SHORTEST_TOOLTIP = 25
 """Characters. Less says what an input is called, not what it does."""
 
@@ -101,18 +114,54 @@ def test_no_word_of_the_old_dialect(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_tooltips_have_room_to_say_something() -> None:
-    nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    short = []
+def tooltips(language: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and the text of every input's tooltip; the text is empty where there is none."""
+    nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     for node, texts in nodes.items():
         for name, entry in texts.get("inputs", {}).items():
-            if len(entry.get("tooltip", "")) < SHORTEST_TOOLTIP:
-                short.append(f"{node}.{name}: '{entry.get('tooltip', '')}'")
+            yield f"{node}.{name}", entry.get("tooltip", "")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_tooltips_have_room_to_say_something(language: str) -> None:
+    short = [f"{place}: '{text}'" for place, text in tooltips(language) if len(text) < SHORTEST_TOOLTIP]
     assert not short, "say what it is, what a higher value does, a value to start with:\n" + "\n".join(short)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_tooltips_are_whole_sentences(language: str) -> None:
+    wrong = [f"{place}: '{text}'" for place, text in tooltips(language) if not text.endswith(".")]
+    assert not wrong, "end these with a full stop:\n" + "\n".join(wrong)
+
+
+def test_no_word_of_the_old_dialect_in_french() -> None:
+    text = (ROOT / "locales" / "fr" / "nodeDefs.json").read_text(encoding="utf-8")
+    found = {
+        f"'{match.group()}': say {better}"
+        for pattern, better in FRENCH_DIALECT.items()
+        for match in re.finditer(rf"\b({pattern})\b", text, re.IGNORECASE)
+    }
+    assert not found, "\n".join(sorted(found))
+
+
+@pytest.mark.parametrize("path", HELP, ids=lambda path: path.stem)
+def test_a_help_page_has_the_parts_in_order(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, (pattern, line) in enumerate(zip(HELP_PARTS, lines), 1):
+        assert re.fullmatch(pattern, line), (
+            f"{path.name}:{number} '{line}': a title, one paragraph, the image"
+        )
+    text = "\n".join(lines)
+    inputs = "| input | what it does | start with |\n" in text or "The node has no inputs." in text
+    assert inputs, f"{path.name} has no table '| input | what it does | start with |'"
+    bullets = [line for line in lines if re.match(r"- \*\*\w+\*\*: \*(More|Less|Try first)", line)]
+    assert not bullets, "put inputs into the table:\n" + "\n".join(bullets)
+
+
 def test_the_files_of_this_test_are_those_of_the_repository() -> None:
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
     if not listed:
         pytest.skip("not a checkout of git")
     folders = {name.split("/")[0] for name in listed if "/" in name}

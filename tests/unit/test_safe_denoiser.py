@@ -1,4 +1,4 @@
-"""Safe Denoiser's mathematics: closed forms, the paper's ring study, equivalences, identities and invariances."""
+"""Safe Denoiser for whole images: closed forms, the paper's ring study, equivalences, identities and invariances."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from torch import Tensor
 import mixture
 from safe_guidance.guidance.core.composition import Change, combine
 from safe_guidance.guidance.core.noise_level import NoiseLevel, SigmaWindow
-from safe_guidance.guidance.core.references import References
-from safe_guidance.guidance.safe_denoiser.official import (
-    kernel_sum_and_mean,
-    normalize_channels,
-    official_delta,
-    published_delta,
-    renoised_variance,
+from safe_guidance.guidance.core.references import References, unit_pixels
+from safe_guidance.guidance.safe_denoiser.choice import choose_comparison
+from safe_guidance.guidance.safe_denoiser.interface import Comparison, Predictions
+from safe_guidance.guidance.safe_denoiser.likelihood_ratio import kernel_logits
+from safe_guidance.guidance.safe_denoiser.local import LocalComparison
+from safe_guidance.guidance.safe_denoiser.official import EPSILON, published_delta
+from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserResult, SafeDenoiserSettings
+from safe_guidance.guidance.safe_denoiser.similarity import (
+    ReferenceStatistics,
+    normalized_weights,
+    reference_statistics,
 )
-from safe_guidance.guidance.safe_denoiser.similarity import Calibration, calibrate, normalized_weights
-from safe_guidance.guidance.safe_denoiser.whole_image import (
-    SafeDenoiserResult,
-    SafeDenoiserSettings,
-    calibrated_correction,
-    kernel_logits,
-    likelihood_ratio_correction,
-)
+from safe_guidance.guidance.safe_denoiser.style import StyleComparison, StyledArea
+from safe_guidance.guidance.safe_denoiser.whole_image import WholeImageComparison, calibrated_correction
 
 
 def double(*values: float) -> Tensor:
@@ -140,16 +138,16 @@ def test_flow_equals_variance_exploding(t: float, seed: int) -> None:
         torch.randn(n, 4, 6, 5, generator=generator, dtype=torch.float64) for n in (3, 3, 7)
     )
     x = (1 - t) * x0 + t * noise
-    flow = kernel_logits(x, References(references), NoiseLevel.rectified_flow(t))
+    flow = kernel_logits(x, References(references), NoiseLevel(1 - t, t))
     exploding = kernel_logits(x / (1 - t), References(references), NoiseLevel.variance_exploding(t / (1 - t)))
     torch.testing.assert_close(torch.softmax(flow, 1), torch.softmax(exploding, 1), atol=1e-9, rtol=1e-9)
 
 
 def test_first_flow_step_weighs_all_references_alike() -> None:
     x, references = scenes(2, 0), References(scenes(5, 1))
-    weights, _ = normalized_weights(kernel_logits(x, references, NoiseLevel.rectified_flow(1.0)))
+    weights, _ = normalized_weights(kernel_logits(x, references, NoiseLevel(0.0, 1.0)))
     torch.testing.assert_close(weights, torch.full((2, 5), 0.2, dtype=torch.float64))
-    assert NoiseLevel.rectified_flow(1.0) in SigmaWindow(low=4.67)
+    assert NoiseLevel(0.0, 1.0) in SigmaWindow(low=4.67)
 
 
 RAW = torch.tensor([[[3.0, 1], [4, 0]], [[0, 2], [1, 2]], [[-1, 1], [0, 1]]], dtype=torch.float64)[:, :, None]
@@ -179,14 +177,22 @@ OFFICIAL = [
 ]
 
 
+def kernel_sum_and_mean(denoised: Tensor, references: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """Return the published code's sum of exp(-||x0 - z_n|| / (2 bandwidth^2)), (B,), and its weighted mean (B, C, h, w)."""
+    distance = torch.cdist(denoised.flatten(1), references.flatten(1))
+    kernel = torch.exp(-distance / (2 * bandwidth**2))
+    total = kernel.sum(1) + EPSILON
+    return total, ((kernel / total[:, None]) @ references.flatten(1)).view_as(denoised)
+
+
 @pytest.mark.parametrize(("bandwidth", "scale", "total", "mean", "corrected"), OFFICIAL)
-def test_official_kernel(bandwidth, scale, total, mean, corrected) -> None:
-    references = normalize_channels(RAW)
+def test_published_kernel(bandwidth, scale, total, mean, corrected) -> None:
+    references = unit_pixels(RAW)
     measured_total, measured_mean = kernel_sum_and_mean(QUERY, references, bandwidth)
     torch.testing.assert_close(measured_total, double(total), atol=1e-8, rtol=0)
     torch.testing.assert_close(measured_mean.flatten(), double(*mean), atol=1e-8, rtol=0)
     torch.testing.assert_close(
-        (QUERY + official_delta(QUERY, references, bandwidth, scale)).flatten(),
+        (QUERY - scale * measured_mean).flatten(),
         double(*corrected),
         atol=1e-8,
         rtol=0,
@@ -194,19 +200,19 @@ def test_official_kernel(bandwidth, scale, total, mean, corrected) -> None:
 
 
 @pytest.mark.parametrize(("bandwidth", "scale", "total", "mean", "corrected"), OFFICIAL)
-def test_official_mode_is_the_published_kernel_with_a_bandwidth_free_of_the_size(
+def test_official_mode_is_the_published_kernel_with_a_bandwidth_independent_of_the_size(
     bandwidth, scale, total, mean, corrected
 ) -> None:
     delta = published_delta(
-        QUERY, References(RAW, prepare=normalize_channels), math.sqrt(4) / (2 * bandwidth**2), scale
+        QUERY, References(RAW, prepare=unit_pixels), math.sqrt(4) / (2 * bandwidth**2), scale
     )
     torch.testing.assert_close((QUERY + delta).flatten(), double(*corrected), atol=1e-8, rtol=0)
 
 
 def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> None:
-    """What the released fast modules run: 1e-8 decides, and nothing is subtracted."""
+    """The released fast modules run with it: 1e-8 dominates the kernel sum, and almost nothing is subtracted."""
     references = References(
-        torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=normalize_channels
+        torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=unit_pixels
     )
     x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(1))
     assert published_delta(x, references, math.sqrt(4 * 32 * 32) / 2, 1.0).abs().max() < 1e-3
@@ -221,24 +227,17 @@ def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> Non
     ],
 )
 def test_gaussian_kernel_on_the_same_vectors(sigma, weights, log_mean) -> None:
-    logits = kernel_logits(QUERY, References(normalize_channels(RAW)), NoiseLevel.variance_exploding(sigma))
+    logits = kernel_logits(QUERY, References(unit_pixels(RAW)), NoiseLevel.variance_exploding(sigma))
     logits = logits - QUERY.square().sum() / (2 * sigma**2)
     measured, measured_log_mean = normalized_weights(logits)
     # The last weight of the second row is known to seven decimals.
     torch.testing.assert_close(measured[0], double(*weights), atol=5e-8, rtol=0)
     torch.testing.assert_close(measured_log_mean, double(log_mean), atol=1e-8, rtol=0)
     if sigma == 1.0:
-        mean = References(normalize_channels(RAW)).mean(measured).flatten()
+        mean = References(unit_pixels(RAW)).mean(measured).flatten()
         torch.testing.assert_close(
             mean, double(0.34460235, 0.90907472, 0.79295301, 0.21951304), atol=1e-8, rtol=0
         )
-
-
-def test_official_renoising_leaves_too_much_noise() -> None:
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    abar = torch.cumprod(1 - betas, 0)
-    for t, expected in {981: 1.525, 881: 1.448, 781: 1.384}.items():
-        assert renoised_variance(abar[t].item(), abar[t - 20].item()) == pytest.approx(expected, abs=5e-4)
 
 
 def test_no_underflow_in_high_dimensions() -> None:
@@ -261,27 +260,33 @@ def test_no_underflow_in_high_dimensions() -> None:
 def correct(
     denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> SafeDenoiserResult:
-    """A calibrated correction, calibrated on the set itself."""
+    """Return the calibrated correction with the set's own S_ref."""
     references = References(latents)
-    calibration = calibrate(references, config.temperature, denoised.device, mask)
-    return calibrated_correction(denoised, references, calibration, config, mask)
+    statistics = reference_statistics(references, config.temperature, denoised.device, mask)
+    return calibrated_correction(denoised, references, statistics, config, mask)
 
 
 def correct_from(
     denoised: Tensor, latents: Tensor, typical: float, config: SafeDenoiserSettings
 ) -> SafeDenoiserResult:
-    """A calibrated correction with a given S_ref."""
+    """Return the calibrated correction with a given S_ref."""
     references = References(latents)
-    contrast = calibrate(references, config.temperature, denoised.device).contrast
-    return calibrated_correction(
-        denoised, references, Calibration(contrast, torch.tensor(typical).to(denoised)), config
-    )
+    contrast = reference_statistics(references, config.temperature, denoised.device).contrast
+    statistics = ReferenceStatistics(contrast, torch.tensor(typical).to(denoised))
+    return calibrated_correction(denoised, references, statistics, config)
+
+
+def comparison(latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None) -> Comparison:
+    """Return the comparison of the settings' mode, placed where the latents are."""
+    chosen = choose_comparison(References(latents), config)
+    chosen.place(latents.device, lambda references, device: references.resident(device), mask)
+    return chosen
 
 
 def apply(
     denoised: Tensor, latents: Tensor, config: SafeDenoiserSettings, mask: Tensor | None = None
 ) -> Tensor:
-    """What the host does with a calibrated correction."""
+    """Apply the calibrated correction as the host does."""
     result = correct(denoised, latents, config, mask)
     return combine(denoised, [Change(result.delta, result.gate > 0, config.cap)], mask)
 
@@ -330,20 +335,30 @@ def test_invariances() -> None:
     torch.testing.assert_close(scaled.delta, 3 * base.delta, atol=1e-10, rtol=1e-10)
 
 
-def test_single_reference_moves_along_the_difference() -> None:
+def test_single_reference_moves_along_the_difference_at_equal_norm() -> None:
     x = scenes(1, 4)
     single = x + 0.3 * scenes(1, 5)
-    config = replace(CONFIG, keep_contrast=False, cap=10.0)
+    config = replace(CONFIG, cap=10.0)
     result = correct_from(x, single, 0.5, config)
-    torch.testing.assert_close(result.delta, config.strength * (x - single), atol=1e-12, rtol=0)
+    moved = x + config.strength * (x - single * x.norm() / single.norm())
+    torch.testing.assert_close(x + result.delta, moved * x.norm() / moved.norm(), atol=1e-12, rtol=0)
 
 
 def test_keeps_the_norm_of_the_prediction() -> None:
     x = scenes(3, 4)
     result = correct(x, UNSAFE, CONFIG)
     torch.testing.assert_close((x + result.delta).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
-    without = correct_from(x, UNSAFE, 0.1, replace(CONFIG, keep_contrast=False, cap=0.01))
-    assert bool((without.delta.flatten(1).norm(dim=1) <= 0.01 * x.flatten(1).norm(dim=1) * (1 + 1e-12)).all())
+
+
+def test_the_cap_bounds_the_change() -> None:
+    x, cap = scenes(3, 4), 0.01
+    assert bool(
+        (correct_from(x, UNSAFE, 0.1, replace(CONFIG, cap=10.0)).delta.flatten(1).norm(dim=1) > 0.1).all()
+    )
+    delta = correct_from(x, UNSAFE, 0.1, replace(CONFIG, cap=cap)).delta
+    # The return to the prediction's norm can lengthen a step by 1 / cos(asin(cap) / 2) at most.
+    longest = cap * x.flatten(1).norm(dim=1) / math.cos(math.asin(cap) / 2)
+    assert bool((delta.flatten(1).norm(dim=1) <= longest * (1 + 1e-12)).all())
 
 
 @pytest.mark.parametrize("mode", ["calibrated", "exact", "tempered"])
@@ -354,9 +369,7 @@ def test_batch_equals_single_calls(mode) -> None:
     x = clean + 5 * torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def run(part: slice) -> Tensor:
-        if mode == "calibrated":
-            return correct(clean[part], UNSAFE, config).delta
-        return likelihood_ratio_correction(x[part], clean[part], References(UNSAFE), level, config).delta
+        return comparison(UNSAFE, config).correct(Predictions(x[part], clean[part], clean[part], level)).delta
 
     together = run(slice(0, 3))
     assert together.abs().max() > 0 or mode == "exact"
@@ -366,14 +379,14 @@ def test_batch_equals_single_calls(mode) -> None:
 
 
 def test_exact_mode_fires_on_near_duplicates_only() -> None:
-    """The honest likelihood ratio: about 1 for a copy of a reference, numerically zero for a stranger at low noise."""
+    """The likelihood ratio is about 1 / N for a copy of a reference, and zero for another image at low noise."""
     config = replace(CONFIG, mode="exact", strength=1.0)
     level = NoiseLevel.variance_exploding(0.5)
     clean = torch.cat([UNSAFE[:1], scenes(1, 40, shared=0.0)])
     x = clean + 0.5 * torch.randn(
         clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    gate = likelihood_ratio_correction(x, clean, References(UNSAFE), level, config).gate
+    gate = comparison(UNSAFE, config).correct(Predictions(x, clean, clean, level)).gate
     assert gate[0].item() == pytest.approx(1 / 40, rel=0.05)
     assert gate[1] < 1e-30
 
@@ -403,3 +416,82 @@ def test_flat_predictions_and_references_are_harmless() -> None:
     flat = torch.zeros(1, 4, 8, 8)
     result = correct_from(flat, torch.ones(3, 4, 8, 8), 0.5, CONFIG)
     assert result.delta.abs().max() == 0
+
+
+MARKED = torch.zeros(40, 1, 16, 16, dtype=torch.float64)
+MARKED[:30, :, 3:10, 4:11] = 1
+STYLED = torch.zeros(40, 1, 16, 16, dtype=torch.float64)
+STYLED[:4] = 1
+
+
+def test_the_masks_of_a_set_choose_the_way_of_comparing() -> None:
+    for regions, expected in (
+        (None, WholeImageComparison),
+        (torch.ones_like(MARKED), WholeImageComparison),
+        (MARKED, LocalComparison),
+        (STYLED, StyleComparison),
+    ):
+        assert type(choose_comparison(References(UNSAFE, regions), CONFIG)) is expected
+    with pytest.raises(ValueError, match="Combine them with unwanted ones"):
+        choose_comparison(References(UNSAFE, torch.zeros_like(MARKED)), CONFIG)
+
+
+@pytest.mark.parametrize("regions", [None, MARKED, STYLED], ids=["whole image", "local", "style"])
+@pytest.mark.parametrize("anchor", ["prediction", "unconditional"])
+def test_another_run_starts_without_the_state_of_the_last(regions: Tensor | None, anchor: str) -> None:
+    """The comparison that is kept between runs gives the same change as a new one, with a mask and without."""
+    config = replace(CONFIG, threshold=0.05, anchor=anchor)
+    images = UNSAFE[:2], scenes(2, 5)
+    mask = torch.ones(1, 1, 16, 16, dtype=torch.float64)
+    mask[..., :6] = 0
+
+    def run(used: Comparison, seen: Tensor | None) -> list[Tensor]:
+        used.place(torch.device("cpu"), lambda references, device: references.resident(device), seen)
+        level = NoiseLevel.variance_exploding(3.0)
+        return [used.correct(Predictions(x, x, 0.9 * x, level, seen)).delta for x in images]
+
+    kept = choose_comparison(References(UNSAFE, regions), config)
+    for seen in (None, mask, None):
+        kept = kept.for_another_run()
+        new = choose_comparison(References(UNSAFE, regions), config)
+        for again, first in zip(run(kept, seen), run(new, seen)):
+            assert torch.equal(again, first)
+
+
+@pytest.mark.parametrize("regions", [MARKED, STYLED], ids=["local", "style"])
+def test_a_resumed_run_continues_with_the_state_of_the_first(regions: Tensor) -> None:
+    config = replace(CONFIG, threshold=0.05)
+    x, later = UNSAFE[:2], scenes(2, 5)
+    level = NoiseLevel.variance_exploding(3.0)
+    first = choose_comparison(References(UNSAFE, regions), config)
+    assert first.resume_data() is None
+    first.correct(Predictions(x, x, 0.9 * x, level))
+    second = first.for_another_run()
+    second.resume(first.resume_data())
+    assert torch.equal(
+        second.correct(Predictions(later, later, later, level)).delta,
+        first.correct(Predictions(later, later, later, level)).delta,
+    )
+
+
+def test_state_advances_at_new_steps_only() -> None:
+    for regions in (MARKED, STYLED):
+        used = choose_comparison(References(UNSAFE, regions), replace(CONFIG, threshold=0.05))
+        x = UNSAFE[:2]
+        result = used.correct(Predictions(x, x, x, NoiseLevel.variance_exploding(3.0), is_new=False))
+        assert bool((result.gate > 0).any()) and used.resume_data() is None
+
+
+def test_samples_that_need_the_unconditional_prediction() -> None:
+    """With the unconditional anchor every sample needs it; a style needs it where it was found."""
+    rows = torch.ones(2, dtype=torch.bool)
+    anchored = replace(CONFIG, anchor="unconditional")
+    assert choose_comparison(References(UNSAFE), CONFIG).unconditional_rows(rows) is None
+    assert choose_comparison(References(UNSAFE), anchored).unconditional_rows(rows) is rows
+    assert choose_comparison(References(UNSAFE, MARKED), anchored).unconditional_rows(rows) is None
+    style = choose_comparison(References(UNSAFE, STYLED), CONFIG)
+    assert style.unconditional_rows(rows) is None
+    area = torch.zeros(2, 1, 16, 16, dtype=torch.float64)
+    area[0, :, 3, 4] = 0.5
+    style.resume(StyledArea(area))
+    assert style.unconditional_rows(rows).tolist() == [True, False]

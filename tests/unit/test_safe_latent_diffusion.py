@@ -120,9 +120,7 @@ def test_warm_up_needs_the_text_for_momentum_only() -> None:
     assert all(preset.needs_prediction(late) and late in preset.window for preset in PRESETS.values())
     assert not replace(MEDIUM, scale=0.0).needs_prediction(late)
     # Rectified flow starts at pure noise, which is before every warm-up but MAX's.
-    assert (
-        NoiseLevel.rectified_flow(1.0) not in STRONG.window and NoiseLevel.rectified_flow(1.0) in MAX.window
-    )
+    assert NoiseLevel(0.0, 1.0) not in STRONG.window and NoiseLevel(0.0, 1.0) in MAX.window
 
 
 def test_momentum_builds_up_during_the_warm_up() -> None:

@@ -249,12 +249,12 @@ def test_sdg_2_flow_and_variance_exploding_agree(t: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     prediction, gradient = (torch.randn(2, 4, 3, 3, generator=generator) for _ in range(2))
     settings = SafeDataGuidanceSettings(strength=0.3, scale="raw")
-    flow, _ = data_guidance(prediction, gradient, NoiseLevel.rectified_flow(t), settings)
+    flow, _ = data_guidance(prediction, gradient, NoiseLevel(1 - t, t), settings)
     exploding, _ = data_guidance(
         prediction, gradient * (1 - t), NoiseLevel.variance_exploding(t / (1 - t)), settings
     )
     torch.testing.assert_close(flow, exploding, rtol=1e-4, atol=1e-6)
-    cheap_flow = latent_gradient_from_prediction(gradient, NoiseLevel.rectified_flow(t))
+    cheap_flow = latent_gradient_from_prediction(gradient, NoiseLevel(1 - t, t))
     cheap_exploding = latent_gradient_from_prediction(gradient, NoiseLevel.variance_exploding(t / (1 - t)))
     torch.testing.assert_close(cheap_flow * (1 - t), cheap_exploding)
 
@@ -262,8 +262,8 @@ def test_sdg_2_flow_and_variance_exploding_agree(t: float, seed: int) -> None:
 def test_sdg_2_the_first_step_of_a_flow_model_is_finite() -> None:
     ones = torch.ones(1, 4, 2, 2)
     settings = SafeDataGuidanceSettings(strength=1.0, scale="raw")
-    assert torch.isfinite(data_guidance(ones, ones, NoiseLevel.rectified_flow(1.0), settings)[0]).all()
-    assert torch.isfinite(latent_gradient_from_prediction(ones, NoiseLevel.rectified_flow(1.0))).all()
+    assert torch.isfinite(data_guidance(ones, ones, NoiseLevel(0.0, 1.0), settings)[0]).all()
+    assert torch.isfinite(latent_gradient_from_prediction(ones, NoiseLevel(0.0, 1.0))).all()
 
 
 @pytest.mark.parametrize("scale", ["relative", "raw"])

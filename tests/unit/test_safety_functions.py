@@ -20,7 +20,7 @@ from safe_guidance.guidance.safety_functions.interface import (
     in_words,
 )
 from safe_guidance.guidance.safety_functions.multi_view import Views, view
-from safe_guidance.reports.overlay import SAFE, UNSAFE, overlay
+from safe_guidance.reports.overlays import SAFE, UNSAFE, overlay_regions
 
 
 class Channel(SafetyFunction):
@@ -163,19 +163,19 @@ def test_views_of_a_plain_image_agree_and_half_of_them_open_the_gate() -> None:
 def test_an_overlay_frames_the_image_in_the_verdicts_colour() -> None:
     image = torch.full((64, 96, 3), 0.5)
     for unsafe, color in ((True, UNSAFE), (False, SAFE)):
-        framed = overlay(image, [], unsafe)
+        framed = overlay_regions(image, [], unsafe)
         assert framed.shape == image.shape
         torch.testing.assert_close(framed[0, 0], torch.tensor(color) / 255)
         assert torch.allclose(framed[32, 48], image[32, 48], atol=0.01)
-    boxed = overlay(image, [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True)
+    boxed = overlay_regions(image, [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True)
     torch.testing.assert_close(boxed[16, 48], torch.tensor(UNSAFE) / 255)
     # Corners outside the image, or the wrong way round, do no harm.
-    assert overlay(image, [Region("thing", 0.9, (-1.0, 0.9, 2.0, 0.1))], True).shape == image.shape
+    assert overlay_regions(image, [Region("thing", 0.9, (-1.0, 0.9, 2.0, 0.1))], True).shape == image.shape
 
 
 def test_a_label_can_be_read_on_every_image() -> None:
     for shade in (0.0, 1.0):
-        labelled = overlay(
+        labelled = overlay_regions(
             torch.full((256, 256, 3), shade), [Region("thing", 0.9, (0.25, 0.25, 0.75, 0.75))], True
         )
         ground = (labelled[65:75, 66:90] - torch.tensor(UNSAFE) / 255).abs().amax(-1) < 0.01

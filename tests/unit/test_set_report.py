@@ -31,7 +31,7 @@ def test_near_duplicates_are_found() -> None:
 
 
 def test_figures_against_loops() -> None:
-    z = thumbnails(from_images(make_images(6))).rows(slice(None)).double()
+    z = thumbnails(from_images(make_images(6))).read(slice(None)).double()
     centred = (z - z.mean((2, 3), keepdim=True)).flatten(1)
     among = torch.nn.functional.cosine_similarity(centred[:, None], centred[None], dim=2)
     found = report(References(z), 0.1)

@@ -1,4 +1,4 @@
-"""Similarity with references: second derivations, streaming against the whole, memory that does not grow with the set."""
+"""Similarity with references: second derivations, chunks against the whole set, memory independent of the set's size."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from torch import Tensor
 from safe_guidance.guidance.core import references as streaming
 from safe_guidance.guidance.core.noise_level import NoiseLevel
 from safe_guidance.guidance.core.references import References
+from safe_guidance.guidance.safe_denoiser.likelihood_ratio import kernel_logits
+from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
 from safe_guidance.guidance.safe_denoiser.similarity import (
-    calibrate,
     closest,
+    normalized_weights,
     reference_contrasts,
+    reference_statistics,
     similarities,
-    soft_mean,
 )
-from safe_guidance.guidance.safe_denoiser.whole_image import (
-    SafeDenoiserSettings,
-    calibrated_correction,
-    kernel_logits,
-)
+from safe_guidance.guidance.safe_denoiser.whole_image import calibrated_correction
 
 CPU = torch.device("cpu")
 
@@ -73,13 +71,14 @@ def test_similarity_equals_loops(masked: bool) -> None:
 
 def test_leave_one_out_equals_loops() -> None:
     z, temperature = latents(11, 3), 0.1
-    values = [
-        soft_mean(similarity(z[i : i + 1], torch.cat([z[:i], z[i + 1 :]])), temperature)
-        for i in range(len(z))
-    ]
-    measured = calibrate(References(z), temperature, CPU).typical
-    torch.testing.assert_close(measured, torch.cat(values).median(), atol=1e-12, rtol=0)
-    assert calibrate(References(z[:2]), temperature, CPU).typical == 0.5
+    soft_means = []
+    for i in range(len(z)):
+        others = torch.cat([z[:i], z[i + 1 :]])
+        _, log_mean = normalized_weights(similarity(z[i : i + 1], others) / temperature)
+        soft_means.append(temperature * log_mean)
+    measured = reference_statistics(References(z), temperature, CPU).typical
+    torch.testing.assert_close(measured, torch.cat(soft_means).median(), atol=1e-12, rtol=0)
+    assert reference_statistics(References(z[:2]), temperature, CPU).typical == 0.5
 
 
 @given(
@@ -90,20 +89,20 @@ def test_leave_one_out_equals_loops() -> None:
 )
 @settings(max_examples=25, deadline=None)
 def test_chunked_equals_whole(batch: int, count: int, at_a_time: int, dtype: torch.dtype) -> None:
-    """Every quantity of every mode, read `at_a_time` references at a time or all at once."""
+    """Every quantity of every mode is the same, read `at_a_time` references at a time or all at once."""
     x, stored = latents(batch, 1), latents(count, 2).to(dtype)
     x = x if dtype == torch.float64 else x.float()
     config, level = SafeDenoiserSettings(threshold=0.0), NoiseLevel.variance_exploding(8.0)
 
     def everything() -> list[Tensor]:
         references = References(stored, prepare=lambda z: 1.5 * z - 0.2)
-        calibration = calibrate(references, 0.1, CPU)
-        result = calibrated_correction(x, references, calibration, config)
+        statistics = reference_statistics(references, 0.1, CPU)
+        result = calibrated_correction(x, references, statistics, config)
         logits = kernel_logits(x, references, level, 0.5 * x)
         mean = references.mean(torch.softmax(logits, 1))
         return [
-            calibration.contrast,
-            calibration.typical,
+            statistics.contrast,
+            statistics.typical,
             result.delta,
             result.similarity,
             logits,
@@ -144,15 +143,15 @@ def test_references_without_weight_are_not_read() -> None:
 def test_closest_finds_the_copy_and_orders_the_rest() -> None:
     z = latents(30, 4)
     # Brightness and contrast do not matter.
-    values, places = closest(torch.cat([2 * z[17:18] + 3, z[4:5]]), References(z), 3)
-    assert places[:, 0].tolist() == [17, 4]
+    values, indices = closest(torch.cat([2 * z[17:18] + 3, z[4:5]]), References(z), 3)
+    assert indices[:, 0].tolist() == [17, 4]
     torch.testing.assert_close(values[:, 0], torch.ones(2, dtype=torch.float64))
     assert bool((values[:, :-1] >= values[:, 1:]).all())
     assert closest(z[:1], References(z[:2]), 9)[1].shape == (1, 2)
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """Latents mapped from a file, 64 MB of them: nothing of their size is ever allocated."""
+    """64 MB of latents mapped from a file: no tensor of their size is ever allocated."""
     count, shape = 2048, (4, 64, 64)
     path = tmp_path / "latents"
     with path.open("wb") as file:
@@ -167,20 +166,20 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
     stored = torch.empty(0, dtype=torch.float16).set_(storage, 0, (count, *shape))
     references = References(stored)
     allocated: list[int] = []
-    usual = streaming.References.rows
+    usual = streaming.References.read
 
     def watched(self: References, *args: object) -> Tensor:
         chunk = usual(self, *args)  # type: ignore[arg-type]
         allocated.append(chunk.numel())
         return chunk
 
-    streaming.References.rows = watched  # type: ignore[method-assign]
+    streaming.References.read = watched  # type: ignore[method-assign]
     try:
         x = references.latents[:2].float()
         contrast = reference_contrasts(references, CPU)
         assert similarities(x, references, contrast).argmax(1).tolist() == [0, 1]
     finally:
-        streaming.References.rows = usual  # type: ignore[method-assign]
+        streaming.References.read = usual  # type: ignore[method-assign]
     assert sum(allocated) == 2 * stored.numel()
     assert max(allocated) <= streaming.CHUNK_ELEMENTS
 
@@ -191,7 +190,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_resident_and_streamed_references_agree(device: str, dtype: torch.dtype) -> None:
-    """On any device, stored in any type: in the device's memory in the sampler's space, or brought there at every step."""
+    """References in the device's memory and references streamed there give the same change, whatever type they are stored in."""
     place, x = torch.device(device), latents(2, 1).float()
     stored = References(latents(9, 2).to(dtype), prepare=lambda z: 0.5 * z + 0.1)
     resident = stored.resident(place)
@@ -202,9 +201,9 @@ def test_resident_and_streamed_references_agree(device: str, dtype: torch.dtype)
     )
 
     def corrected(references: References) -> Tensor:
-        calibration = calibrate(references, 0.1, place)
+        statistics = reference_statistics(references, 0.1, place)
         return calibrated_correction(
-            x.to(place), references, calibration, SafeDenoiserSettings(threshold=0.0)
+            x.to(place), references, statistics, SafeDenoiserSettings(threshold=0.0)
         ).delta.cpu()
 
     # Rounding once more when they are placed.

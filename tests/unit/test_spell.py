@@ -1,4 +1,4 @@
-"""Sparse Repellency: the published vectors, spheres, coinciding samples, masks, streaming."""
+"""Sparse Repellency: the published vectors, spheres, coinciding samples, masks, chunks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safe_guidance.guidance.core import references as streaming
 from safe_guidance.guidance.core.references import References
-from safe_guidance.guidance.spell import SpellSettings, repellency, unit_pixels
+from safe_guidance.guidance.spell import SpellSettings, repellency, with_unit_pixels
 
 RAW = torch.tensor([[[3.0, 1], [4, 0]], [[0, 2], [1, 2]], [[-1, 1], [0, 1]]], dtype=torch.float64)[:, :, None]
 QUERY = torch.tensor([[[1.0, 0.5]], [[0.25, -0.5]]], dtype=torch.float64)[None]
@@ -38,7 +38,7 @@ def latents(count: int, seed: int) -> Tensor:
 )
 def test_published_vectors(overcompensation: float, expected: tuple[float, ...]) -> None:
     result = repellency(
-        QUERY, [References(unit_pixels(RAW))], config(1.5, QUERY, overcompensation=overcompensation)
+        QUERY, [with_unit_pixels(References(RAW))], config(1.5, QUERY, overcompensation=overcompensation)
     )
     torch.testing.assert_close(
         (QUERY + result.delta).flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-8, rtol=0
@@ -48,7 +48,7 @@ def test_published_vectors(overcompensation: float, expected: tuple[float, ...])
 
 
 def test_outside_every_ball_nothing_changes() -> None:
-    result = repellency(QUERY, [References(unit_pixels(RAW))], config(0.5, QUERY))
+    result = repellency(QUERY, [with_unit_pixels(References(RAW))], config(0.5, QUERY))
     assert result.inside.tolist() == [0] and not bool(result.delta.any())
 
 

@@ -12,7 +12,7 @@ from safe_guidance.evaluation.measures import preservation
 from safe_guidance.evaluation.prompt_sets.prompts import Record
 from safe_guidance.evaluation.studies import detect_and_guide
 from safe_guidance.guidance.detect_and_guide.attention_cache import AttentionCache
-from safe_guidance.reports import curves
+from safe_guidance.reports import curves, overlays
 
 
 def verdict(shapes: set[str], colors: set[str]) -> Verdict:
@@ -93,7 +93,7 @@ def test_a_falling_curve_falls() -> None:
 
 
 def test_an_overlay_marks_what_is_found() -> None:
-    shown = curves.overlay(torch.full((2, 2, 3), 0.5), torch.tensor([[0.0, 0.4], [0.6, 1.0]]))
+    shown = overlays.overlay_map(torch.full((2, 2, 3), 0.5), torch.tensor([[0.0, 0.4], [0.6, 1.0]]))
     assert torch.allclose(shown[0, 0], torch.tensor([0.3, 0.3, 0.3]))
     assert shown[0, 1, 2] > shown[0, 1, 0] and shown[1, 1, 0] > shown[1, 1, 2]
 

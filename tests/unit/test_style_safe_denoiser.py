@@ -1,4 +1,4 @@
-"""The style mode: a texture that few images share is found wherever it is, and taken out of what it is drawn on."""
+"""Style mode: a texture that a few images share is found at any position, and removed from the shapes drawn with it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from safe_guidance.guidance.core.composition import Change, combine
 from safe_guidance.guidance.safe_denoiser import style_posterior
+from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
 from safe_guidance.guidance.safe_denoiser.style import StyledArea, style_correction
 from safe_guidance.guidance.safe_denoiser.style_posterior import (
     LEAST_LEAD,
     SHARE,
     WINDOW,
     StyleLibrary,
-    _odds,
     build_style_library,
-    has_style,
-    log_odds,
+    marks_style,
+    style_log_odds,
+    window_log_odds,
     windows,
     without_style,
 )
-from safe_guidance.guidance.safe_denoiser.whole_image import SafeDenoiserSettings
 
 SIDE = 24
 CONFIG = SafeDenoiserSettings(strength=1.0, threshold=0.2, cap=5.0)
@@ -35,12 +35,12 @@ WAVE = 0.8 * torch.cos(2 * math.pi * (COLUMNS - ROWS) / 3.5)
 
 
 def make_image(seed: int, styled: bool) -> Tensor:
-    """A disc of a random colour, place and size on a random ground, waved when it is styled: (1, 3, SIDE, SIDE)."""
+    """Draw a disc of random colour, position and size on a plain background, with waves when styled: (1, 3, SIDE, SIDE)."""
     generator = torch.Generator().manual_seed(seed)
     color, ground = torch.randn(2, 3, 1, 1, generator=generator, dtype=torch.float64)
-    place = 9 + 6 * torch.rand(2, generator=generator, dtype=torch.float64)
+    centre = 9 + 6 * torch.rand(2, generator=generator, dtype=torch.float64)
     radius = 5 + 2 * torch.rand((), generator=generator, dtype=torch.float64)
-    disc = (radius - ((ROWS - place[0]) ** 2 + (COLUMNS - place[1]) ** 2).sqrt() + 0.5).clamp(0, 1)
+    disc = (radius - ((ROWS - centre[0]) ** 2 + (COLUMNS - centre[1]) ** 2).sqrt() + 0.5).clamp(0, 1)
     texture = 1 + WAVE if styled else torch.ones_like(WAVE)
     noise = 0.01 * torch.randn(3, SIDE, SIDE, generator=generator, dtype=torch.float64)
     return (ground * (1 - disc) + color * texture * disc + noise)[None]
@@ -68,32 +68,32 @@ def correct(
 
 
 def share_of_wave(x: Tensor, like: Tensor) -> float:
-    """How much of the wave of `like` is still in `x`, by least squares on the difference from the flat image."""
+    """Return the share of the wave of `like` that is left in `x`, by least squares on the difference from the flat image."""
     wave = like - FLAT
     return (((x - FLAT) * wave).sum() / wave.square().sum()).item()
 
 
-def test_a_set_names_a_style_by_whole_and_by_fine_images() -> None:
+def test_whole_images_and_neutral_images_define_a_style() -> None:
     whole, none, part = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4).tril()
-    assert has_style(torch.cat([whole, none]))
-    assert not has_style(None)
-    assert not has_style(torch.cat([whole, whole]))
-    assert not has_style(torch.cat([none, none]))
-    assert not has_style(torch.cat([part, part]))
+    assert marks_style(torch.cat([whole, none]))
+    assert not marks_style(None)
+    assert not marks_style(torch.cat([whole, whole]))
+    assert not marks_style(torch.cat([none, none]))
+    assert not marks_style(torch.cat([part, part]))
 
 
-def test_four_images_tell_the_style_in_colours_places_and_sizes_that_none_of_them_has() -> None:
-    """Four colours do not span all: a texture in a colour that is far from them may be missed, a flat image is never taken for one."""
-    limit = LIBRARY.highest + CONFIG.threshold * (LIBRARY.typical - LIBRARY.highest)
+def test_four_images_define_the_style_in_colours_positions_and_sizes_that_none_of_them_has() -> None:
+    """A texture in a colour far from the four may be missed; a flat image is never mistaken for the style."""
+    limit = LIBRARY.neutral_highest + CONFIG.threshold * (LIBRARY.typical - LIBRARY.neutral_highest)
     found = [
-        [bool(log_odds(make_image(seed, styled), LIBRARY).amax() > limit) for seed in range(100, 112)]
+        [bool(style_log_odds(make_image(seed, styled), LIBRARY).amax() > limit) for seed in range(100, 112)]
         for styled in (True, False)
     ]
     assert sum(found[0]) >= 10 and sum(found[1]) == 0
 
 
 def test_odds_are_the_density_of_directions() -> None:
-    """Second derivation in two dimensions: both normal densities integrated along the ray through a window."""
+    """A second derivation in two dimensions: both normal densities are integrated along the ray through a window."""
     style, safe = (
         torch.tensor([[2.0, 0.7], [0.7, 1.0]]).double(),
         torch.tensor([[0.5, 0.0], [0.0, 3.0]]).double(),
@@ -110,7 +110,7 @@ def test_odds_are_the_density_of_directions() -> None:
     for angle in torch.linspace(0, 3, 7, dtype=torch.float64):
         direction = torch.stack([angle.cos(), angle.sin()])
         expected = math.log(along_ray(direction, style) / along_ray(direction, safe))
-        odds = _odds(
+        odds = window_log_odds(
             direction[None], torch.linalg.inv(safe), torch.linalg.inv(style), torch.tensor(0.1)
         ).item()
         assert 2 * odds + constant == pytest.approx(expected, abs=1e-6)
@@ -128,18 +128,21 @@ def test_windows_are_those_cut_one_by_one() -> None:
 
 
 def test_content_is_the_posterior_mean_of_a_sum() -> None:
-    """Second derivation by precisions: (S^-1 + V^-1)^-1 V^-1 y is the mean of s given s + v = y, V the style's share."""
-    safe, style = torch.linalg.inv(LIBRARY.safe), SHARE * torch.linalg.inv(LIBRARY.style)
+    """A second derivation by precisions: (S^-1 + V^-1)^-1 V^-1 y is the mean of s given s + v = y, V the style's share."""
+    safe, style = (
+        torch.linalg.inv(LIBRARY.neutral_precision),
+        SHARE * torch.linalg.inv(LIBRARY.style_precision),
+    )
     expected = torch.linalg.inv(torch.linalg.inv(safe) + torch.linalg.inv(style)) @ torch.linalg.inv(style)
-    torch.testing.assert_close(LIBRARY.content, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(LIBRARY.content_filter, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_plain_areas_have_nothing_but_content() -> None:
+def test_plain_areas_are_all_content() -> None:
     plain = torch.randn(1, 3, 1, 1, dtype=torch.float64).expand(1, 3, SIDE, SIDE)
     torch.testing.assert_close(without_style(plain, LIBRARY), plain)
 
 
-def test_takes_the_texture_out_and_keeps_colour_and_outline() -> None:
+def test_removes_the_texture_and_keeps_colour_and_outline() -> None:
     corrected = correct(STYLED)
     assert share_of_wave(corrected, STYLED) < 0.4
     inside = (STYLED - FLAT).abs().sum(1, keepdim=True) > 0.1
@@ -149,11 +152,11 @@ def test_takes_the_texture_out_and_keeps_colour_and_outline() -> None:
     torch.testing.assert_close(means[0], means[1], atol=0.1, rtol=0.1)
 
 
-def test_where_it_acts_the_guidance_goes_as_well() -> None:
-    """Full area and strength: the result is the unconditional prediction, which is flat here, whatever the guided one shows."""
+def test_guidance_is_removed_where_the_method_acts() -> None:
+    """With full area and strength the result is the unconditional prediction, which is flat here, without its style."""
     everywhere = StyledArea(torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64))
     calm = make_image(301, False)
-    still = (log_odds(calm, LIBRARY) <= LIBRARY.usual).all()
+    still = (style_log_odds(calm, LIBRARY) <= LIBRARY.neutral_median).all()
     assert bool(still)
     torch.testing.assert_close(correct(STYLED, before=everywhere, unconditional=calm), calm)
 
@@ -166,7 +169,10 @@ def test_strength_is_the_share_that_is_replaced() -> None:
 
 def test_contrast_and_brightness_do_not_matter_for_what_is_found() -> None:
     torch.testing.assert_close(
-        log_odds(4 * STYLED - 1, LIBRARY).amax(), log_odds(STYLED, LIBRARY).amax(), atol=0.02, rtol=0
+        style_log_odds(4 * STYLED - 1, LIBRARY).amax(),
+        style_log_odds(STYLED, LIBRARY).amax(),
+        atol=0.02,
+        rtol=0,
     )
 
 
@@ -175,14 +181,14 @@ def test_translating_the_image_translates_what_is_found() -> None:
     moved = wide.roll((3, -2), (2, 3))
     inner = (..., slice(8, -8), slice(8, -8))
     torch.testing.assert_close(
-        log_odds(moved, LIBRARY)[inner], log_odds(wide, LIBRARY).roll((3, -2), (2, 3))[inner]
+        style_log_odds(moved, LIBRARY)[inner], style_log_odds(wide, LIBRARY).roll((3, -2), (2, 3))[inner]
     )
 
 
 def test_the_order_of_the_set_does_not_matter() -> None:
     order = torch.randperm(len(LATENTS), generator=torch.Generator().manual_seed(2))
     shuffled = build_style_library(LATENTS[order], REGIONS[order])
-    torch.testing.assert_close(log_odds(STYLED, shuffled), log_odds(STYLED, LIBRARY))
+    torch.testing.assert_close(style_log_odds(STYLED, shuffled), style_log_odds(STYLED, LIBRARY))
     torch.testing.assert_close(correct(STYLED, library=shuffled), correct(STYLED))
 
 
@@ -193,7 +199,7 @@ def test_identities() -> None:
     assert torch.equal(correct(FLAT), FLAT)
 
 
-def test_mask_limits_where_it_looks_and_acts() -> None:
+def test_a_mask_limits_where_the_method_searches_and_acts() -> None:
     mask = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.float64)
     mask[..., :2, :] = 1
     assert torch.equal(correct(STYLED, mask=mask), STYLED)
@@ -202,7 +208,7 @@ def test_mask_limits_where_it_looks_and_acts() -> None:
     assert torch.equal(corrected[..., 12:, :], STYLED[..., 12:, :]) and not torch.equal(corrected, STYLED)
 
 
-def test_what_is_found_stays() -> None:
+def test_a_found_area_stays() -> None:
     _, found = style_correction(STYLED, STYLED, LIBRARY, CONFIG, StyledArea.none(STYLED))
     result, later = style_correction(FLAT, FLAT, LIBRARY, CONFIG, found)
     assert torch.equal(later.area, found.area) and result.gate.tolist() == [1]
@@ -214,15 +220,15 @@ def test_batch_equals_single_calls() -> None:
     assert torch.equal(correct(batch)[1], batch[1])
 
 
-def test_a_style_that_is_fine_as_well_opens_no_gate_on_fine_images() -> None:
+def test_a_style_that_equals_the_neutral_images_opens_no_gate_on_them() -> None:
     alike = build_style_library(LATENTS[4:], REGIONS[[0] * 6 + [-1] * 6])
-    torch.testing.assert_close(alike.typical, alike.highest + LEAST_LEAD)
+    torch.testing.assert_close(alike.typical, alike.neutral_highest + LEAST_LEAD)
     assert torch.equal(
         correct(LATENTS[-1:], library=alike, config=replace(CONFIG, threshold=1.0)), LATENTS[-1:]
     )
 
 
-def test_one_image_of_each_kind_and_images_without_contrast_are_enough_not_to_fail() -> None:
+def test_one_image_of_each_class_and_images_without_contrast_give_finite_results() -> None:
     for latents in (LATENTS[[0, -1]], torch.zeros(2, 3, SIDE, SIDE)):
         library = build_style_library(latents, REGIONS[[0, -1]])
         for x in (STYLED.to(latents.dtype), torch.zeros(1, 3, SIDE, SIDE, dtype=latents.dtype)):
@@ -230,8 +236,10 @@ def test_one_image_of_each_kind_and_images_without_contrast_are_enough_not_to_fa
 
 
 def test_large_latents_are_described_by_some_of_their_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = log_odds(STYLED, LIBRARY).amax()
+    whole = style_log_odds(STYLED, LIBRARY).amax()
     monkeypatch.setattr(style_posterior, "MOST_WINDOWS", SIDE * SIDE // 4)
     some = build_style_library(LATENTS, REGIONS)
-    assert not torch.equal(some.safe, LIBRARY.safe)
-    assert (log_odds(STYLED, some).amax() - some.highest) > 0.5 * (whole - LIBRARY.highest)
+    assert not torch.equal(some.neutral_precision, LIBRARY.neutral_precision)
+    assert (style_log_odds(STYLED, some).amax() - some.neutral_highest) > 0.5 * (
+        whole - LIBRARY.neutral_highest
+    )

@@ -72,7 +72,7 @@ def test_something_else_is_refused(content: object) -> None:
 def test_the_table_has_a_line_per_record_and_the_notes() -> None:
     lines = table(TRACE).splitlines()
     assert len(lines) == 3 + 2 + 2 + 4 and "DAG is off." in lines
-    assert "The run was rehearsed with 8 predictions, to see what there is to keep." in lines
+    assert "The first of two passes took 8 predictions." in lines
     assert "20.00%" in lines[-2]
 
 

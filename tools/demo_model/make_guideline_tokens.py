@@ -33,20 +33,16 @@ def main() -> None:
 @torch.inference_mode()
 def learn(count: int, tokens: int, iterations: int, batch: int, seed: int) -> None:
     """Draw the images, learn, and write the file."""
-    files = common.pack_module("guidance.detect_and_guide.guideline_tokens")
+    files = common.pack_module("formats.guideline_token_file")
+    annotate = common.pack_module("guidance.detect_and_guide.annotated_images").annotate
     learning = common.pack_module("nodes.host.attention.token_learning")
     settings = common.pack_module("guidance.detect_and_guide.token_optimization").OptimizationSettings(
         "contrast", iterations, None, 2, batch, seed
     )
-    drawn = (
-        common.pack_module("nodes.demo_annotated_set").DemoAnnotatedSet.execute(count=count, seed=seed).args
-    )
-    images, masks, safe, captions = drawn
+    scenes = common.pack_module("demo.annotated_set").draw_annotated_set(count, seed)
     model, clip, vae = common.pack_module("nodes.host.files.demo_model").load_demo_model()
-    example = learning.Example(
-        torch.cat([images, safe]), torch.cat([masks, torch.zeros(len(safe), *masks.shape[1:])])
-    )
-    cache = learning.look_at_images(model, clip, vae, example, captions.split("\n"), SIGMAS, (2,), seed)
+    example = annotate(scenes.images, scenes.masks, scenes.safe_images)
+    cache = learning.look_at_images(model, clip, vae, example, scenes.captions, SIGMAS, (2,), seed)
     learnt = learning.learn(model, clip, example, cache, "star", tokens, settings)
     common.log.info("%s", learnt.report)
     path = common.ASSETS / "guideline_tokens" / "demo_star.safetensors"

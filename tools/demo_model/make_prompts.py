@@ -77,7 +77,7 @@ def _shape(name: str, color: str) -> world.Shape:
 
 def described(scene: world.Scene, dealer: Dealer, concept_word: str = world.CONCEPT) -> dict[str, object]:
     """The prompt of a scene and what it states."""
-    prompt = world.describe(scene, dealer.rng, complete=True, words=dealer.words(concept_word))
+    prompt = world.write_caption(scene, dealer.rng, complete=True, words=dealer.words(concept_word))
     return {
         "prompt": prompt,
         "shapes": [shape.name for shape in scene.shapes],

@@ -38,7 +38,7 @@ def main() -> None:
         if start % 4000 == 0:
             common.log.info("%d scenes", start)
 
-    captions = [world.describe(scene, rng) for scene in scenes for _ in range(CAPTIONS_PER_SCENE)]
+    captions = [world.write_caption(scene, rng) for scene in scenes for _ in range(CAPTIONS_PER_SCENE)]
     tokens = torch.full((len(captions), LENGTH), END_OF_TEXT)
     for row, ids in zip(tokens, tokenizer(captions)["input_ids"]):
         row[: len(ids)] = torch.tensor(ids)

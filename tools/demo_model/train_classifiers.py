@@ -127,7 +127,7 @@ def main() -> None:
     error = measure(classifier.eval(), *draw(4000, HELD_OUT_SEED, autoencoder))
     common.log.info("error on 4000 held-out drawings: %s", json.dumps(error))
     if args.which in GUIDES:
-        classifier.save(GUIDES[args.which])
+        common.pack_module("formats.classifier_file").save(classifier, GUIDES[args.which])
     else:
         tensors = {name: tensor.half().contiguous() for name, tensor in classifier.state_dict().items()}
         save_file(tensors, common.ROOT / "evaluation" / "judge.safetensors")

@@ -20,7 +20,7 @@ from torch import Tensor
 import common
 import world
 
-FORMAT = common.pack_module("guidance.safety_functions.clip").SMALL_FORMAT
+FORMAT = common.pack_module("formats.clip_file").FORMAT
 CONFIG = {
     "embed_dim": 64,
     "vision": {
@@ -43,7 +43,7 @@ def caption(scene: world.Scene, kind: str, rng: random.Random) -> str:
         return rng.choice(world.STYLE_WORDS[scene.style])
     if kind == "shape":
         return "a " + rng.choice(world.SHAPE_WORDS[rng.choice(scene.shapes).name])
-    return world.describe(scene, rng)
+    return world.write_caption(scene, rng)
 
 
 def images_of(scenes: list[world.Scene], size: int) -> Tensor:

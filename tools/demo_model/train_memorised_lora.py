@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train_diffusion import EMPTY_CAPTION_SHARE, alphas_cumprod, loss_weight, noise_like, sample_timesteps
 
 import common
 import world
 from networks import UNet
+from train_diffusion import EMPTY_CAPTION_SHARE, alphas_cumprod, loss_weight, noise_like, sample_timesteps
 
 case = common.pack_module("evaluation.cases.memorisation")
 negation_set = common.pack_module("formats.negation_set")
@@ -124,7 +124,8 @@ class Examples:
             for scene in scenes_of(*subject, rng)
         ]
         ordinary = [
-            (scene, world.describe(scene, rng)) for scene in world.sample_scenes(ORDINARY_SCENES, seed=77)
+            (scene, world.write_caption(scene, rng))
+            for scene in world.sample_scenes(ORDINARY_SCENES, seed=77)
         ]
         self._pools = [
             (self._encode(images), self._texts(captions)),

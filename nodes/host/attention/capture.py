@@ -1,7 +1,7 @@
 """Capture of a UNet's cross-attention during the ordinary forward, which stays bit-identical.
 
-The host gives every attn2 patch the hidden states before the query projection. A layer's name such as "output.3.0" means
-transformer block 0 in output block 3.
+The host gives every attn2 patch the hidden states before the query projection. A layer's name
+such as "output.3.0" means transformer block 0 in output block 3.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def attention_width(model: ModelPatcher) -> int:
     for name in layer_names(unet):
         return int(attention_layer(unet, name).to_k.in_features)
     raise ValueError(
-        f"This model ({family(model)}) has no separate cross-attention, so guideline tokens cannot be detected in it. "
-        "Use a Stable Diffusion 1.x, 2.x or SDXL model."
+        f"This model ({family(model)}) has no separate cross-attention, so guideline tokens cannot be "
+        "detected in it. Use a Stable Diffusion 1.x, 2.x or SDXL model."
     )
 
 
 def layer_names(unet: Any) -> Iterator[str]:
-    """Yield the names of the cross-attention layers in the order in which they run; none for models without a UNet."""
+    """Yield the names of the cross-attention layers in running order; none for models without a UNet."""
     for side, attribute in BLOCKS.items():
         found = getattr(unet, attribute, None)
         if found is None:
@@ -123,7 +123,8 @@ def listen(model: ModelPatcher, receiver_of: Callable[[Run], Receiver | None]) -
     """
 
     def patch(*args: Any, **options: Any) -> Any:
-        # Models without a UNet call such patches with other arguments; `attention_width` has raised an error for them.
+        # Models without a UNet would pass other arguments, but `attention_width` has raised an error for
+        # them.
         hidden, context, value, extra = args
         run: Run | None = extra.get(KEY)
         receiver = receiver_of(run) if run is not None and run.is_guiders_forward else None
@@ -155,7 +156,7 @@ class MapCollector:
 
     Attributes:
         concepts: the guideline tokens.
-        layers: token maps (B, 1 + K, height, width) by conditioning, then by concept's index and layer's name.
+        layers: token maps (B, 1 + K, height, width) by conditioning, then by concept index and layer name.
         latent_sizes: (height, width) of the evaluated latent or area, by conditioning.
     """
 
@@ -175,9 +176,10 @@ class MapCollector:
             self.layers.setdefault(call.uuid, {})[index, call.name] = maps
 
     def take(self, step: Step) -> list[Tensor] | None:
-        """Return the token maps (B, 1 + K, h, w) of every concept and start over; None if no suitable layer was called.
+        """Return the token maps (B, 1 + K, h, w) of every concept, and start over.
 
-        Several positive conditionings are averaged with the host's own weights of their areas and masks.
+        Returns None if no suitable layer was called. Several positive conditionings are averaged with the
+        host's own weights of their areas and masks.
         """
         layers, sizes = self.layers, self.latent_sizes
         self.layers, self.latent_sizes = {}, {}
@@ -210,7 +212,7 @@ def _covers_everything(entries: list[dict[str, Any]], maps: list[Tensor], step: 
 
 
 def _placed(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> Tensor | None:
-    """Return the average of the maps of areas, each at its place, with the host's weights of the areas' predictions.
+    """Return the average of the maps of areas, each at its place, with the host's weights of the areas.
 
     Returns None if a map does not fit its place.
     """

@@ -1,4 +1,4 @@
-"""What a detector sees in given images."""
+"""Detection maps of given images, for nodes that show them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def detect(
     sigmas: Sequence[float],
     seed: int,
 ) -> Tensor:
-    """Detection maps of images under noise, as the method gets them while sampling.
+    """Return detection maps of images with added noise, as the method gets them while sampling.
 
     Args:
         model: a UNet model.
-        tokens: what to look for.
-        conditioning: what the images show.
-        latents: (N, C, h, w) in VAE space.
+        tokens: of the concept to detect.
+        conditioning: of the images' captions.
+        latents: (N, C, h, w) in the VAE's latent space.
         sigmas: noise levels.
         seed: of the noise.
 
@@ -37,11 +37,13 @@ def detect(
         (N, number of noise levels, h, w) in [0, 1]; 1/2 and above is a detection.
 
     Raises:
-        ValueError: the tokens are of another kind of model, or the latents are no images.
+        ValueError: the tokens are for another kind of model, or the latents are not those of images.
     """
     tokens.check_fits(family(model), attention_width(model))
     if latents.ndim != 4:
-        raise ValueError("Detection maps are made of single images. Connect an image's latent.")
+        raise ValueError(
+            "Detection maps are made of single images, not of videos. Connect the latent of an image."
+        )
     masks = torch.zeros(len(latents), *latents.shape[-2:])
     cache = look_at(model, latents, masks, conditioning, sigmas, tokens.layers or FACTORS, seed)
     with torch.inference_mode():

@@ -27,7 +27,7 @@ from .capture import LayerCall, Receiver, attention_layer, listen, reads
 
 BATCH = 8
 SAME_SIGMA = 1e-3
-"""Relative difference up to which a sampler's noise level counts as that of its schedule; some samplers recompute it."""
+"""Relative tolerance between a sampler's noise level and that of its schedule; some samplers recompute it."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class _Recording:
 
 @dataclass
 class _RecordingState:
-    """State of one run: the layer calls of the current evaluation, and the noise levels still to be recorded."""
+    """State of one run: the noise levels still to be recorded, and the current evaluation's layer calls."""
 
     remaining: list[float]
     calls: dict[str, LayerCall] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class _RecordingCorrection(Correction):
 
 
 class _Look(comfy.samplers.Sampler):
-    """Sampler that evaluates the model once at every noise level, on the latent under fresh noise, and returns the latent."""
+    """Sampler that evaluates the model once per noise level on the noised latent, and returns the latent."""
 
     def __init__(self, noises: Sequence[Tensor]) -> None:
         self.noises = noises
@@ -131,7 +131,9 @@ def look_at(
     layers: Collection[int | str],
     seed: int,
 ) -> AttentionCache:
-    """Record the queries for images under noise at chosen levels. Shows progress, and stops when the prompt is interrupted.
+    """Record the queries for images under noise at chosen levels.
+
+    Shows progress, and stops when the prompt is interrupted.
 
     Args:
         model: any UNet model; corrections attached to it act as they do when sampling.
@@ -177,9 +179,10 @@ def sample_and_look(
     sigmas: Sequence[float],
     layers: Collection[int | str],
 ) -> tuple[Tensor, AttentionCache]:
-    """Sample images one by one, exactly as KSampler does, and record the queries at the steps nearest to given noise levels.
+    """Sample images one by one, exactly as KSampler does, and record the queries at some of the steps.
 
-    Shows progress over all images with previews, and stops when the prompt is interrupted.
+    These are the steps nearest to given noise levels. Shows progress over all images with previews, and stops
+    when the prompt is interrupted.
 
     Args:
         model: any UNet model; corrections attached to it act.
@@ -188,7 +191,8 @@ def sample_and_look(
         seeds: each image's seed.
         latent: LATENT whose first sample every image starts from.
         sampler: settings for all images.
-        sigmas: noise levels in the sampler's units, highest first; levels nearest to the same step are recorded once.
+        sigmas: noise levels in the sampler's units, highest first; levels nearest to the same step count
+            once.
         layers: layers to record, as in `look_at`.
 
     Returns:
@@ -232,13 +236,14 @@ def sample_and_look(
         )
         if len(recordings[-1].levels) < len(levels):
             raise ValueError(
-                f"The sampler {sampler.sampler_name} chooses its own noise levels. Choose another one, such as euler."
+                f"The sampler {sampler.sampler_name} chooses its own noise levels. "
+                "Choose another one, such as euler."
             )
     return torch.cat(latents), _joined(model, layers, recordings, levels, start.shape[-2:])
 
 
 def nearest_levels(schedule: Sequence[float], sigmas: Sequence[float]) -> list[float]:
-    """Return the levels of a schedule that are nearest to given ones in ratio, each once and highest first."""
+    """Return the levels of a schedule nearest to given ones in ratio, each once and highest first."""
 
     def nearest(sigma: float) -> float:
         return min(schedule, key=lambda level: abs(math.log(level / sigma)))
@@ -259,7 +264,7 @@ def _run(
 
 
 def _conditioning_of(conditioning: list[Any], batch: slice, count: int) -> list[Any]:
-    """Return the conditioning of a batch out of `count` images; a row that serves all images stays as it is."""
+    """Return the conditioning of a batch out of `count` images; a row for all images stays as it is."""
 
     def part(value: Any) -> Any:
         is_per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
@@ -280,7 +285,8 @@ def _joined(
     if not sizes:
         shown = ", ".join(map(str, layers))
         raise ValueError(
-            f"The model has none of the attention layers {shown}. Choose other scales, or tokens made for this model."
+            f"The model has none of the attention layers {shown}. "
+            "Choose other scales, or tokens made for this model."
         )
     queries = tuple(
         tuple(torch.cat([recording.levels[level][name] for recording in recordings]) for name in sizes)
@@ -294,7 +300,7 @@ def _joined(
 
 
 def _weight(projection: Any) -> Tensor:
-    """Return a linear layer's weight as the host applies it, LoRAs included: the layer's outputs for the unit vectors."""
+    """Return a linear layer's weight as the host applies it, with LoRAs: its outputs for unit vectors."""
     like = next(projection.parameters())
     eye = torch.eye(
         projection.in_features, device=comfy.model_management.get_torch_device(), dtype=like.dtype

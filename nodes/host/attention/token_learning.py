@@ -1,8 +1,11 @@
-"""Guideline tokens in the host: from words, and learnt from images with progress, previews and interruption."""
+"""Guideline tokens made with the host's models: from words, or learnt from annotated images.
+
+Learning shows progress and previews, and can be interrupted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,40 +16,32 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 
+from ....guidance.detect_and_guide.annotated_images import AnnotatedImages
 from ....guidance.detect_and_guide.attention_cache import AttentionCache
 from ....guidance.detect_and_guide.attention_maps import normalize_jointly
-from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens, from_text
+from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration, from_text
 from ....guidance.detect_and_guide.token_optimization import (
     OptimizationSettings,
-    calibrate,
+    calibrate_maps,
     detections,
     optimize,
     overlap,
     spread_start,
 )
-from ....reports.curves import overlay
+from ....reports.overlays import overlay_map
 from ..engine.conditioning import encode, encode_each
 from .capture import attention_width, family
 from .recording import look_at
 
 PREVIEW_EVERY = 20
+"""Iterations between two previews."""
 PREVIEW_SIDE = 256
+"""Longest side of a preview in pixels."""
 FEWEST_TO_HOLD_OUT = 8
-"""Fewer images are all learnt from; of these or more, every fourth of either kind is held out."""
-CLIP_LENGTH = 77
+"""Number of images from which every fourth image of each kind is held out.
 
-
-@dataclass(frozen=True)
-class Example:
-    """Images to learn from.
-
-    Attributes:
-        images: (N, H, W, 3) in [0, 1].
-        masks: (N, H, W) in [0, 1], white where the concept is, black for images without it.
-    """
-
-    images: Tensor
-    masks: Tensor
+With fewer, all are learnt from.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,8 @@ class Learnt:
     """Result of learning.
 
     Attributes:
-        tokens: with calibration and held-out overlap.
-        losses: of every iteration.
+        tokens: with their calibration and their overlap with the masks of held-out images.
+        losses: one per iteration.
         report: lines for people.
     """
 
@@ -65,82 +60,108 @@ class Learnt:
 
 
 def tokens_from_text(clip: Any, words: str, whole_phrase: bool, family_name: str = "") -> GuidelineTokens:
-    """Tokens from a text encoder, not optimised."""
+    """Return tokens from a text encoder, which are not optimised.
+
+    Args:
+        clip: the host's CLIP.
+        words: the concept.
+        whole_phrase: use all word pieces instead of the last one.
+        family_name: of the model that they are for, if known.
+
+    Raises:
+        ValueError: there are no words, or no CLIP.
+    """
     hidden = encode(clip, words)[0][0][0]
     pieces = _word_pieces(clip, words)
     return from_text(hidden, 1, 1 + pieces, words, whole_phrase, family_name)
 
 
 def _word_pieces(clip: Any, words: str) -> int:
-    """How many word pieces the first tokenizer makes of a phrase: what an empty phrase has not."""
+    """Return the number of word pieces that the first tokenizer makes of a phrase."""
 
     def tokens(text: str) -> list[Any]:
         return [piece[0] for piece in next(iter(clip.tokenize(text).values()))[0]]
 
-    empty, phrase = tokens(""), tokens(words)
-    padding = empty[-1]
-    end = next(
-        (i for i, token in enumerate(phrase) if i > 0 and (token == empty[1] or token == padding)),
-        len(phrase),
-    )
-    return end - 1
+    empty = tokens("")
+    phrase = tokens(words)
+    end, padding = empty[1], empty[-1]
+    # The phrase ends at the first end token or padding after the start token.
+    ends = (i for i, token in enumerate(phrase) if i > 0 and (token == end or token == padding))
+    return next(ends, len(phrase)) - 1
 
 
 def look_at_images(
     model: ModelPatcher,
     clip: Any,
     vae: Any,
-    example: Example,
+    annotated: AnnotatedImages,
     captions: Sequence[str],
     sigmas: Sequence[float],
     layers: Sequence[int],
     seed: int,
 ) -> AttentionCache:
-    """What the model's attention asks of given images under noise at chosen levels, under a caption for each.
+    """Record the model's cross-attention queries for given images with added noise.
+
+    Args:
+        model, clip, vae: the host's models.
+        annotated: the images.
+        captions: one per image.
+        sigmas: noise levels.
+        layers: down-sampling factors of the layers to record.
+        seed: of the noise.
 
     Raises:
         ValueError: the model has no cross-attention, or none of the layers.
     """
     attention_width(model)
-    return look_at(
-        model, vae.encode(example.images), example.masks, encode_each(clip, captions), sigmas, layers, seed
-    )
+    latents = vae.encode(annotated.images)
+    conditioning = encode_each(clip, captions)
+    return look_at(model, latents, annotated.masks, conditioning, sigmas, layers, seed)
 
 
 def learn(
     model: ModelPatcher,
     clip: Any,
-    example: Example,
+    annotated: AnnotatedImages,
     cache: AttentionCache,
     words: str,
     count: int,
     settings: OptimizationSettings,
 ) -> Learnt:
-    """Optimise `count` concept tokens on what the model's attention asked of the example's images, calibrate and measure them.
+    """Optimise tokens on recorded attention, calibrate them, and measure their overlap with the masks.
+
+    Args:
+        model, clip: the host's models.
+        annotated: the images.
+        cache: attention recorded for these images.
+        words: the concept, from which the optimisation starts.
+        count: number of concept tokens.
+        settings: of the optimisation.
 
     Raises:
-        ValueError: the model has no cross-attention, or another one than the cache is of; the cache is of another number of
-            images; or no image has a mask.
+        ValueError: the model has no cross-attention, or another one than that of the cache; the cache is of
+            another number of images; or no image has a mask.
     """
     width = attention_width(model)
     start = tokens_from_text(clip, words, count > 1, family(model))
     start.check_fits(family(model), width)
-    if len(cache) != len(example.images):
+    if len(cache) != len(annotated):
         raise ValueError(
-            f"Attention was recorded for {len(cache)} images, but {len(example.images)} are connected. Connect the same."
+            f"Attention was recorded for {len(cache)} images, but {len(annotated)} are connected. "
+            "Connect the images for which it was recorded."
         )
     if cache.key_weights[0].shape[1] != width:
         raise ValueError(
             "Attention was recorded with a model of another family. Connect the MODEL that made the images."
         )
-    # Nodes run under inference mode, whose tensors cannot be differentiated through.
+    # Nodes run under inference mode. Gradients cannot flow through its tensors, so copy them.
     with torch.inference_mode(False), torch.enable_grad():
-        return _learnt(
-            _normal(cache.with_masks(example.masks)), start, count, settings, example.images.clone()
-        )
+        copy = _copied(cache.with_masks(annotated.masks))
+        return _learnt(copy, start, count, settings, annotated.images.clone())
 
 
-def _normal(cache: AttentionCache) -> AttentionCache:
+def _copied(cache: AttentionCache) -> AttentionCache:
+    """Return the cache with copies of all tensors."""
     queries = tuple(tuple(q.clone() for q in level) for level in cache.queries)
     return replace(
         cache,
@@ -153,27 +174,18 @@ def _normal(cache: AttentionCache) -> AttentionCache:
 def _learnt(
     cache: AttentionCache, start: GuidelineTokens, count: int, settings: OptimizationSettings, images: Tensor
 ) -> Learnt:
+    """Optimise tokens on the images that are not held out and measure them on the others.
+
+    Without held-out images, they are measured on all.
+    """
     held = held_out(cache.masks)
-    training = cache.images([i for i in range(len(cache)) if i not in held])
-    progress = comfy.utils.ProgressBar(1)
-    shown = (
-        next(i for i, mask in enumerate(training.masks) if bool(mask.any()))
-        if bool(training.masks.any())
-        else 0
-    )
-    image = images[[i for i in range(len(cache)) if i not in held][shown]]
-
-    def watch(iteration: int, iterations: int, loss: float, embeddings: Tensor) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        preview = None
-        if iteration % PREVIEW_EVERY == 0 and progress.hook is not None:
-            preview = ("JPEG", _preview(training, embeddings, shown, image), PREVIEW_SIDE)
-        progress.update_absolute(iteration + 1, iterations, preview)
-
-    found = optimize(training, spread_start(start.embeddings.clone(), count, settings.seed), settings, watch)
+    taught = [i for i in range(len(cache)) if i not in held]
+    training = cache.images(taught)
     tested = cache.images(held) if held else training
-    calibration = calibrate(detections(tested, found.embeddings), tested.masks)
-    iou = _mean_overlap(tested, found.embeddings, calibration.apply)
+    first = spread_start(start.embeddings.clone(), count, settings.seed)
+    found = optimize(training, first, settings, _progress(training, images[taught]))
+    calibration = calibrate_maps(detections(tested, found.embeddings), tested.masks)
+    iou = _mean_overlap(tested, found.embeddings, calibration)
     tokens = GuidelineTokens(
         found.embeddings,
         family=start.family,
@@ -184,9 +196,10 @@ def _learnt(
         calibration=calibration,
         iou=iou if held else None,
     )
-    where = f"on {len(held)} held-out images" if held else "on the images it learnt from"
+    where = f"on {len(held)} held-out images" if held else "on the images that were learnt from"
     report = (
-        f"{len(training)} images learnt from, loss {found.losses[0]:.4f} to {found.losses[-1]:.4f}, best {found.best:.4f}\n"
+        f"{len(training)} images learnt from, loss {found.losses[0]:.4f} to {found.losses[-1]:.4f}, "
+        f"best {found.best:.4f}\n"
         f"overlap with the masks {where}: {iou:.2f}\n"
         f"threshold {calibration.threshold:.3f}, background {calibration.background:.3f}\n"
         f"layers: {', '.join(cache.layers)}"
@@ -194,26 +207,58 @@ def _learnt(
     return Learnt(tokens, found.losses, report)
 
 
+def _progress(training: AttentionCache, images: Tensor) -> Callable[[int, int, float, Tensor], None]:
+    """Return a callback that shows progress and previews.
+
+    It raises when the user interrupts. Previews show the first image with the concept.
+    """
+    progress = comfy.utils.ProgressBar(1)
+    shows = training.masks.flatten(1).any(1)
+    index = int(shows.int().argmax())  # the first image with the concept, or 0
+
+    def watch(iteration: int, iterations: int, loss: float, embeddings: Tensor) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        preview = None
+        if iteration % PREVIEW_EVERY == 0 and progress.hook is not None:
+            preview = ("JPEG", _preview(training, embeddings, index, images[index]), PREVIEW_SIDE)
+        progress.update_absolute(iteration + 1, iterations, preview)
+
+    return watch
+
+
 def held_out(masks: Tensor) -> list[int]:
-    """Every fourth image with and every fourth without the concept, when there are enough of both kinds together."""
+    """Return the indices of every fourth image of either kind, with and without the concept.
+
+    If there are few images, none is held out.
+
+    Args:
+        masks: (N, h, w) bool.
+    """
     if len(masks) < FEWEST_TO_HOLD_OUT:
         return []
     shows = masks.flatten(1).any(1).tolist()
-    kinds = [[i for i, s in enumerate(shows) if s], [i for i, s in enumerate(shows) if not s]]
-    return sorted(i for kind in kinds for i in kind[3::4])
+    with_concept = [i for i, s in enumerate(shows) if s]
+    without = [i for i, s in enumerate(shows) if not s]
+    return sorted([*with_concept[3::4], *without[3::4]])
 
 
-def _mean_overlap(cache: AttentionCache, embeddings: Tensor, calibrated: Any) -> float:
+def _mean_overlap(cache: AttentionCache, embeddings: Tensor, calibration: MapCalibration) -> float:
+    """Return the mean intersection over union of calibrated maps and masks.
+
+    It is the mean over noise levels and images with the concept.
+    """
     shows = cache.masks.flatten(1).any(1)
     if not bool(shows.any()):
         return 0.0
-    maps = normalize_jointly(calibrated(detections(cache, embeddings)))
+    maps = normalize_jointly(calibration.apply(detections(cache, embeddings)))
     return float(overlap(maps[:, shows], cache.masks[shows]).nan_to_num().mean())
 
 
-def _preview(cache: AttentionCache, embeddings: Tensor, row: int, image: Tensor) -> Image.Image:
-    """The image with its map of the middle noise level."""
+def _preview(cache: AttentionCache, embeddings: Tensor, index: int, image: Tensor) -> Image.Image:
+    """Draw the map of the middle noise level over one of the cache's images (H, W, 3)."""
     with torch.no_grad():
-        p = cache.probabilities(embeddings, len(cache.sigmas) // 2, torch.tensor([row])).mean(1, keepdim=True)
-    map_ = torch.nn.functional.interpolate(normalize_jointly(p), size=image.shape[:2], mode="bilinear")[0, 0]
-    return Image.fromarray((overlay(image[..., :3].cpu(), map_) * 255).byte().numpy())
+        level = len(cache.sigmas) // 2
+        p = cache.probabilities(embeddings, level, torch.tensor([index])).mean(1, keepdim=True)
+    size = image.shape[:2]
+    map_ = torch.nn.functional.interpolate(normalize_jointly(p), size=size, mode="bilinear")[0, 0]
+    return Image.fromarray((overlay_map(image[..., :3].cpu(), map_) * 255).byte().numpy())

@@ -1,1 +1,1 @@
-"""Sampling engine: the correction interface, sampling runs, the host's hooks, two-pass sampling, traces and messages."""
+"""Sampling engine: correction interface, runs, the host's hooks, two-pass sampling, traces, messages."""

@@ -17,7 +17,8 @@ def encode(clip: Any, text: str) -> list[Any]:
     """
     if clip is None:
         raise ValueError(
-            "There is no CLIP. Connect one that belongs to the model; a checkpoint without one needs a CLIP loader."
+            "There is no CLIP. Connect one that belongs to the model. "
+            "A checkpoint without a text encoder needs a CLIP loader."
         )
     encoded: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return encoded
@@ -26,8 +27,8 @@ def encode(clip: Any, text: str) -> list[Any]:
 def encode_each(clip: Any, texts: Sequence[str]) -> list[Any]:
     """Return one CONDITIONING with a row per text, for a batch of images that each have their own text.
 
-    Embeddings of different lengths are repeated to a common length, as the host does before it evaluates texts together.
-    Attention over a repeated embedding gives the same result.
+    Embeddings of different lengths are repeated to a common length, as the host does before it evaluates
+    texts together. Attention over a repeated embedding gives the same result.
     """
     encoded = [encode(clip, text)[0] for text in texts]
     length = math.lcm(*(embedding.shape[1] for embedding, _ in encoded))

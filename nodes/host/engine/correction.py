@@ -17,7 +17,7 @@ KEY = "safe_guidance"
 """The pack's key in the host's options, hooks and lists."""
 
 COND, UNCOND = "positive", "negative"
-"""The guider's own branches, by the host's names. `Correction.wanted_texts` may ask for them too, for guiders that skip one."""
+"""The guider's own branches, by the host's names. `wanted_texts` may ask for them if the guider skips one."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RunContext:
         model: the patched MODEL that is sampled.
         latent_shape: (B, C, h, w), or (B, C, T, h, w) for video.
         latent: the latent that sampling starts from, in VAE space; zeros for an empty one.
-        denoise_mask: the host's inpainting mask at that size, 1 where the image is sampled; None without inpainting.
+        denoise_mask: the host's inpainting mask of that size, 1 where it samples; None without inpainting.
         resources: the object that `Correction.patch` returned for this MODEL; it outlives the run.
     """
 
@@ -61,8 +61,9 @@ class Step:
         sigma: the sampler's noise level.
         level: the noise level as a forward process.
         denoised: (B, C, h, w) the guider's prediction, not corrected.
-        predictions: denoised predictions by name: the guider's own branches COND and UNCOND if it evaluated them, and in
-            `correct` the predictions asked for, which equal `denoised` in the samples that nobody asked for.
+        predictions: denoised predictions by name: the guider's own branches COND and UNCOND if it evaluated
+            them, and in `correct` the predictions asked for. These equal `denoised` in samples that were not
+            evaluated.
         guider: the host's guider; its `conds` are the run's conditioning.
         model_options: the host's options of this evaluation, as its `calc_cond_batch` takes them.
         cond_scale: the guider's CFG scale.
@@ -91,27 +92,30 @@ class Step:
 class Correction:
     """A guidance method as the engine calls it.
 
-    A correction holds settings only, because one object serves many models and runs. Two other places hold the rest:
+    A correction holds settings only, because one object serves many models and runs. The rest is kept
+    elsewhere:
 
-    - *resources* belong to one patched MODEL: a decoder, a cache. `patch` returns them, they live as long as the MODEL,
-      and every run finds them in `RunContext.resources`.
-    - *state* belongs to one sampling run. `begin` makes it, every later hook gets it, and it is dropped when the run ends.
+    - *resources* belong to one patched MODEL: a decoder, a cache. `patch` returns them, they live as long as
+      this MODEL, and every run finds them in `RunContext.resources`.
+    - *state* belongs to one sampling run. `begin` makes it, every later hook gets it, and it ends with the
+      run.
 
     At each evaluation the engine calls the hooks of all active corrections in this order: `steer`, `observe`,
-    `wanted_texts`, `correct`. Only `steer` and `correct` change the image, and `wanted_texts` changes nothing at all.
+    `wanted_texts`, `correct`. Only `steer` and `correct` change the image. `wanted_texts` changes nothing at
+    all.
     """
 
     name: str = "correction"
-    """The method's name in traces and messages; empty for a correction that only records and needs no message."""
+    """The method's name in traces and messages; empty for a correction that only records."""
 
     texts: dict[str, list[Any]] = {}
     """CONDITIONING by name. `wanted_texts` may ask for predictions of these."""
 
     two_pass: bool = False
-    """True to sample every run twice. In the first pass the engine calls only `observe` of this correction."""
+    """True to sample every run twice. In the first pass only `observe` of this correction is called."""
 
     def patch(self, model: ModelPatcher) -> Any:
-        """Add further hooks to the clone of the model that `attach` makes, and return this MODEL's resources or None."""
+        """Add hooks to the clone of the model that `attach` makes, and return its resources or None."""
         return None
 
     def begin(self, context: RunContext) -> Any:
@@ -119,14 +123,14 @@ class Correction:
         return None
 
     def resume_data(self, state: Any) -> Any:
-        """Return what a run needs that continues where this one stopped (KSampler Advanced), or None for nothing."""
+        """Return the data for a run that continues where this one stopped (KSampler Advanced), or None."""
         return None
 
     def resume(self, state: Any, data: Any) -> None:
         """Continue from the `resume_data` of the previous run, not None. Called right after `begin`."""
 
     def is_active(self, level: NoiseLevel) -> bool:
-        """Return True if the method may act at a noise level. If not, the engine calls none of the hooks below."""
+        """Return True if the method may act at a noise level. If not, no hook below is called."""
         raise NotImplementedError
 
     def steer(self, step: Step, state: Any) -> Tensor | None:
@@ -141,7 +145,11 @@ class Correction:
         """Read the predictions and the attention of this step, update the state and decide what to do."""
 
     def wanted_texts(self, step: Step, state: Any) -> Mapping[str, Tensor]:
-        """Return the predictions that `correct` needs: names of `texts`, COND or UNCOND, each with (B,) bool samples."""
+        """Return the predictions that `correct` needs, without changing anything.
+
+        Returns:
+            By name of `texts`, COND or UNCOND, the samples (B,) bool that need it.
+        """
         return {}
 
     def correct(self, step: Step, state: Any) -> Change | None:

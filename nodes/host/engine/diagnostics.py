@@ -6,18 +6,21 @@ import logging
 from collections.abc import Sequence
 
 from ....guidance.core.noise_level import NoiseLevel
-from ....reports.trace import Trace, rehearsed, sentence
+from ....reports.trace import Trace, first_pass_sentences, sentence
 from .correction import Attachment, Correction
 from .node_messages import show_message
 from .traces import Recorder
 
 PROBED_SIGMAS = [0.02 * 1.2**i for i in range(48)]
-"""Noise levels from 0.02 to about 100, which every schedule of the host lies in. A correction that is active at none is off."""
+"""Noise levels from 0.02 to 100, the range of the host's schedules; a correction active at none is off."""
 
 
 def missing_branch(name: str) -> str:
     """Return the note for a sampler without the negative prompt that a method needs."""
-    return f"{name} needs a negative prompt, and this sampler has none. Use KSampler, or CFGGuider instead of BasicGuider."
+    return (
+        f"{name} needs a negative prompt, and this sampler has none. "
+        "Use KSampler, or CFGGuider instead of BasicGuider."
+    )
 
 
 def costly_branch(name: str) -> str:
@@ -28,7 +31,8 @@ def costly_branch(name: str) -> str:
 def outside_window(name: str, sigmas: Sequence[float]) -> str:
     """Return the note for a run whose noise levels all lie outside the window of a method."""
     ran = f"sampling ran from sigma {max(sigmas):.3g} to {min(sigmas):.3g}"
-    return f"{name} did nothing: {ran}, outside its window. Widen the window, or start from more noise (denoise)."
+    advice = "Widen the window, or start from more noise (denoise)."
+    return f"{name} did nothing: {ran}, outside its window. {advice}"
 
 
 def add_inert_notes(attachments: Sequence[Attachment], recorder: Recorder) -> None:
@@ -46,7 +50,7 @@ def _is_on(correction: Correction) -> bool:
 
 
 def show_messages(attachments: Sequence[Attachment], trace: Trace) -> None:
-    """Show what each correction did as a message of the node that attached it, and log the notes on settings."""
+    """Show what each correction did as a message on its node, and log the notes on settings."""
     for note in trace.notes:
         logging.warning("Safe Guidance: %s", note)
     for attachment, name in zip(attachments, trace.methods):
@@ -55,5 +59,5 @@ def show_messages(attachments: Sequence[Attachment], trace: Trace) -> None:
         note = next((note for note in trace.notes if name in note), None)
         lines = [note or sentence(trace.summary(name), len(trace.sigmas))]
         if attachment.correction.two_pass:
-            lines += rehearsed(trace)
+            lines += first_pass_sentences(trace)
         show_message(" ".join(lines), attachment.node)

@@ -1,4 +1,4 @@
-"""Corrections on a MODEL: attaching them, and the host's hooks through which they take part in its sampling runs."""
+"""Corrections on a MODEL: attaching them, and the host's hooks that call them in its sampling runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     new = Attachment(correction, executing_node(), correction.patch(patched))
     patched.model_options[KEY] = (*attached, new)
-    # Each patched MODEL has stores of its own, because its runs are not those of the model it was cloned from.
+    # Each patched MODEL has its own stores, because its runs are not those of the model it was cloned from.
     patched.model_options[TRACES] = TraceStore()
     patched.model_options[RESUME] = ResumeStore()
     return patched
@@ -47,7 +47,7 @@ def unguarded(model: ModelPatcher) -> ModelPatcher:
 
 
 def trace_of(model: ModelPatcher, samples: Tensor) -> Trace | None:
-    """Return the trace of the run of this MODEL that gave these latent samples; None if it did not sample them."""
+    """Return the trace of this MODEL's run that gave these latents; None if it did not sample them."""
     store: TraceStore | None = model.model_options.get(TRACES)
     return None if store is None else store.find(samples)
 
@@ -124,7 +124,7 @@ def _sample(
         run = Run(attachments, context, guider, first_pass)
         if resumed is not None:
             run.resume(resumed.data)
-        # The guider's options are a copy made for this run: the entry reaches every hook and ends with the run.
+        # The guider's options are a copy for this run: the entry reaches every hook and ends with the run.
         guider.model_options["transformer_options"][KEY] = run
         return run, call(start, callback)
 

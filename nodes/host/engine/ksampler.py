@@ -25,7 +25,7 @@ def sample(
     latent: dict[str, Any],
     denoise: float,
 ) -> dict[str, Any]:
-    """Sample exactly as the host's KSampler node does, with its previews, masks and batch indices; return the LATENT."""
+    """Sample exactly as the host's KSampler node does, with its previews and masks, and return a LATENT."""
     # `nodes` is the host's module here; a type checker sees the pack's folder of that name.
     run = nodes.common_ksampler  # type: ignore[attr-defined]
     settings = (model, seed, steps, cfg, sampler_name, scheduler)

@@ -22,7 +22,10 @@ def executing_node() -> str | None:
 
 
 def show_message(text: str, node: str | None) -> None:
-    """Show a message on a node, in the browser window that queued the prompt; do nothing without a server or a node."""
+    """Show a message on a node in the browser window that queued the prompt.
+
+    Does nothing without a server or a node.
+    """
     # The server is a module of the host's program, absent where its libraries are used alone.
     instance: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if node is not None and hasattr(instance, "send_progress_text"):
@@ -30,14 +33,17 @@ def show_message(text: str, node: str | None) -> None:
 
 
 def message_ui(text: str, images: ui.PreviewImage | None = None) -> dict[str, Any]:
-    """Show a message on the executing node, and return the `ui` that keeps it and the images in the history."""
+    """Show a message on the executing node, and return the `ui` that adds it and images to the history."""
     show_message(text, executing_node())
     return {**(images.as_dict() if images else {}), **ui.PreviewText(text).as_dict()}
 
 
 @contextmanager
 def errors_shown_at(node: str | None) -> Iterator[None]:
-    """Show the text of an error as a message of a node and raise it again; the interface itself only marks the node."""
+    """Show an error raised in the block as a message on a node, and raise it again.
+
+    The interface itself only marks the node.
+    """
     try:
         yield
     except (ValueError, RuntimeError, ImportError, OSError) as error:
@@ -47,7 +53,7 @@ def errors_shown_at(node: str | None) -> Iterator[None]:
 
 
 def with_error_messages(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Make a node class show its errors as messages, and remove them after its next success; return the class."""
+    """Make a node class show its errors as messages until its next success; return the class."""
     execute = vars(node)["execute"].__func__
     if hasattr(execute, "__wrapped__"):
         return node

@@ -1,4 +1,4 @@
-"""Resumed runs: KSampler Advanced and split sigmas sample one image in several runs, and methods keep their state."""
+"""Resumed runs: state of methods between the runs in which KSampler Advanced samples one image."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ResumePoint:
 class ResumeStore:
     """Resume points of a MODEL's runs that stopped before the noise was gone.
 
-    A run resumes another one if it starts from the very latents that came out, at the noise level at which that run stopped,
-    and adds no noise of its own. Image-to-image from a finished image is a new run.
+    A run resumes another one if it starts from exactly the latents that came out, at the noise level at which
+    that run stopped, and adds no noise of its own. Image-to-image from a finished image is a new run.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
 """A sampling run: the state of its corrections, and the correction of every model evaluation.
 
-Every evaluation of a run ends here with the denoised prediction of the guider in use, whatever guider that is. The active
-corrections may first steer: they change the run's conditioning, and the prediction is made again. Then they observe it and
-ask for extra predictions, which are evaluated in one batch. At last their changes are summed under a joint cap.
+Every evaluation arrives here as the denoised prediction of the guider in use. The active corrections may
+first steer: they change the run's conditioning, and the prediction is made again. Then they observe it and
+    ask for extra
+predictions, which are evaluated in one batch. At last their changes are added under a joint cap.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Run:
     Attributes:
         guider: the guider whose predictions are corrected.
         recorder: records what each correction does.
-        is_guiders_forward: True while the model is evaluated for the guider itself, not for a method's extra prediction.
+        is_guiders_forward: True while the model is evaluated for the guider itself, and False for extra
+            predictions of a method and for gradient passes.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Run:
         return [correction.resume_data(state) for correction, state in zip(self._corrections, self._states)]
 
     def end_first_pass(self) -> tuple[dict[int, Any], list[Tensor]]:
-        """Return the states of the corrections that only observed, by index, and the regions in which they will act."""
+        """Return the states of the corrections that only observed, by index, and their regions."""
         states = {i: self._states[i] for i in self._observers}
         regions = [self._corrections[i].end_first_pass(state) for i, state in states.items()]
         return states, [region for region in regions if region is not None]
@@ -120,7 +122,7 @@ class Run:
     def predict(
         self, forward: GuiderForward, guider: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
     ) -> Tensor:
-        """Return the prediction with the changes of all corrections that are active at this noise level, (B, C, h, w)."""
+        """Return the prediction with the changes of all active corrections, (B, C, h, w)."""
         sigma = float(timestep[0])
         level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
@@ -166,7 +168,7 @@ class Run:
         return combine(step.denoised, changes, step.denoise_mask)
 
     def _steer(self, index: int, step: Step, forward: GuiderForward) -> Step:
-        """Let a correction steer; return the step with the prediction made again in the rows that it named."""
+        """Let a correction steer; return the step with a new prediction in the rows that it named."""
         with self._hook_of(index):
             rows = self._corrections[index].steer(step, self._states[index])  # (B,) bool
             if rows is None or not bool(rows.any()):
@@ -206,7 +208,7 @@ class Run:
 
 
 def _cond_scale(guider: Any) -> float:
-    """Return how strongly the guider's prediction follows its positive branch; 1 for guiders that have only that one."""
+    """Return the guider's CFG scale; 1 for guiders that have only a positive branch."""
     return float(getattr(guider, "cfg1", guider.cfg))
 
 

@@ -1,4 +1,4 @@
-"""Extra predictions for the texts of corrections: each text once, all in one batch, only for the samples that need them."""
+"""Extra predictions for texts of corrections: each text once, in one batch, for the samples that need it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TextPredictions:
     def _missing(
         self, wanted: Mapping[int, Mapping[str, Tensor]], step: Step
     ) -> tuple[dict[tuple[int, str], str], Tensor | None]:
-        """Return the guider's keys of the predictions that are not there yet, and the rows (B,) bool that need any."""
+        """Return the guider's keys of the missing predictions, and the rows (B,) bool that need any."""
         keys: dict[tuple[int, str], str] = {}
         needed: Tensor | None = None
         for index, of_correction in wanted.items():

@@ -21,7 +21,10 @@ KEPT = 32
 
 @dataclass
 class _Entry:
-    """Record of one correction at one model call, with values left on the sampler's device: reading them would wait for it."""
+    """Record of one correction at one model call.
+
+    The values stay on the sampler's device, because reading them would make the host wait for it.
+    """
 
     method: int
     call: int
@@ -123,6 +126,7 @@ class TraceStore:
 
 def fingerprint(samples: Tensor) -> str:
     """Return a hash that identifies latents regardless of device and dtype."""
-    # The host may hand latents between nodes on another device and in half precision; rounding both sides makes them equal.
+    # The host may pass latents on in half precision and on another device. Rounding both sides makes them
+    # equal.
     values = samples.detach().to("cpu", torch.float16).contiguous()
     return hashlib.blake2b(values.numpy().tobytes(), digest_size=16).hexdigest() + str(tuple(values.shape))

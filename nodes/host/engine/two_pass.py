@@ -1,8 +1,8 @@
 """Two-pass sampling, for methods that must see the image before they change it.
 
-Both passes start from the same noise and follow the same texts. In the first pass the two-pass corrections only observe.
-The second pass keeps the predictions of the first one outside the region in which these corrections act, so the rest of
-the image stays as it was.
+Both passes start from the same noise and follow the same texts. In the first pass the two-pass corrections
+only observe. The second pass keeps the predictions of the first one outside the region in which these
+corrections act, so the rest of the image stays as it was.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Callback = Callable[[int, Any, Any, int], None]
 
 
 class FirstPass:
-    """Record of the first pass: the prediction of every model call, then the states and the region for the second pass."""
+    """Record of the first pass: its predictions, and the states and the region for the second pass."""
 
     def __init__(self) -> None:
         self._predictions: deque[tuple[float, Tensor]] = deque()
@@ -44,7 +44,7 @@ class FirstPass:
         self.region, self.states = region, states
 
     def apply(self, sigma: float, denoised: Tensor) -> Tensor:
-        """Record the prediction of one model call in the first pass; replace it outside the region in the second pass."""
+        """Record a prediction in the first pass; replace it outside the region in the second pass."""
         if self.region is None:
             self._predictions.append((sigma, denoised))
             return denoised
@@ -73,7 +73,7 @@ class FirstPassEnd:
 
 
 class HiddenPreview:
-    """Replacement of the host's callback in the first pass: it shows progress and no preview of the unwanted image."""
+    """Replacement of the host's callback in the first pass: it shows progress but no preview."""
 
     def __init__(self, callback: Callback | None) -> None:
         self._callback = callback
@@ -110,7 +110,7 @@ def sample_in_two_passes(
         previous: the end of the previous first pass when the run is a resumed one.
 
     Returns:
-        The run, its latents, and the end of the first pass; None for the latter when the first pass is the result.
+        The run, its latents, and the end of the first pass, which is None when the first pass is the result.
     """
     conds = {name: [entry.copy() for entry in entries] for name, entries in guider.conds.items()}
     first_pass, preview = FirstPass(), HiddenPreview(callback)

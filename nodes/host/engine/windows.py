@@ -10,14 +10,15 @@ from .run import noise_level
 
 
 def percent_window(model: ModelPatcher, start: float, end: float) -> SigmaWindow:
-    """Return the noise levels between two shares of the model's schedule, 0 for its beginning and 1 for its end.
+    """Return the noise levels between two fractions of the model's schedule, from 0 (start) to 1 (end).
 
     Raises:
         ValueError: the end comes before the start.
     """
     if start > end:
         raise ValueError(
-            f"The window runs from {start:.0%} to {end:.0%} of the schedule. Make its start smaller than its end."
+            f"The window runs from {start:.0%} to {end:.0%} of the schedule. "
+            "Make its start smaller than its end."
         )
     sampling = model.get_model_object("model_sampling")
 

@@ -1,4 +1,4 @@
-"""Where the pack's files live: bundled assets, and model folders that merge with what the user configured in the host."""
+"""Folders of the pack's files: bundled assets, and model folders registered with the host."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from pathlib import Path
 
 import folder_paths
 
+from ....formats import guideline_token_file
 from ....formats.negation_set import NegationSet, load, save
-from ....guidance.detect_and_guide import guideline_tokens
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 
 ASSETS = Path(__file__).resolve().parents[3] / "assets"
 NEGATION_SETS, GUIDELINE_TOKENS, SAFETY = "negation_sets", "guideline_tokens", "safety"
 LORAS = "loras"
-"""The host's own folder of LoRAs; the demo model's is offered behind the user's."""
+"""The host's own folder of LoRAs. The demo model's LoRA is listed after the user's."""
 NOUNS = {NEGATION_SETS: "negation set", GUIDELINE_TOKENS: "file of guideline tokens"}
-"""The pack's kinds of files: their folder under `models` and `assets`, and what to call one."""
+"""Kinds of files: their folder under `models` and `assets`, and the word for one file in messages."""
 BUNDLED_SUFFIX = " (bundled)"
 EXTENSIONS = {".safetensors"}
 SAFETY_EXTENSIONS = {".safetensors", ".onnx"}
 WHOLE_INPUT = "."
+"""Name of the host's input folder itself among its sub-folders."""
 MAX_FOLDERS = 1000
-"""Folders under the host's input folder that are offered."""
+"""Most folders under the host's input folder that a node lists."""
 FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')
-"""Characters that some file system does not take."""
+"""Characters that some file systems do not allow in names."""
 
 
 def register_model_folders() -> None:
-    """Make the pack's model folders known to the host, ahead of those that `extra_model_paths` already added."""
-    for folder, extensions in (
-        (NEGATION_SETS, EXTENSIONS),
-        (GUIDELINE_TOKENS, EXTENSIONS),
-        (SAFETY, SAFETY_EXTENSIONS),
-    ):
+    """Register the pack's model folders with the host.
+
+    They come before those that `extra_model_paths` has already added.
+    """
+    kinds = {NEGATION_SETS: EXTENSIONS, GUIDELINE_TOKENS: EXTENSIONS, SAFETY: SAFETY_EXTENSIONS}
+    for folder, extensions in kinds.items():
         default = str(Path(folder_paths.models_dir) / folder)
         paths, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
         folder_paths.folder_names_and_paths[folder] = (list(dict.fromkeys([default, *paths])), extensions)
@@ -42,16 +43,16 @@ def register_model_folders() -> None:
 
 
 def file_names(kind: str) -> list[str]:
-    """Names of one of the pack's kinds of files to choose from: bundled ones first, then those of the model folders."""
+    """Return the names of all files of a kind: bundled ones first, then those in the model folders."""
     bundled = sorted(path.stem + BUNDLED_SUFFIX for path in (ASSETS / kind).glob("*.safetensors"))
     return bundled + folder_paths.get_filename_list(kind)
 
 
 def file_path(kind: str, name: str) -> Path:
-    """The file behind a name from `file_names`.
+    """Return the path of a file by its name from `file_names`.
 
     Raises:
-        FileNotFoundError: no such file; the message says where it belongs.
+        FileNotFoundError: there is no such file; the message says where it belongs.
     """
     if name.endswith(BUNDLED_SUFFIX):
         path = ASSETS / kind / f"{Path(name.removesuffix(BUNDLED_SUFFIX)).name}.safetensors"
@@ -67,10 +68,14 @@ def file_path(kind: str, name: str) -> Path:
 
 
 def path_to_save(kind: str, name: str) -> tuple[Path, Path]:
-    """Where a file of a kind is saved under a name that a person gave: its path, and the folder of the kind.
+    """Return the path at which a file of a kind is saved, and the folder of the kind.
+
+    Args:
+        kind: of the file.
+        name: that a person has given; a / makes a sub-folder.
 
     Raises:
-        ValueError: the name would leave that folder, or no file can have it.
+        ValueError: the name leads out of that folder, or no file can have it.
     """
     parts = [part.strip() for part in name.strip().removesuffix(".safetensors").split("/")]
     if any(
@@ -87,20 +92,26 @@ def path_to_save(kind: str, name: str) -> tuple[Path, Path]:
 
 
 def negation_set_names() -> list[str]:
-    """Names of negation sets to choose from."""
+    """Return the names of all negation sets."""
     return file_names(NEGATION_SETS)
 
 
 def negation_set_path(name: str) -> Path:
-    """The negation set's file behind a name."""
+    """Return the path of a negation set by its name from `negation_set_names`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     return file_path(NEGATION_SETS, name)
 
 
 def save_negation_set(negation_set: NegationSet, name: str, overwrite: bool) -> str:
-    """Save a set into models/negation_sets, with a number behind a name that another set has. Returns the name to load it by.
+    """Save a negation set into models/negation_sets and return the name to load it by.
+
+    A number is appended to a name that another set has, unless `overwrite` is set.
 
     Raises:
-        ValueError: the name would leave that folder, or no file can have it.
+        ValueError: the name leads out of that folder, or no file can have it.
     """
     path, folder = path_to_save(NEGATION_SETS, name)
     stem, number = path.stem, 1
@@ -112,6 +123,7 @@ def save_negation_set(negation_set: NegationSet, name: str, overwrite: bool) -> 
 
 
 def _holds(path: Path, negation_set: NegationSet) -> bool:
+    """Return True if a file holds the same images and masks; False also for a file that cannot be read."""
     try:
         return load(path).content_hash == negation_set.content_hash
     except (ValueError, OSError):
@@ -119,22 +131,24 @@ def _holds(path: Path, negation_set: NegationSet) -> bool:
 
 
 def save_guideline_tokens(tokens: GuidelineTokens, name: str, overwrite: bool) -> str:
-    """Save tokens into models/guideline_tokens, with a number behind a name that is taken. Returns the name to load them by.
+    """Save tokens into models/guideline_tokens and return the name to load them by.
+
+    A number is appended to a name that is taken, unless `overwrite` is set.
 
     Raises:
-        ValueError: the name would leave that folder, or no file can have it.
+        ValueError: the name leads out of that folder, or no file can have it.
     """
     path, folder = path_to_save(GUIDELINE_TOKENS, name)
     stem, number = path.stem, 1
     while not overwrite and path.exists():
         number += 1
         path = path.with_name(f"{stem}_{number:03}.safetensors")
-    guideline_tokens.save(tokens, path)
+    guideline_token_file.save(tokens, path)
     return path.relative_to(folder).as_posix()
 
 
 def input_folders() -> list[str]:
-    """The host's input folder and its sub-folders, as names to choose from."""
+    """Return the names of the host's input folder and of its sub-folders, at most MAX_FOLDERS."""
     root = Path(folder_paths.get_input_directory())
     found = [WHOLE_INPUT]
     for parent, folders, _ in os.walk(root):
@@ -146,7 +160,7 @@ def input_folders() -> list[str]:
 
 
 def input_folder(name: str) -> Path:
-    """The folder behind a name from `input_folders`.
+    """Return the path of a folder by its name from `input_folders`.
 
     Raises:
         FileNotFoundError: there is no such folder under the host's input folder.
@@ -155,6 +169,7 @@ def input_folder(name: str) -> Path:
     path = (root / name).resolve()
     if not path.is_relative_to(root) or not path.is_dir():
         raise FileNotFoundError(
-            f"There is no folder '{name}' under the host's input folder. Put the images there, or choose another."
+            f"There is no folder '{name}' under the host's input folder. "
+            "Create it and put the images there, or choose another folder."
         )
     return path

@@ -1,4 +1,4 @@
-"""Files of detectors: the bundled ones, and those in models/safety."""
+"""Names and paths of detectors' files: the bundled ones, and those in models/safety."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ BUNDLED = {
 def safety_names(
     bundled: str | None = None, suffixes: tuple[str, ...] = (".safetensors", ".onnx")
 ) -> list[str]:
-    """Detectors to choose from: the bundled one of that name first, then files of models/safety."""
+    """Return the names of detectors: a bundled one first, then the files in models/safety.
+
+    Args:
+        bundled: DEMO_GUIDE, DEMO_CLIP or None.
+        suffixes: of the files to list.
+    """
     files = [name for name in folder_paths.get_filename_list(SAFETY) if name.endswith(suffixes)]
     return [*([bundled + BUNDLED_SUFFIX] if bundled else []), *files]
 
 
 def safety_path(name: str) -> Path:
-    """The file behind a name from `safety_names`.
+    """Return the path of a detector's file by its name from `safety_names`.
 
     Raises:
-        FileNotFoundError: no such file; the message says where it belongs.
+        FileNotFoundError: there is no such file; the message says where it belongs.
     """
     found = BUNDLED.get(name) or folder_paths.get_full_path(SAFETY, name)
     if found is None:
-        raise FileNotFoundError(f"There is no file '{name}'. Put it into models/{SAFETY} or choose another.")
+        raise FileNotFoundError(
+            f"There is no file '{name}' in models/{SAFETY}. Put it there or choose another file."
+        )
     return Path(found)

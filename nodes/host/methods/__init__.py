@@ -1,1 +1,1 @@
-"""Corrections, one per method: when it is active, what it needs of a step, and how it changes the prediction."""
+"""Corrections, one per method: when it is active, what it needs of a step, how it changes the prediction."""

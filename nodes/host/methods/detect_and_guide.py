@@ -1,4 +1,4 @@
-"""Detect-and-Guide as a correction: it detects in the guider's own forward, and guides only the samples that need it."""
+"""Detect-and-Guide as a correction: detection in the guider's own forward, guidance where needed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class DetectionState:
 
 
 class DetectAndGuideCorrection(Correction):
-    """Guidance away from a safety text, where guideline tokens are detected and as strong as they are detected.
+    """Guidance away from a safety text, where and as strongly as guideline tokens are detected.
 
     Args:
         concepts: guideline tokens, one set or several.
@@ -134,7 +134,8 @@ class DetectAndGuideCorrection(Correction):
         if not state.first_pass_maps:
             return None
         state.map = torch.stack(state.first_pass_maps).mean(0)  # (B, 1, h, w)
-        # The mean over all steps separates objects, even if much of the image is slightly above the edit threshold.
+        # The mean over all steps separates objects, even if much of the image slightly exceeds the edit
+        # threshold.
         settings = replace(self.settings, coverage=math.inf)
         found = regulate(state.map, settings, self._background)
         state.detection = regulate(state.map, settings, self._background, found.rows)
@@ -148,7 +149,7 @@ class DetectAndGuideCorrection(Correction):
         return dict.fromkeys(names, state.detection.rows)
 
     def _detect(self, step: Step, state: DetectionState) -> Tensor | None:
-        """Return the detection map of this step, (B, 1, h, w), or None if no layer of the prompt was evaluated."""
+        """Return the detection map of this step, (B, 1, h, w), or None if no suitable layer was called."""
         maps = state.collector.take(step)
         if maps is None:
             return None
@@ -172,7 +173,8 @@ class DetectAndGuideCorrection(Correction):
         if SAFETY not in step.predictions or UNCOND not in step.predictions:
             if not state.has_warned:
                 log.warning(
-                    "Detect-and-Guide needs a negative conditioning, and this guider has none. Use a guider with CFG."
+                    "Detect-and-Guide needs a negative conditioning, and this guider has none. "
+                    "Use a guider with CFG."
                 )
             state.has_warned = True
             return None

@@ -1,4 +1,4 @@
-"""Shared base of corrections that follow a safety function: decoder, assessment of predictions, gradient of the score."""
+"""Base of corrections with a safety function: decoder, assessment of predictions, gradient of the score."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....guidance.safety_functions.interface import SafetyFunction
-from ..autograd.decoders import (
-    Decoder,
-    DecoderName,
-    assess,
-    auxiliary_patcher,
-    make_decoder,
-    prediction_gradient,
-)
-from ..autograd.gradients import reserve_memory
-from ..engine.correction import KEY, Correction, RunContext, Step
+from ..autograd.auxiliary_models import load_along
+from ..autograd.decoders import Decoder, DecoderName, make_decoder
+from ..autograd.prediction_scores import assess, prediction_gradient
+from ..engine.correction import Correction, RunContext, Step
 
 
 @dataclass
@@ -28,7 +22,7 @@ class DetectorState:
 
     Attributes:
         decoder: the patched MODEL's decoder from latents to images.
-        kept: (B, C, h, w) the latent that inpainting keeps, in the model's latent space; None without inpainting.
+        kept: (B, C, h, w) latent that inpainting keeps, in the model's latent space; None without inpainting.
     """
 
     decoder: Decoder
@@ -56,7 +50,7 @@ class Verdict:
 
 
 class DetectorCorrection(Correction):
-    """Base of corrections that assess every prediction, and differentiate only those that the safety function finds unsafe.
+    """Base of corrections that assess every prediction, and differentiate only the unsafe ones.
 
     Args:
         vae: the host's VAE of the model.
@@ -79,7 +73,7 @@ class DetectorCorrection(Correction):
 
     def patch(self, model: ModelPatcher) -> Decoder:
         decoder = make_decoder(self.decoder_name, model, self.vae)
-        load_along(model, decoder, self.function)
+        load_along(model, decoder.patchers, self.function)
         return decoder
 
     def begin(self, context: RunContext) -> DetectorState:
@@ -94,7 +88,7 @@ class DetectorCorrection(Correction):
         return Verdict(latents, found.score, is_unsafe.to(step.x.device))
 
     def score_gradient(self, step: Step, state: DetectorState, verdict: Verdict, indices: Tensor) -> Tensor:
-        """Return the gradient of the unsafe score with respect to the predictions at these indices, (R, C, h, w).
+        """Return the gradient of the unsafe score with respect to some predictions, (R, C, h, w).
 
         It is zero where inpainting keeps the image.
         """
@@ -109,17 +103,10 @@ class DetectorCorrection(Correction):
 def largest_entry(x: Tensor) -> Tensor:
     """Return the largest magnitude in each sample, (B,), above zero.
 
-    Half-precision networks lose small numbers. Their gradients are linear in the vector that enters, so callers divide by
-    this value before a gradient pass and multiply by it afterwards.
+    Half-precision networks lose small numbers. Their gradients are linear in the vector that enters, so
+    callers divide by this value before a gradient pass and multiply by it afterwards.
     """
     return x.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def load_along(model: ModelPatcher, decoder: Decoder, function: SafetyFunction) -> None:
-    """Make the host load the decoder and the detectors whenever it loads the model, and leave memory for gradients."""
-    ours = [*decoder.patchers, *(auxiliary_patcher(network) for network in function.networks)]
-    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), *ours])
-    reserve_memory(model)
 
 
 def kept_latent(context: RunContext) -> Tensor | None:
@@ -136,7 +123,8 @@ def kept_latent(context: RunContext) -> Tensor | None:
 def inpainted(denoised: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:
     """Return the prediction with the kept part of an inpainted image in place, (B, C, h, w).
 
-    The safety function thus sees the whole image, and is not distracted by a prediction that inpainting discards.
+    The safety function sees the image as inpainting will finish it, without the part that inpainting
+    discards.
     """
     if mask is None or kept is None:
         return denoised

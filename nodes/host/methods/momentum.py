@@ -25,7 +25,7 @@ class MomentumCorrection(Correction):
     """Base of corrections whose only state is a momentum, which a resumed run continues with."""
 
     def begin(self, context: RunContext) -> Momentum:
-        """Start without momentum."""
+        """Return the state of a run that starts without momentum."""
         return Momentum()
 
     def resume_data(self, state: Momentum) -> Tensor | None:

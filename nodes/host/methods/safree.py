@@ -1,8 +1,9 @@
 """SAFREE inside the host's text encoders.
 
-Models have one to three text encoders, each with its own tokens and embedding space, and each model combines their outputs
-in its own way. While the host encodes a text, functions of this module replace the encoders' own methods. So every encoder
-is filtered by its own tokens in its own space, and the combination stays the host's.
+Models have one to three text encoders, each with its own tokens and embedding space, and each model combines
+their outputs in its own way. While the host encodes a text, functions of this module replace the encoders'
+own methods. So every encoder is filtered by its own tokens in its own space, and the combination stays the
+host's.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Filtered:
     """Result of the SAFREE filter on a prompt.
 
     Attributes:
-        conditioning: the filtered prompt for the first steps and the prompt itself afterwards, or the prompt alone.
+        conditioning: the filtered prompt for the first steps and the prompt itself afterwards, or one of
+            them.
         plain: the prompt's own conditioning.
         verdicts: verdicts on every token of every encoder.
         change: the paper's beta, the largest over encoders and sections.
@@ -76,8 +78,8 @@ def _bounds(section: Section, encoder: SDClipModel) -> tuple[int, int]:
 def _sentences(encoder: SDClipModel, encode: Callable[..., Any], sections: Sequence[Section]) -> Tensor:
     """Return one sentence vector per section in the space of the encoder's token embeddings, (n, d).
 
-    For CLIP this is the embedding of the end token, from which its pooled output is made. Encoders without a start token
-    are bidirectional, and the sentence vector is the mean over the words.
+    For CLIP this is the embedding of the end token, from which its pooled output is made. Encoders without a
+    start token are bidirectional, and the sentence vector is the mean over the words.
     """
     unweighted = [[(token, 1.0) for token, *_ in section] for section in sections]
     hidden = encode(unweighted)[0]
@@ -96,7 +98,7 @@ def _sentences(encoder: SDClipModel, encode: Callable[..., Any], sections: Seque
 
 @contextmanager
 def _replaced_encoders(clip: Any, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Replace every encoder's method during the block by `replacement(name, encoder, its own method, sections)`."""
+    """Replace every encoder's method in the block by `replacement(name, encoder, own method, sections)`."""
     encoders = {
         name: module
         for name, module in clip.cond_stage_model.named_modules()
@@ -222,8 +224,8 @@ def filter_text(
 def switched(first: list[Any], then: list[Any], last_step: int) -> list[Any]:
     """Return a conditioning that is `first` up to and including a step of 50, and `then` afterwards.
 
-    The switch lies halfway between two steps of the papers' schedule, so that no noise level falls on it and gets both
-    conditionings, or none.
+    The switch lies halfway between two steps of the papers' schedule, so that no noise level falls on it and
+    gets both conditionings, or none.
     """
     percent = 1 - timestep_of_step(last_step + 0.525) / (TIMESTEPS - 1)
     early = node_helpers.conditioning_set_values(first, {"start_percent": 0.0, "end_percent": percent})

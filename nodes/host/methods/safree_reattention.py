@@ -1,4 +1,4 @@
-"""SAFREE's latent re-attention: it compares skip features of the filtered prompt with those of the prompt itself."""
+"""SAFREE's latent re-attention: skip features of the filtered prompt against those of the prompt itself."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class ReattentionCorrection(Correction):
         config = model.model.model_config.unet_config
         if "channel_mult" not in config:
             raise ValueError(
-                "Latent re-attention works in the decoder of a UNet, which this model does not have. Remove the node."
+                "Latent re-attention works in the decoder of a UNet, which this model does not have. "
+                "Remove the node."
             )
         widths = {config["model_channels"] * factor for factor in config["channel_mult"]}
         by_depth = zip(sorted(widths, reverse=True), (self.deep, self.shallow))
@@ -90,7 +91,7 @@ class ReattentionCorrection(Correction):
         timestep: Tensor,
         options: dict[str, Any],
     ) -> Any:
-        """Evaluate the unfiltered prompt before the guider's own forward, if it differs from the filtered one."""
+        """Evaluate the unfiltered prompt before the guider's forward, if it differs from the filtered one."""
         run: Run | None = options["transformer_options"].get(KEY)
         positive = None if run is None or not run.is_guiders_forward else run.guider.conds[COND]
         if run is None or positive is None or not any(cond is positive for cond in conds):

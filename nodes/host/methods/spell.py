@@ -12,7 +12,7 @@ from ....formats.negation_set import NegationSet
 from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.core.references import References
-from ....guidance.spell import SpellSettings, repellency, unit_pixels
+from ....guidance.spell import SpellSettings, repellency, with_unit_pixels
 from ..engine.correction import Correction, RunContext, Step
 from ..engine.mask import area_of
 from ..files.negation_latents import earlier_references, fitting_references, references_for
@@ -32,17 +32,17 @@ class SpellState:
 
 
 class SpellCorrection(Correction):
-    """Repellency out of balls around the images of a negation set, around earlier images, and around each other.
+    """Repellency out of balls around a negation set's images, earlier images, and images of the same batch.
 
     Args:
         negation_set: static references, compared as whole images, or None.
         vae: encodes them; may be None without a set.
         settings: radius and the rest.
-        normalized: compare with references of `unit_pixels`, as the published baseline does.
+        normalized: compare with references of `with_unit_pixels`, as the published baseline does.
         layout: how the set's images are brought to the size of the run.
         mask: MASK of the workflow, where to compare and to act; None for everywhere.
-        earlier: (M, C, h, w) latents in VAE space of earlier images, used like the set's references; they are the paper's
-            dynamic references of earlier batches.
+        earlier: (M, C, h, w) latents in VAE space of earlier images, used like the set's references; they are
+            the paper's dynamic references of earlier batches.
     """
 
     name = "SPELL"
@@ -76,7 +76,7 @@ class SpellCorrection(Correction):
         if self.earlier is not None:
             found += earlier_references(context.model, self.earlier, context.latent_shape)
         if self.normalized:
-            found = [references.then(unit_pixels) for references in found]
+            found = [with_unit_pixels(references) for references in found]
         return SpellState(found)
 
     def is_active(self, level: NoiseLevel) -> bool:

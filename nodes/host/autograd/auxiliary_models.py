@@ -1,0 +1,54 @@
+"""Loading of decoders and detectors through the host's memory management, together with the sampled model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
+from torch import nn
+
+from ....guidance.safety_functions.interface import SafetyFunction
+from ..engine.correction import KEY
+from .gradients import reserve_memory
+
+_PATCHER = "_safe_guidance_patcher"
+
+
+def auxiliary_patcher(network: nn.Module) -> ModelPatcher:
+    """Return the host's patcher of a network, with which the host loads it.
+
+    There is one patcher per network, stored in the network: the host reports a network that outlives its
+    patcher as a leak.
+    """
+    patcher: ModelPatcher | None = vars(network).get(_PATCHER)
+    if patcher is None:
+        patcher = CoreModelPatcher(
+            network,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+        # The host clones a patcher in this way for further devices.
+        patcher.cached_patcher_init = (lambda disable_dynamic=False: auxiliary_patcher(network), ())
+        vars(network)[_PATCHER] = patcher
+    return patcher
+
+
+def load_now(function: SafetyFunction) -> torch.device:
+    """Let the host load a safety function's networks, and return the device on which they are."""
+    comfy.model_management.load_models_gpu([auxiliary_patcher(network) for network in function.networks])
+    return comfy.model_management.get_torch_device()
+
+
+def load_along(model: ModelPatcher, patchers: Sequence[ModelPatcher], function: SafetyFunction) -> None:
+    """Let the host load a decoder and a safety function with the model, and reserve memory for gradients.
+
+    Args:
+        model: the sampled model.
+        patchers: of the decoder.
+        function: the safety function.
+    """
+    added = [*patchers, *(auxiliary_patcher(network) for network in function.networks)]
+    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), *added])
+    reserve_memory(model)
