@@ -43,7 +43,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of (B, heads, tokens, width). Plain products are the faster path for short rows on a CPU."""
+    """Compute attention of (B, heads, tokens, width) by plain products, faster for short rows on a CPU."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
@@ -236,7 +236,7 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Noise prediction for x (B, 4, h, w) at DDPM timesteps (B,) with text context (B, T, 96)."""
+        """Predict the noise of x (B, 4, h, w) at DDPM timesteps (B,) with text context (B, T, 96)."""
         embedding = self.time_embed(timestep_embedding(timesteps, self.width))
         skips, h = [], x
         for block in self.input_blocks:

@@ -30,7 +30,7 @@ HEAD_WEIGHTS = {"shapes": 3.0, "colors": 2.0, "style": 1.0, "background": 0.5, "
 
 
 def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images (count, 3, 128, 128) as bytes and their labels; every second hundred went through the autoencoder."""
+    """Return images (count, 3, 128, 128) as bytes and labels; every second hundred is reconstructed."""
     scenes = world.sample_scenes(count, seed)
     images = []
     for start in range(0, count, 100):
@@ -59,7 +59,7 @@ def augment(images: Tensor) -> Tensor:
 
 
 def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """Binary cross-entropy for what may appear together, cross-entropy for what excludes each other."""
+    """Compute binary cross-entropy for independent labels, cross-entropy for exclusive ones."""
     losses = [
         weight * F.binary_cross_entropy_with_logits(logits[name], labels[name])
         if labels[name].is_floating_point()

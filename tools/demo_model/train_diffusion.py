@@ -18,13 +18,13 @@ OFFSET_NOISE = 0.1
 
 
 def alphas_cumprod() -> Tensor:
-    """Stable Diffusion 1.x's schedule."""
+    """Return Stable Diffusion 1.x's noise schedule."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
 
 
 def sample_timesteps(count: int) -> Tensor:
-    """Half uniform, half from the noisiest three quarters, where composition and text are decided."""
+    """Sample timesteps: half uniform, half from the noisiest three quarters, which decide composition."""
     u = torch.rand(count)
     noisy = torch.rand(count) < HIGH_NOISE_SHARE
     return torch.where(noisy, 250 + 750 * u, 1000 * u).long().clamp(0, 999)
@@ -35,7 +35,7 @@ def noise_like(x: Tensor) -> Tensor:
 
 
 def loss_weight(abar: Tensor) -> Tensor:
-    """Emphasis on high noise: clamp(sigma, 1, 10)^1.3 times the plain epsilon error."""
+    """Weight the epsilon error by clamp(sigma, 1, 10)^1.3, an emphasis on high noise."""
     sigma = ((1 - abar) / abar).sqrt()
     return sigma.clamp(1, 10) ** 1.3
 
