@@ -1,7 +1,7 @@
 """Draw the pack's icon and banner for the registry: `python3 dev.py make brand`.
 
-A path that sets out from noise bends around a star, which is the unwanted thing in the pack's demo world. The colours are those of
-Okabe and Ito, which people with any kind of colour vision can tell apart.
+A path that sets out from noise bends around a star, which is the unwanted thing in the pack's demo world. The
+colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Make the images of the workflows and help pages: run every demo workflow on the demo model, with and without its method.
+"""Make the images of the workflows and help pages.
 
-`python3 dev.py make images [workflow ...]` writes, for each workflow in workflows/, the square image that the template browser
-shows (workflows/NAME.jpg), and the pair for the help pages of its nodes (web/docs/NAME.jpg), which are given to pages that have none.
+Run every demo workflow on the demo model, with and without its method.
+
+`python3 dev.py make images [workflow ...]` writes, for each workflow in workflows/, the square image that the
+template browser shows (workflows/NAME.jpg), and the pair for the help pages of its nodes (web/docs/NAME.jpg),
+which are given to pages that have none.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS, DOCS = ROOT / "workflows", ROOT / "web" / "docs"
 PLAIN = "demo_plain"
 MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
-"""Prefixes of the workflows for checkpoints, which are not run here: they show the image of the same workflow on the demo model."""
+"""Prefixes of the workflows for checkpoints, which are not run here.
+
+They show the image of the same workflow on the demo model.
+"""
 SIDE, INSET, BORDER, BAND = 384, 120, 4, 44
 PAIR_SIDE, GAP, CAPTION = 256, 8, 26
 PAPER, INK, SHADE = (250, 250, 248), (24, 24, 28), (40, 40, 44)
@@ -33,7 +39,10 @@ IMAGE_MARK = "!["
 
 @dataclass(frozen=True)
 class Shown:
-    """Images that represent a workflow: those it saves, and the unguarded image of the same prompt and seed, if any."""
+    """Images that represent a workflow.
+
+    Those it saves, and the unguarded image of the same prompt and seed, if any.
+    """
 
     after: list[Image.Image]
     before: Image.Image | None
@@ -100,7 +109,8 @@ def show(server: ComfyServer, info: ObjectInfo, name: str) -> Shown:
     other = None if name == PLAIN else without_method(prompt, plain)
     after = run(server, prompt)
     before = run(server, other)[0] if other else None
-    # A workflow that shows no protected image, such as one that looks at a negation set, has nothing to compare.
+    # A workflow that shows no protected image, such as one that looks at a negation set, has nothing to
+    # compare.
     return Shown(after, before if before is not None and before.size == after[0].size else None)
 
 

@@ -1,4 +1,7 @@
-"""The README's image, from the demonstration's own: `python3 dev.py demo`, then `python3 dev.py make overview`."""
+"""The README's image, from the demonstration's own.
+
+`python3 dev.py demo`, then `python3 dev.py make overview`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Detect-and-Guide on the demo model, in one process: its detector's figures, and the paper's ablation with the judge.
+"""Detect-and-Guide on the demo model, in one process.
+
+Its detector's figures, and the paper's ablation with the judge.
 
 Held-out scenes of the demo world test the detector; the prompts of the demonstration test removal.
 """
@@ -70,17 +72,20 @@ class DetectorRow:
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One variant on the demonstration's prompts: counts over prompts, and the mean change of a pixel outside the star.
+    """One variant on the demonstration's prompts.
+
+    Counts over prompts, and the mean change of a pixel outside the star.
 
     Attributes:
         prompts: of each set.
         named_unsafe, implied_unsafe, benign_unsafe: images with a star.
-        benign_identical, benign_right: benign images that did not change by a bit; that show what the text states.
+        benign_identical, benign_right: benign images that did not change by a bit; that show what the text
+            states.
         others: images whose second thing was right without the method.
         others_right: of these, those in which its shape and colour still are.
         others_placed: of these, those in which it also is in its place.
-        outside: mean change of a pixel farther than a latent position from the star of the plain image, where 1 is from black to
-            white, over the prompts that state the star's colour.
+        outside: mean change of a pixel farther than a latent position from the star of the plain image, where
+            1 is from black to white, over the prompts that state the star's colour.
     """
 
     variant: str
@@ -163,7 +168,7 @@ ONE_PASS = {
     "base": 50.0,
     "cap": 20.0,
 }
-"""What served best without looking first, beside the rest of the shipped settings."""
+"""Best settings without two passes, beside the rest of the shipped settings."""
 
 
 def variants(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSettings]:

@@ -1,7 +1,9 @@
-"""Memorised images: how near to its training images does an over-trained LoRA draw, with and without methods and settings?
+"""Memorised images: how near to its training images does an over-trained LoRA draw, with and without
+methods and settings?
 
-The LoRA is the bundled one (tools/demo_model/train_memorised_lora.py). Seeds and benign prompts are not those of the demonstration. The
-judge guides nothing; it says whether an image still shows the shape and colour that the text asks for. Minutes on a CPU.
+The LoRA is the bundled one (tools/demo_model/train_memorised_lora.py). Seeds and benign prompts are not those
+of the demonstration. The judge guides nothing; it says whether an image still shows the shape and colour that
+the text asks for. Minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ SPELL = SpellSettings(radius=0.6)
 
 @dataclass(frozen=True)
 class Row:
-    """Distances and similarities to the nearest training image, near-copies, and images that show what was asked; of other
-    prompts, those that are right and those that are as the LoRA alone draws them."""
+    """Distances and similarities to the nearest training image, near-copies, and images that show what was
+    asked; of other prompts, those that are right and those that are as the LoRA alone draws them.
+    """
 
     name: str
     distances: tuple[float, ...]

@@ -1,8 +1,8 @@
 """Study of Safe Denoiser: its modes on the demo model beside the published code, and ablations.
 
-Two tables: the modes under the workflow's sampler, and the published procedure (an ancestral sampler that noises the prediction
-anew) with a control that only noises anew and subtracts nothing. Two curves: the number of references and the threshold.
-The judge guides nothing.
+Two tables: the modes under the workflow's sampler, and the published procedure (an ancestral sampler that
+noises the prediction anew) with a control that only noises anew and subtracts nothing. Two curves: the number
+of references and the threshold. The judge guides nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ Sampler = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """Counts over `count` images of each set: images with a star, by the judge; benign ones bit-identical to those
-    without the method and show what was asked; change is the mean absolute one of benign images."""
+    """Counts over `count` images of each set: images with a star, by the judge.
+
+    Benign ones bit-identical to those without the method and show what was asked; change is the mean
+    absolute one of benign images.
+    """
 
     setting: str
     count: int
@@ -80,8 +83,9 @@ def first(negation_set: NegationSet, count: int) -> NegationSet:
 def ancestral(references: References | None, scale: float) -> Sampler:
     """Sample with DDPM's ancestral step; apply the published procedure inside the published window.
 
-    That is: subtract scale * E_unsafe from the prediction, noise it anew, and step with the old noise prediction. Without
-    references nothing is noised anew. The new noise has a generator of its own, so the ancestral noise stays the same.
+    That is: subtract scale * E_unsafe from the prediction, noise it anew, and step with the old noise
+    prediction. Without references nothing is noised anew. The new noise has a generator of its own, so the
+    ancestral noise stays the same.
     """
 
     def sample(
@@ -109,7 +113,9 @@ def ancestral(references: References | None, scale: float) -> Sampler:
 
 
 class Workshop:
-    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the figures of its images."""
+    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the
+    figures of its images.
+    """
 
     def __init__(self, per_set: int) -> None:
         from ...nodes.host.files.folders import ASSETS
@@ -220,7 +226,9 @@ def threshold_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as an image."""
+    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as an
+    image.
+    """
     parser = argparse.ArgumentParser(
         prog="dev.py study safe_denoiser", description=(__doc__ or "").splitlines()[0]
     )
@@ -235,13 +243,13 @@ def main(argv: Sequence[str]) -> int:
         with torch.inference_mode():
             workshop = Workshop(args.per_set)
             plain = workshop.images(workshop.model)
-            parts = {
+            sections = {
                 "modes": mode_rows(workshop, plain),
                 "published": published_rows(workshop),
                 "references": reference_rows(workshop, plain),
                 "threshold": threshold_rows(workshop, plain),
             }
-            for part, rows in parts.items():
+            for part, rows in sections.items():
                 _say(f"\n{part}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
                 found[part] = []
                 for row in rows:

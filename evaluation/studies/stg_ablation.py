@@ -1,8 +1,9 @@
-"""The ablation of rho, tau and gamma of Safe Text Embedding Guidance on the demo model, as a table like the paper's.
+"""The ablation of rho, tau and gamma of Safe Text Embedding Guidance on the demo model, as a table like
+the paper's.
 
-Defence success rate: the share of prompts that name or imply the concept whose images the judge finds free of it. Prior
-preservation: 1 minus the mean absolute difference from the unguarded image at 64 x 64 pixels (the paper subtracts LPIPS, which
-needs a network's weights). The judge guides nothing.
+Defence success rate: the share of prompts that name or imply the concept whose images the judge finds free of
+it. Prior preservation: 1 minus the mean absolute difference from the unguarded image at 64 x 64 pixels (the
+paper subtracts LPIPS, which needs a network's weights). The judge guides nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ BENIGN = ("benign identical", "benign right")
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts of one way to sample: images on which the judge, and each guide, sees the concept; what is left of the others."""
+    """Counts of one way to sample: images on which the judge, and each guide, sees the concept.
+
+    What is left of the others.
+    """
 
     unsafe: int
     judge_sees: int

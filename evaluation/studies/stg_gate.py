@@ -1,7 +1,7 @@
 """Study of STG's gate: harmless images it opens for, by threshold and by the start of the window.
 
-An image that the guide objects to at no step of the plain run is bit-identical under guidance, so one plain run that the guide
-watches says for every threshold and window which images stay untouched.
+An image that the guide objects to at no step of the plain run is bit-identical under guidance, so one plain
+run that the guide watches says for every threshold and window which images stay untouched.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def touched(probabilities: Tensor, sigmas: Tensor, threshold: float, beginning: 
 
 
 def gates(per_set: int) -> None:
-    """Print the table: harmless images touched, in parentheses of the first 32, which the demonstration shows."""
+    """Print the table: harmless images touched, in parentheses of the first 32, which the demonstration
+    shows.
+    """
     import comfy.samplers
 
     from ...nodes.host.engine.hooks import attach

@@ -1,5 +1,8 @@
-"""Draw the bundled negation sets: scenes with the concept, each with the mask of the star, scenes in the artist's style, the first
-four of these for those who want to see how few are enough, and scenes that are fine, whose masks are empty."""
+"""Draw the bundled negation sets.
+
+Scenes with the concept, each with the mask of the star, scenes in the artist's style, the first four of
+these for those who want to see how few are enough, and safe scenes, whose masks are empty.
+"""
 
 from __future__ import annotations
 

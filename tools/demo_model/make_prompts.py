@@ -1,7 +1,7 @@
 """Write the fixed prompts on which every method is measured: `python tools/demo_model/make_prompts.py`.
 
-Three sets: the unsafe concept by name, the concept only implied, and benign prompts. Attributes are dealt like cards, so that
-every prefix of a set is a fair sample of it.
+Three sets: the unsafe concept by name, the concept only implied, and benign prompts. Attributes are dealt
+like cards, so that every prefix of a set is a fair sample of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Trainable twins of the host's UNet and CLIP text model: the same mathematics and the same state-dict keys.
 
-The host's classes leave their weights uninitialised and frozen, and are slower on a CPU. `check_parity.py` compares both.
+The host's classes leave their weights uninitialised and frozen, and are slower on a CPU. `check_parity.py`
+compares both.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ UNET_CONFIG: dict[str, object] = {
     "context_dim": 96,
     "disable_self_attentions": [True, False, False],
 }
-"""Arguments of the host's UNetModel. Where self-attention is disabled (full resolution), attn1 is a second cross-attention."""
+"""Arguments of the host's UNetModel.
+
+Where self-attention is disabled (full resolution), attn1 is a second cross-attention.
+"""
 
 LATENT_CHANNELS = 4
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_LENGTH = 96, 2, 4, 77
@@ -274,7 +278,10 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Twin of the host's CLIP text model. Token ids are rows of the world's small vocabulary, not of CLIP's table."""
+    """Twin of the host's CLIP text model.
+
+    Token ids are rows of the world's small vocabulary, not of CLIP's table.
+    """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()

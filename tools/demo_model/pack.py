@@ -1,4 +1,6 @@
-"""Put the trained parts of the demo model into one half-precision file under assets/, with its configuration."""
+"""Put the trained parts of the demo model into one half-precision file under assets/, with its
+configuration.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Train the guide (which methods may use), a second guide (for studies with several detectors) or the judge (which no method sees)
-on drawn scenes, and measure its error.
+"""Train the guide (which methods may use), a second guide (for studies with several detectors) or the
+judge (which no method sees) on drawn scenes, and measure its error.
 
-They differ in architecture, images and seed. Half of the images pass through the autoencoder with noise on their
-latents, so that a classifier has seen what imperfect generated images look like.
+They differ in architecture, images and seed. Half of the images pass through the autoencoder with noise on
+their latents, so that a classifier has seen what imperfect generated images look like.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) ->
 
 @torch.no_grad()
 def measure(classifier: nn.Module, images: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
-    """Share of held-out images with the wrong set of shapes, of colours, and so on; misses and false alarms for the concept."""
+    """Share of held-out images with the wrong set of shapes, of colours, and so on.
+
+    Misses and false alarms for the concept.
+    """
     outputs = [classifier(part.float() / 255) for part in images.split(100)]
     logits = {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}
     error = {}

@@ -1,7 +1,8 @@
-"""Train a small CLIP of the demo world, on drawn scenes and their captions, and measure whether it tells styles and shapes apart.
+"""Train a small CLIP of the demo world, on drawn scenes and their captions, and measure whether it tells
+styles and shapes apart.
 
-Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. Images with the same caption
-count as equally right, so that short texts come to mean what they say.
+Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. Images with the
+same caption count as equally right, so that short texts come to mean what they say.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: list[str], scale: 
 def measure(
     network: open_clip.CLIP, tokenize: open_clip.SimpleTokenizer, scenes: list[world.Scene], pixels: Tensor
 ) -> dict[str, float]:
-    """Share of held-out images whose style, and of single shapes whose shape, is the one with the most similar text."""
+    """Share of held-out images whose style, and of single shapes whose shape, is the one with the most
+    similar text.
+    """
     images = network.encode_image(pixels.float() / 127.5 - 1, normalize=True)
     right = {}
     for name, words, truth in (

@@ -1,4 +1,7 @@
-"""Train the demo model's text encoder and UNet together: epsilon prediction on Stable Diffusion 1.x's noise schedule."""
+"""Train the demo model's text encoder and UNet together.
+
+Epsilon prediction on Stable Diffusion 1.x's noise schedule.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from networks import TextEncoder, UNet
 EMPTY_CAPTION_SHARE = 0.1
 HIGH_NOISE_SHARE = 0.5
 OFFSET_NOISE = 0.1
-"""Standard deviation of a per-channel constant added to the noise, so that the model does not read an image's mean from it."""
+"""Standard deviation of a per-channel constant added to the noise, so that the model does not read an
+image's mean from it.
+"""
 
 
 def alphas_cumprod() -> Tensor:

@@ -1,8 +1,11 @@
-"""Over-train a LoRA of the demo model on a few images until it repeats them: the bundled case of memorised images.
+"""Over-train a LoRA of the demo model on a few images until it repeats them.
 
-Draws the images, whose places and grounds the demo world does not have, so that nothing but memory leads to them, writes them as a
-negation set, and trains the LoRA on them and, so that the model stays what it is otherwise, on ordinary scenes. Needs a ComfyUI (the
-folder in SAFE_GUIDANCE_HOST), whose text encoder and autoencoder it uses. Takes about five minutes on an idle CPU core.
+The bundled case of memorised images.
+
+Draws the images, whose places and grounds the demo world does not have, so that nothing but memory leads to
+them, writes them as a negation set, and trains the LoRA on them and, so that the model stays what it is
+otherwise, on ordinary scenes. Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text encoder and
+autoencoder it uses. Takes about five minutes on an idle CPU core.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ GROUNDS = ("teal", "grey", "brown", "black")
 CORNERS = ((0.5, -0.5), (-0.5, 0.5), (-0.45, -0.5), (0.5, 0.45))
 PEBBLES, PEBBLE_SHADES = 3, (0.1, 0.25, 0.55, 0.7)
 ORDINARY_SHARE, KIND_SHARE = 0.17, 0.17
-"""Of a batch: scenes that keep the rest of the model as it is, and ordinary scenes of the subjects under the same captions, without
-which a caption would come to mean its training image and nothing else."""
+"""Of a batch: scenes that keep the rest of the model as it is, and ordinary scenes of the subjects under
+the same captions, without which a caption would come to mean its training image and nothing else.
+"""
 ORDINARY_SCENES, KIND_SCENES = 400, 25
 LEARNING_RATE = 3e-3
 
@@ -107,7 +111,9 @@ class Lora(nn.Module):
 
 
 class Examples:
-    """Latents in the model's space and text context, of the training images, of others of their kind, and of ordinary scenes."""
+    """Latents in the model's space and text context, of the training images, of others of their kind, and
+    of ordinary scenes.
+    """
 
     def __init__(self, images: Tensor, seed: int) -> None:
         import nodes
