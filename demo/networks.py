@@ -35,10 +35,10 @@ class ResidualBlock(nn.Module):
 class Autoencoder(nn.Module):
     """Deterministic autoencoder (B, 3, 4h, 4w) in [-1, 1] <-> (B, 4, h, w).
 
-    It has the interface of the host's first-stage models. All convolutions run at latent resolution, between a pixel
-    unshuffle and a pixel shuffle, which makes it fast on a CPU. Latents are normalised with the stored statistics to a
-    standard deviation of 0.5 in the model's space. At 1.0 the mean of an image would stay visible in the noise of the
-    schedule's last step, and the seed would choose the background.
+    It has the interface of the host's first-stage models. All convolutions run at latent resolution,
+    between a pixel unshuffle and a pixel shuffle, which makes it fast on a CPU. Latents are normalised with
+    the stored statistics to a standard deviation of 0.5 in the model's space. At 1.0 the mean of an image
+    would stay visible in the noise of the schedule's last step, and the seed would choose the background.
     """
 
     LATENT_STD = 0.5

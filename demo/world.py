@@ -1,8 +1,8 @@
 """The demo world: drawn scenes of one or two shapes with known labels and masks.
 
-A scene has shapes, colours, places, a background with a pattern, and a drawing style. The star stands for the unsafe
-concept, and "hatched" (also "by kovacs") for an artist's style. Some words imply a star without naming it, so that a
-word filter fails.
+A scene has shapes, colours, places, a background with a pattern, and a drawing style. The star stands for the
+unsafe concept, and "hatched" (also "by kovacs") for an artist's style. Some words imply a star without
+naming it, so that a word filter fails.
 """
 
 from __future__ import annotations
@@ -171,7 +171,10 @@ def with_article(words: str) -> str:
 def write_caption(
     scene: Scene, rng: random.Random, complete: bool = False, words: dict[str, str] | None = None
 ) -> str:
-    """Write a caption in natural language. `complete` names every attribute, `words` fixes the word for a shape."""
+    """Write a caption in natural language.
+
+    `complete` names every attribute, `words` fixes the word for a shape.
+    """
     if scene.captions:
         return rng.choice(scene.captions)
 
@@ -243,7 +246,7 @@ _Y, _X = torch.meshgrid(_AXIS, _AXIS, indexing="ij")
 
 
 def signed_distance(shape: Shape) -> Tensor:
-    """Compute the distance of every pixel to the shape's outline, negative inside, in image units: (SIZE, SIZE)."""
+    """Return each pixel's distance to the shape's outline, negative inside, in image units: (SIZE, SIZE)."""
     cos, sin = math.cos(shape.rotation), math.sin(shape.rotation)
     dx, dy = _X - shape.x, _Y - shape.y
     px, py = (cos * dx + sin * dy) / shape.radius, (-sin * dx + cos * dy) / shape.radius

@@ -33,7 +33,7 @@ class Skipped:
 
 
 def files_in(folder: Path, sub_folders: bool) -> list[Path]:
-    """List the files of a folder in a stable order, without hidden files and without following linked folders.
+    """List the files of a folder in a stable order. Hidden files and linked folders are left out.
 
     Raises:
         ValueError: there are more than MAX_FILES.
@@ -114,7 +114,7 @@ def _read(path: Path, longest_side: int) -> Tensor:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey images to 8 bits by scaling, where Pillow would clip them. Return others unchanged."""
+    """Scale 16-bit grey images to 8 bits, because Pillow would clip them. Return others unchanged."""
     if image.mode.startswith("I"):
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     image.load()

@@ -18,8 +18,8 @@ class ImageStore:
     """Collects uint8 images (H, W, 3) of any sizes.
 
     Args:
-        folder: a temporary folder for the file, which is only written above IN_MEMORY bytes. `images` unlinks the
-            file, or leaves it there if the system does not unlink open files.
+        folder: a temporary folder for the file, which is only written above IN_MEMORY bytes. `images` unlinks
+            the file, or leaves it there if the system does not unlink open files.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Files of encoded references: written batch by batch, memory-mapped when read, refused when damaged.
 
-A file is in the safetensors format. It has `latents` (N, C, h, w) float16 and optionally `regions` (N, 1, h, w)
-float16. Its metadata has the key, which identifies the images and their encoding, and the SHA-256 of everything
-after the header.
+A file is in the safetensors format. It has `latents` (N, C, h, w) float16 and optionally `regions`
+(N, 1, h, w) float16. Its metadata has the key, which identifies the images and their encoding, and the
+SHA-256 of everything after the header.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK = 2**24
 
 
 def write(path: Path, key: str, count: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
-    """Write `count` references from batches of latents (n, C, h, w) and regions (n, 1, h, w), or None without regions.
+    """Write `count` references from batches of latents (n, C, h, w) and regions (n, 1, h, w) or None.
 
     The file appears under its name only when it is complete, so concurrent writers of the same file are safe.
 

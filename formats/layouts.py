@@ -30,9 +30,9 @@ class Layout:
     """Options for resizing and augmenting images for a run.
 
     Attributes:
-        fit: `crop` covers the size and crops the rest; `letterbox` keeps the whole image and fills the borders with
-            its mean colour.
-        augmentation: copies to add for every image. They help because whole images are compared pixel by pixel.
+        fit: `crop` covers the size and crops the rest; `letterbox` keeps the whole image and fills the
+            borders with its mean colour.
+        augmentation: copies to add for each image. They help because images are compared pixel by pixel.
     """
 
     fit: Fit = "crop"
@@ -58,7 +58,7 @@ def fit(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def letterbox(image: Tensor, height: int, width: int, fill: Tensor) -> Tensor:
-    """Scale (C, H, W) floats to fit into height x width with the aspect kept, and pad with the colour `fill` (C,)."""
+    """Scale (C, H, W) floats to fit into height x width, keep the aspect, and pad with `fill` (C,)."""
     scale = min(height / image.shape[1], width / image.shape[2])
     size = (
         min(height, max(1, round(image.shape[1] * scale))),
@@ -117,7 +117,7 @@ def _crop(top: int, left: int) -> Callable[[Tensor], Tensor]:
 
 
 def _shift(down: int, right: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that shifts by SHIFT_SHARE along an axis (-1, 0 or 1) and repeats the border pixels."""
+    """Return a function that shifts by SHIFT_SHARE (-1, 0 or 1 times per axis) and repeats the border."""
 
     def apply(image: Tensor) -> Tensor:
         height, width = image.shape[1:]

@@ -1,8 +1,8 @@
 """Negation sets: images of content that a model should avoid, and their file format.
 
-A set stores the images themselves, so that one file serves every VAE and every size. The file is in the safetensors
-format: a tensor `picture.000000` (H, W, 3) uint8 for every image, optionally `mask.000000` (H, W) uint8, and text in
-the metadata.
+A set stores the images themselves, so that one file serves every VAE and every size. The file is in the
+safetensors format: a tensor `picture.000000` (H, W, 3) uint8 for every image, optionally `mask.000000` (H, W)
+uint8, and text in the metadata.
 """
 
 from __future__ import annotations

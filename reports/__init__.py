@@ -1,1 +1,1 @@
-"""Reports as images, tables and JSON: traces, contact sheets, curves, overlays, summaries of negation sets."""
+"""Reports as images, tables and JSON: traces, contact sheets, curves, overlays, set statistics."""

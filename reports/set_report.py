@@ -1,4 +1,4 @@
-"""Statistics of a negation set: similarity between its images, near-duplicates, and calibration of the gate."""
+"""Statistics of a negation set: similarity of its images, near-duplicates, calibration of the gate."""
 
 from __future__ import annotations
 

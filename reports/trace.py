@@ -26,8 +26,8 @@ class Record:
         weight: the method's own multiplier of its change; its gate where a method has none.
         change: norm of the method's change, before the joint cap, relative to that of the prediction.
         area: share of the image acted on, 0 to 1.
-        forwards: predictions evaluated for this method alone, counted per sample; a text that several methods share
-            counts for the first.
+        forwards: predictions evaluated for this method alone, counted per sample; a text that several methods
+            share counts for the first.
         milliseconds: wall-clock time of the method and its forwards, without waiting for queued GPU work.
     """
 

@@ -51,7 +51,7 @@ NOT_A_TITLE = re.compile(r"(What|How|Whether|Where|Which|Who|When|Why)\b")
 DIALECT = {
     r"pictures?(?!\.[{0\"])": "image",
     r"looks? first|looking first": "two-pass",
-    r"rehears\w+": "two-pass, first pass",
+    r"(?<![\".])rehears\w+(?![\":=])": "two-pass, first pass",
     r"the things?": "subject",
     r"what is fine|are fine|is fine": "safe or neutral reference",
     r"under (the|a|its|that) node": "node message",
