@@ -87,7 +87,7 @@ class SemanticGuidanceSettings:
 def concept_guidance(prediction: Tensor, uncond: Tensor, sigma: float, concept: Concept) -> Tensor:
     """Return psi_c with its smaller elements set to zero, (B, C, ...) in direction space, float32 or wider.
 
-    Elements below the quantile `concept.threshold` of their channel are the smaller ones.
+    These are the elements whose magnitude is below the quantile `concept.threshold` of their channel.
     """
     wide = torch.promote_types(prediction.dtype, torch.float32)
     difference = direction_difference(prediction.to(wide), uncond.to(wide), sigma)

@@ -1,7 +1,10 @@
-"""Make the images of the workflows and help pages: run every demo workflow on the demo model, with and without its method.
+"""Make the images of the workflows and help pages.
 
-`python3 dev.py make images [workflow ...]` writes, for each workflow in workflows/, the square image that the template browser
-shows (workflows/NAME.jpg), and the pair for the help pages of its nodes (web/docs/NAME.jpg), which are given to pages that have none.
+Run every demo workflow on the demo model, with and without its method.
+
+`python3 dev.py make images [workflow ...]` writes, for each workflow in workflows/, the square image that the
+template browser shows (workflows/NAME.jpg), and the pair for the help pages of its nodes (web/docs/NAME.jpg),
+which are given to pages that have none.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS, DOCS = ROOT / "workflows", ROOT / "web" / "docs"
 PLAIN = "demo_plain"
 MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
-"""Prefixes of the workflows for checkpoints, which are not run here: they show the image of the same workflow on the demo model."""
+"""Prefixes of the workflows for checkpoints, which are not run here.
+
+They show the image of the same workflow on the demo model.
+"""
 SIDE, INSET, BORDER, BAND = 384, 120, 4, 44
 PAIR_SIDE, GAP, CAPTION = 256, 8, 26
 PAPER, INK, SHADE = (250, 250, 248), (24, 24, 28), (40, 40, 44)
@@ -33,21 +39,24 @@ IMAGE_MARK = "!["
 
 @dataclass(frozen=True)
 class Shown:
-    """What a workflow is shown by: the images it saves, and the one that the same prompt and seed give without its method, if any."""
+    """Images that represent a workflow.
+
+    Those it saves, and the unguarded image of the same prompt and seed, if any.
+    """
 
     after: list[Image.Image]
     before: Image.Image | None
 
 
 def samplers(prompt: Prompt) -> list[str]:
-    """Ids of the nodes that sample."""
+    """Return the ids of the nodes that sample."""
     return [
         key for key, node in prompt.items() if "latent_image" in node["inputs"] and "seed" in node["inputs"]
     ]
 
 
 def text_of(prompt: Prompt, key: str) -> str | None:
-    """The first text at or upstream of a node; None when there is none."""
+    """Find the first text at or upstream of a node; None when there is none."""
     inputs = prompt[key]["inputs"]
     for name in ("text", "prompt"):
         if isinstance(inputs.get(name), str):
@@ -57,7 +66,7 @@ def text_of(prompt: Prompt, key: str) -> str | None:
 
 
 def without_method(prompt: Prompt, plain: Prompt) -> Prompt | None:
-    """The plain workflow with this workflow's prompt and sampler settings, or this one with its LoRA alone if it has one.
+    """Return the unguarded counterpart: same prompt and sampler, or the same workflow with only its LoRA.
 
     None when it has not exactly one sampler.
     """
@@ -84,7 +93,7 @@ def without_method(prompt: Prompt, plain: Prompt) -> Prompt | None:
 
 
 def run(server: ComfyServer, prompt: Prompt) -> list[Image.Image]:
-    """The images that a prompt shows, those that it saves first."""
+    """Return the images that a prompt shows; saved images come first."""
     entry = server.run(prompt)
     outputs = sorted(entry["outputs"].items(), key=lambda item: prompt[item[0]]["class_type"] != "SaveImage")
     return [
@@ -100,12 +109,13 @@ def show(server: ComfyServer, info: ObjectInfo, name: str) -> Shown:
     other = None if name == PLAIN else without_method(prompt, plain)
     after = run(server, prompt)
     before = run(server, other)[0] if other else None
-    # A workflow that shows no protected image, such as one that looks at a negation set, has nothing to compare.
+    # A workflow that shows no protected image, such as one that looks at a negation set, has nothing to
+    # compare.
     return Shown(after, before if before is not None and before.size == after[0].size else None)
 
 
 def thumbnail(shown: Shown) -> Image.Image:
-    """A square with the workflow's images, and what its method prevented as an inset."""
+    """Compose a square of the workflow's images, with the unguarded image as an inset."""
     square = (
         grid(shown.after[:4], SIDE)
         if shown.before is None
@@ -125,7 +135,7 @@ def thumbnail(shown: Shown) -> Image.Image:
 
 
 def labelled(image: Image.Image, label: str) -> Image.Image:
-    """A square image with a label at its foot."""
+    """Draw a square image with a label at its foot."""
     square = image.copy()
     draw = ImageDraw.Draw(square)
     draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill=SHADE)
@@ -134,7 +144,7 @@ def labelled(image: Image.Image, label: str) -> Image.Image:
 
 
 def pair(shown: Shown) -> Image.Image:
-    """The images side by side with captions, for a help page."""
+    """Compose the images side by side with captions, for a help page."""
     images = (
         [("without", shown.before), ("with", shown.after[0])]
         if shown.before
@@ -152,7 +162,7 @@ def pair(shown: Shown) -> Image.Image:
 
 
 def grid(images: Sequence[Image.Image], side: int) -> Image.Image:
-    """One image, or up to four, in a square; each whole, whatever its shape."""
+    """Fit one to four images into a square, each whole."""
     columns = 1 if len(images) == 1 else 2
     cell = side // columns
     sheet = Image.new("RGB", (side, side), SHADE)
@@ -185,7 +195,7 @@ def illustrate_help_pages() -> None:
 
 
 def own_nodes_of_workflows() -> dict[str, list[str]]:
-    """The node ids of this pack in every demo workflow."""
+    """Return the node ids of this pack in every demo workflow."""
     return {
         path.stem: [
             node["type"] for node in load_workflow(path)["nodes"] if node["type"].startswith(OWN_NODES)
@@ -195,7 +205,7 @@ def own_nodes_of_workflows() -> dict[str, list[str]]:
 
 
 def is_shown_in_help(name: str) -> bool:
-    """Whether a help page shows a workflow's pair of images."""
+    """Return True if a help page shows a workflow's pair of images."""
     return any(f"({name}.jpg)" in page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
 
 

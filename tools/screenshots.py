@@ -1,4 +1,7 @@
-"""Take a screenshot of every workflow in the host's web interface, after it ran: `python3 dev.py make screenshots [workflow ...]`."""
+"""Take a screenshot of every workflow in the host's web interface, after it ran.
+
+`python3 dev.py make screenshots [workflow ...]`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""From what do guideline tokens learn best: the model's own runs, their images under fresh noise, or drawn scenes under noise?
+"""Study of what guideline tokens learn best from.
 
-All learn from as many images, half of them with stars, and are tested on runs of other prompts: does the map reach higher where there
-is a star, and does it lie on the star? Masks of sampled stars come from `evaluation/judges/locate.py`. Minutes on a CPU.
+Compared are the model's own runs, their images under fresh noise, and drawn scenes under noise. All learn from as many images, half of them with stars, and are tested on runs of other prompts: does the map
+reach higher where there is a star, and does it lie on the star? Masks of sampled stars come from
+`evaluation/judges/locate.py`. Minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ class Lesson:
 
 
 def stated(records: Sequence[Record]) -> list[Record]:
-    """Those that state the colour of all that they name, so that the star can be located."""
+    """Return the records that state a colour for every shape, so that the star can be located."""
     return [record for record in records if record.colors and len(record.colors) == len(record.shapes)]
 
 
-def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
-    """Images of `count` prompts that name a star and as many benign ones, recorded along the way."""
+def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
+    """Sample and record `count` prompts that name a star and as many benign ones."""
     from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
     from ...nodes.host.engine.conditioning import encode
 
@@ -67,14 +68,14 @@ def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
     shown = stated(sets["named"][first:])[:count]
     records = [*shown, *sets["benign"][first : first + count]]
     texts, seeds = (
-        [encode(studio.clip, record.prompt) for record in records],
+        [encode(sampler.clip, record.prompt) for record in records],
         [record.seed for record in records],
     )
     settings, empty = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER), {"samples": torch.zeros(1, 4, 32, 32)}
     latents, attention = sample_and_look(
-        studio.model, texts, encode(studio.clip, ""), seeds, empty, settings, SIGMAS, (2,)
+        sampler.model, texts, encode(sampler.clip, ""), seeds, empty, settings, SIGMAS, (2,)
     )
-    images = studio.vae.decode(latents).clamp(0, 1)
+    images = sampler.vae.decode(latents).clamp(0, 1)
     masks = torch.zeros(len(records), world.SIZE, world.SIZE)
     for index, record in enumerate(shown):
         found = locate(images[index].movedim(-1, 0), record, world.CONCEPT)
@@ -87,26 +88,26 @@ def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
     )
 
 
-def under_noise(studio: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
-    """The same images, shown to the model under fresh noise."""
+def under_noise(sampler: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
+    """Record the model's attention to the same images under fresh noise."""
     from ...nodes.host.attention.token_learning import look_at_images
 
     return Lesson(
         example,
         tuple(captions),
-        look_at_images(studio.model, studio.clip, studio.vae, example, captions, SIGMAS, (2,), 0),
+        look_at_images(sampler.model, sampler.clip, sampler.vae, example, captions, SIGMAS, (2,), 0),
     )
 
 
-def drawn(studio: InProcessSampler, count: int) -> Lesson:
-    """Scenes of the demo world, shown to the model under fresh noise."""
+def drawn(sampler: InProcessSampler, count: int) -> Lesson:
+    """Record the model's attention to drawn scenes under fresh noise."""
     scenes = draw_annotated_set(count, DRAWN_SEED)
     example = annotate(scenes.images, scenes.masks, scenes.safe_images)
-    return under_noise(studio, example, scenes.captions)
+    return under_noise(sampler, example, scenes.captions)
 
 
 def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:
-    """AUC of the maps' maxima at each noise level and of the mean map, and the mean overlap at the best threshold of each level."""
+    """Measure how well the maps separate images: AUC per noise level, AUC of the mean map, mean overlap."""
     maps, shows = detections(cache, embeddings), cache.masks.flatten(1).any(1)
 
     def auc(of: torch.Tensor) -> float:
@@ -124,7 +125,7 @@ def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[fl
 def cells(
     name: str, seed: int, embeddings: torch.Tensor, own: AttentionCache, other: AttentionCache
 ) -> tuple[str, ...]:
-    """A row of the table."""
+    """Format a row of the table."""
     (own_levels, _, _), (levels, mean, iou) = told_apart(own, embeddings), told_apart(other, embeddings)
     return (
         name,
@@ -135,22 +136,22 @@ def cells(
     )
 
 
-def rows(studio: InProcessSampler, count: int) -> Iterator[tuple[str, ...]]:
-    """One for each source and seed."""
+def rows(sampler: InProcessSampler, count: int) -> Iterator[tuple[str, ...]]:
+    """Return one row for each source and seed."""
     from ...nodes.host.attention.token_learning import learn
 
-    test = own_runs(studio, TESTED, TEST_IMAGES).attention
-    runs = own_runs(studio, TAUGHT, count)
+    test = own_runs(sampler, TESTED, TEST_IMAGES).attention
+    runs = own_runs(sampler, TAUGHT, count)
     sources = {
         "the model's own runs": runs,
-        "their images under noise": under_noise(studio, runs.example, runs.captions),
-        "drawn scenes under noise": drawn(studio, count),
+        "their images under noise": under_noise(sampler, runs.example, runs.captions),
+        "drawn scenes under noise": drawn(sampler, count),
     }
     for name, lesson in sources.items():
         for seed in SEEDS:
             settings = OptimizationSettings("contrast", ITERATIONS, None, LEVELS, BATCH, seed)
             learnt = learn(
-                studio.model, studio.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings
+                sampler.model, sampler.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings
             )
             yield cells(name, seed, learnt.tokens.embeddings, lesson.attention, test)
 

@@ -1,4 +1,6 @@
-"""Detect-and-Guide on the demo model, in one process: its detector's figures, and the paper's ablation with the judge.
+"""Detect-and-Guide on the demo model, in one process.
+
+Its detector's figures, and the paper's ablation with the judge.
 
 Held-out scenes of the demo world test the detector; the prompts of the demonstration test removal.
 """
@@ -70,17 +72,20 @@ class DetectorRow:
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One variant on the demonstration's prompts: counts over prompts, and the mean change of a pixel outside the star.
+    """One variant on the demonstration's prompts.
+
+    Counts over prompts, and the mean change of a pixel outside the star.
 
     Attributes:
         prompts: of each set.
         named_unsafe, implied_unsafe, benign_unsafe: images with a star.
-        benign_identical, benign_right: benign images that did not change by a bit; that show what the text states.
+        benign_identical, benign_right: benign images that did not change by a bit; that show what the text
+            states.
         others: images whose second thing was right without the method.
         others_right: of these, those in which its shape and colour still are.
         others_placed: of these, those in which it also is in its place.
-        outside: mean change of a pixel farther than a latent position from the star of the plain image, where 1 is from black to
-            white, over the prompts that state the star's colour.
+        outside: mean change of a pixel farther than a latent position from the star of the plain image, where
+            1 is from black to white, over the prompts that state the star's colour.
     """
 
     variant: str
@@ -97,13 +102,13 @@ class AblationRow:
 
 
 def area_under_curve(with_concept: Tensor, without: Tensor) -> float:
-    """Chance that a value of the first kind is larger than one of the second; equal ones count half."""
+    """Estimate the chance that a value of the first kind is larger; equal values count half."""
     larger = (with_concept[:, None] > without[None]).double() + 0.5 * (with_concept[:, None] == without[None])
     return float(larger.mean())
 
 
 def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> Iterator[DetectorRow]:
-    """A row for each noise level of the cache."""
+    """Return a row for each noise level of the cache."""
     shows = cache.masks.flatten(1).any(1)
     for level, sigma in enumerate(cache.sigmas):
         with torch.no_grad():
@@ -132,7 +137,7 @@ def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> 
 def held_out_cache(
     model: Any, clip: Any, vae: Any, layers: Sequence[int | str], count: int
 ) -> AttentionCache:
-    """`count` scenes with stars and as many without, none of which any tokens learnt from."""
+    """Record `count` held-out scenes with stars and as many without."""
     from ...nodes.host.attention.token_learning import look_at_images
 
     scenes = draw_annotated_set(count, HELD_OUT_SEED)
@@ -141,7 +146,7 @@ def held_out_cache(
 
 
 def shipped_settings() -> tuple[DetectAndGuideSettings, str]:
-    """The settings and the safety text of the workflow demo_dag."""
+    """Read the settings and the safety text of the workflow demo_dag."""
     from ...guidance.core.noise_level import SigmaWindow
 
     workflow = json.loads((WORKFLOWS / "demo_dag.json").read_text(encoding="utf-8"))
@@ -163,11 +168,11 @@ ONE_PASS = {
     "base": 50.0,
     "cap": 20.0,
 }
-"""What served best without looking first, beside the rest of the shipped settings."""
+"""Best settings without two passes, beside the rest of the shipped settings."""
 
 
 def variants(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSettings]:
-    """The method as shipped and as the paper samples, each with the paper's two ablations and what else was in question."""
+    """Return the variants: as shipped and as in the paper, each with the paper's two ablations and others."""
     one_pass = replace(settings, **ONE_PASS)
     return {
         "DAG": settings,
@@ -195,7 +200,7 @@ def ablation_row(
     prompts: Mapping[str, list[Record]],
     network: Any,
 ) -> AblationRow:
-    """Counts of one variant's images, beside the plain ones of the same prompts and seeds."""
+    """Count the outcomes of one variant against the plain images of the same prompts and seeds."""
     unsafe = {kind: unsafe_counts(made[kind], plain[kind], prompts[kind], network) for kind in UNSAFE_SETS}
     benign = judge(made["benign"], network)
     outside = [change for counts in unsafe.values() for change in counts.outside]
@@ -215,13 +220,13 @@ def ablation_row(
 
 
 def pairs_of(prompts: Mapping[str, list[Record]], first: int, count: int) -> list[Record]:
-    """`count` prompts with a second thing beside the star, from both unsafe sets, beginning with number `first` of each."""
+    """Return `count` prompts with a second shape beside the star, from number `first` of both unsafe sets."""
     later = [[r for r in prompts[kind][first:] if len(r.shapes) == 2] for kind in UNSAFE_SETS]
     return [record for of_both in zip_longest(*later) for record in of_both if record is not None][:count]
 
 
 def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[str, Any]:
-    """All figures, as plain data."""
+    """Return all figures as plain data."""
     from ...nodes.host.attention.token_learning import tokens_from_text
     from ...nodes.host.engine.conditioning import encode
     from ...nodes.host.engine.correction import Correction
@@ -230,8 +235,8 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     from ...nodes.host.methods.detect_and_guide import DetectAndGuideCorrection
     from ...nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
 
-    studio = InProcessSampler()
-    model, clip, vae = studio.model, studio.clip, studio.vae
+    sampler = InProcessSampler()
+    model, clip, vae = sampler.model, sampler.clip, sampler.vae
     learnt = guideline_token_file.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
     detectors = {
         "learnt": learnt,
@@ -249,7 +254,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     prompts = {kind: records[:per_set] for kind, records in everything.items()}
     network = load_judge()
     settings, text = shipped_settings()
-    plain = {kind: studio.draw(model, prompts[kind]) for kind in SETS}
+    plain = {kind: sampler.draw(model, prompts[kind]) for kind in SETS}
     methods: dict[str, Correction] = {
         name: DetectAndGuideCorrection([learnt], encode(clip, text), chosen)
         for name, chosen in variants(settings).items()
@@ -263,7 +268,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     for name, (guarded, negative) in ways.items():
         if only and name not in only:
             continue
-        made = {kind: studio.draw(guarded, prompts[kind], negative=negative) for kind in SETS}
+        made = {kind: sampler.draw(guarded, prompts[kind], negative=negative) for kind in SETS}
         rows.append(ablation_row(name, made, plain, prompts, network))
         sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
         sys.stdout.flush()
@@ -277,7 +282,7 @@ def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[st
     report["drawn"] = drawn
     if pairs:
         records = pairs_of(everything, per_set, pairs)
-        after, before = (studio.draw(chosen, records) for chosen in (ways["DAG"][0], model))
+        after, before = (sampler.draw(chosen, records) for chosen in (ways["DAG"][0], model))
         counts = unsafe_counts(after, before, records, network)
         report["pairs"] = {
             "prompts": len(records),

@@ -1,7 +1,9 @@
-"""Memorised images: how near to its training images does an over-trained LoRA draw, with and without methods and settings?
+"""Memorised images: how near to its training images does an over-trained LoRA draw, with and without
+methods and settings?
 
-The LoRA is the bundled one (tools/demo_model/train_memorised_lora.py). Seeds and benign prompts are not those of the demonstration. The
-judge guides nothing; it says whether an image still shows the shape and colour that the text asks for. Minutes on a CPU.
+The LoRA is the bundled one (tools/demo_model/train_memorised_lora.py). Seeds and benign prompts are not those
+of the demonstration. The judge guides nothing; it says whether an image still shows the shape and colour that
+the text asks for. Minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ SPELL = SpellSettings(radius=0.6)
 
 @dataclass(frozen=True)
 class Row:
-    """Distances and similarities to the nearest training image, near-copies, and images that show what was asked; of other
-    prompts, those that are right and those that are as the LoRA alone draws them."""
+    """Distances and similarities to the nearest training image, near-copies, and images that show what was
+    asked; of other prompts, those that are right and those that are as the LoRA alone draws them.
+    """
 
     name: str
     distances: tuple[float, ...]
@@ -66,8 +69,8 @@ class Workshop:
         import comfy.utils
 
         self._cfg, self._judge = cfg, load_judge()
-        self._studio = InProcessSampler()
-        self.model, self._vae = self._studio.model, self._studio.vae
+        self._sampler = InProcessSampler()
+        self.model, self._vae = self._sampler.model, self._sampler.vae
         self.memorised = comfy.sd.load_lora_for_models(
             self.model, None, comfy.utils.load_torch_file(str(case.LORA)), 1.0, 0.0
         )[0]
@@ -76,7 +79,7 @@ class Workshop:
         self._alone = self._draw(self.memorised, self._benign)
 
     def row(self, name: str, model: Any) -> Row:
-        """The figures of a model."""
+        """Measure the figures of a model."""
         records = case.memorised_records(SEEDS)
         drawn, benign = self._draw(model, records), self._draw(model, self._benign)
         images = [image.numpy() for image in _bytes(drawn)]
@@ -88,7 +91,7 @@ class Workshop:
         return Row(name, distances, similarities, copies, same_kind, len(benign), benign_right, identical)
 
     def safe_denoiser(self, **changes: Any) -> Any:
-        """The LoRA's model with Safe Denoiser, its settings changed."""
+        """Return the LoRA's model with Safe Denoiser and changed settings."""
         from ...nodes.host.engine.hooks import attach
         from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
@@ -97,7 +100,7 @@ class Workshop:
         )
 
     def spell(self, **changes: Any) -> Any:
-        """The LoRA's model with SPELL, its settings changed."""
+        """Return the LoRA's model with SPELL and changed settings."""
         from ...nodes.host.engine.hooks import attach
         from ...nodes.host.methods.spell import SpellCorrection
 
@@ -110,7 +113,7 @@ class Workshop:
         import comfy.sample
 
         noise = comfy.sample.prepare_noise(torch.zeros(len(records), 4, 32, 32), NOISE_SEED)
-        return self._studio.draw(model, records, cfg=self._cfg, noise=noise)
+        return self._sampler.draw(model, records, cfg=self._cfg, noise=noise)
 
 
 def _bytes(images: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ def _bytes(images: Tensor) -> Tensor:
 
 
 def measure(cfg: float) -> list[Row]:
-    """All rows. The host must be imported."""
+    """Return all rows. The host must be imported."""
     with torch.inference_mode():
         workshop = Workshop(cfg)
         models = {SHOWN[0]: workshop.model, SHOWN[1]: workshop.memorised, SHOWN[2]: workshop.safe_denoiser()}
@@ -147,7 +150,7 @@ def _told(row: Row) -> Row:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """The distances of the main rows, sorted, and the limit of near-copies."""
+    """Plot the sorted distances of the main rows, and the limit of near-copies."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")

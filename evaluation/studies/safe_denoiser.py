@@ -1,8 +1,8 @@
-"""What each mode of Safe Denoiser does on the demo model, side by side with what the published code does, and ablations.
+"""Study of Safe Denoiser: its modes on the demo model beside the published code, and ablations.
 
-Two tables: the modes under the workflow's sampler, and the published procedure (an ancestral sampler that noises the prediction
-anew) with a control that only noises anew and subtracts nothing. Two curves: the number of references and the threshold.
-The judge guides nothing.
+Two tables: the modes under the workflow's sampler, and the published procedure (an ancestral sampler that
+noises the prediction anew) with a control that only noises anew and subtracts nothing. Two curves: the number
+of references and the threshold. The judge guides nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ Sampler = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """How many of `count` images of each set show a star, by the judge, and how many of the benign ones are bit-identical to those
-    without the method and show what was asked; change is the mean absolute one of benign images."""
+    """Counts over `count` images of each set: images with a star, by the judge.
+
+    Benign ones bit-identical to those without the method and show what was asked; change is the mean
+    absolute one of benign images.
+    """
 
     setting: str
     count: int
@@ -63,12 +66,12 @@ class Row:
 
 
 def without_masks(negation_set: NegationSet) -> NegationSet:
-    """The same images, to be compared as a whole."""
+    """Return the same images without masks, to be compared as a whole."""
     return replace(negation_set, masks=(None,) * len(negation_set))
 
 
 def first(negation_set: NegationSet, count: int) -> NegationSet:
-    """A smaller set, of images spread evenly over it."""
+    """Return a smaller set of images spread evenly over the set."""
     chosen = evenly_spread(len(negation_set), count).tolist()
     return replace(
         negation_set,
@@ -78,10 +81,11 @@ def first(negation_set: NegationSet, count: int) -> NegationSet:
 
 
 def ancestral(references: References | None, scale: float) -> Sampler:
-    """DDPM's ancestral step in variance-exploding coordinates; inside the published window with the published procedure.
+    """Sample with DDPM's ancestral step; apply the published procedure inside the published window.
 
-    That is: subtract scale * E_unsafe from the prediction, noise it anew, and step with the old noise prediction. Without
-    references nothing is noised anew. The new noise has a generator of its own, so the ancestral noise stays the same.
+    That is: subtract scale * E_unsafe from the prediction, noise it anew, and step with the old noise
+    prediction. Without references nothing is noised anew. The new noise has a generator of its own, so the
+    ancestral noise stays the same.
     """
 
     def sample(
@@ -109,13 +113,15 @@ def ancestral(references: References | None, scale: float) -> Sampler:
 
 
 class Workshop:
-    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the figures of its images."""
+    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the
+    figures of its images.
+    """
 
     def __init__(self, per_set: int) -> None:
         from ...nodes.host.files.folders import ASSETS
 
-        self._studio = InProcessSampler()
-        self.model, self.vae = self._studio.model, self._studio.vae
+        self._sampler = InProcessSampler()
+        self.model, self.vae = self._sampler.model, self._sampler.vae
         self.stars = load(ASSETS / "negation_sets" / "demo_star.safetensors")
         self._records = {name: records[:per_set] for name, records in load_prompts().items()}
         self._judge = load_judge()
@@ -123,25 +129,25 @@ class Workshop:
         self._measured: dict[tuple[SafeDenoiserSettings, str], Row] = {}
 
     def images(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
-        """Images (N, 3, 128, 128) of every set; with a sampler of its own, on the schedule of the published code."""
+        """Return images (N, 3, 128, 128) of every set. A custom sampler uses the published schedule."""
         import comfy.samplers
 
         options = (
             {} if sampler is None else {"sampler": comfy.samplers.KSAMPLER(sampler), "scheduler": "normal"}
         )
-        return {name: self._studio.draw(model, self._records[name], **options) for name in SETS}
+        return {name: self._sampler.draw(model, self._records[name], **options) for name in SETS}
 
     def protected(
         self, settings: SafeDenoiserSettings, negation_set: NegationSet, layout: Layout = PLAIN
     ) -> Any:
-        """The demo model with Safe Denoiser."""
+        """Return the demo model with Safe Denoiser."""
         from ...nodes.host.engine.hooks import attach
         from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
         return attach(self.model, SafeDenoiserCorrection(negation_set, self.vae, settings, layout))
 
     def references(self) -> References:
-        """The star images as the published code has them."""
+        """Return the star references as the published code prepares them."""
         from ...nodes.host.files.negation_latents import references_for
 
         stars = without_masks(self.stars)
@@ -154,7 +160,7 @@ class Workshop:
         negation_set: NegationSet,
         plain: dict[str, Tensor],
     ) -> Row:
-        """The figures of Safe Denoiser with some settings and set; what several tables have is measured once."""
+        """Measure Safe Denoiser with a set and settings; repeated rows are measured once."""
         key = (settings, negation_set.content_hash)
         if key not in self._measured:
             self._measured[key] = self.row(
@@ -163,7 +169,7 @@ class Workshop:
         return replace(self._measured[key], setting=setting)
 
     def row(self, setting: str, images: dict[str, Tensor], plain: dict[str, Tensor]) -> Row:
-        """One setting's figures against the unguarded images of the same sampler."""
+        """Compare one setting with the unguarded images of the same sampler."""
         verdicts = {name: judge(images[name], self._judge) for name in SETS}
         unsafe = {name: sum(bool(v.unsafe) for v in verdicts[name]) for name in SETS}
         right = sum(matches(v, record) for v, record in zip(verdicts["benign"], self._records["benign"]))
@@ -174,7 +180,7 @@ class Workshop:
 
 
 def mode_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
-    """Every mode with its own defaults, under the workflow's sampler."""
+    """Return every mode with its own defaults, under the workflow's sampler."""
     whole = without_masks(workshop.stars)
     modes: list[tuple[str, SafeDenoiserSettings, NegationSet]] = [
         ("calibrated, local (masks)", LOCAL, workshop.stars),
@@ -194,7 +200,7 @@ def mode_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
 
 
 def published_rows(workshop: Workshop) -> Iterator[Row]:
-    """The published procedure, and what it does when it subtracts nothing."""
+    """Return the published procedure, with and without the subtraction."""
     plain = workshop.images(workshop.model, ancestral(None, 0.0))
     yield workshop.row("none", plain, plain)
     for name, scale in (
@@ -208,19 +214,21 @@ def published_rows(workshop: Workshop) -> Iterator[Row]:
 
 
 def reference_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
-    """The local mode with smaller sets."""
+    """Return the local mode with smaller sets."""
     for count in (4, 8, 16, 32, 64, len(workshop.stars)):
         yield workshop.measured(str(count), LOCAL, first(workshop.stars, count), plain)
 
 
 def threshold_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
-    """The local mode with other thresholds."""
+    """Return the local mode with other thresholds."""
     for threshold in (0.2, 0.4, 0.6, LOCAL.threshold, 0.8, 1.0):
         yield workshop.measured(f"{threshold:g}", replace(LOCAL, threshold=threshold), workshop.stars, plain)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as an image."""
+    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as an
+    image.
+    """
     parser = argparse.ArgumentParser(
         prog="dev.py study safe_denoiser", description=(__doc__ or "").splitlines()[0]
     )
@@ -235,13 +243,13 @@ def main(argv: Sequence[str]) -> int:
         with torch.inference_mode():
             workshop = Workshop(args.per_set)
             plain = workshop.images(workshop.model)
-            parts = {
+            sections = {
                 "modes": mode_rows(workshop, plain),
                 "published": published_rows(workshop),
                 "references": reference_rows(workshop, plain),
                 "threshold": threshold_rows(workshop, plain),
             }
-            for part, rows in parts.items():
+            for part, rows in sections.items():
                 _say(f"\n{part}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
                 found[part] = []
                 for row in rows:
@@ -257,7 +265,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def plot(references: Sequence[Row], thresholds: Sequence[Row], path: Path) -> None:
-    """Unsafe rate and identical benign images over the number of references and over the threshold."""
+    """Plot unsafe rate and identical benign images over the number of references and the threshold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")

@@ -1,8 +1,9 @@
-"""The ablation of rho, tau and gamma of Safe Text Embedding Guidance on the demo model, as a table like the paper's.
+"""The ablation of rho, tau and gamma of Safe Text Embedding Guidance on the demo model, as a table like
+the paper's.
 
-Defence success rate: the share of prompts that name or imply the concept whose images the judge finds free of it. Prior
-preservation: 1 minus the mean absolute difference from the unguarded image at 64 x 64 pixels (the paper subtracts LPIPS, which
-needs a network's weights). The judge guides nothing.
+Defence success rate: the share of prompts that name or imply the concept whose images the judge finds free of
+it. Prior preservation: 1 minus the mean absolute difference from the unguarded image at 64 x 64 pixels (the
+paper subtracts LPIPS, which needs a network's weights). The judge guides nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ BENIGN = ("benign identical", "benign right")
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts of one way to sample: images on which the judge, and each guide, sees the concept; what is left of the others."""
+    """Counts of one way to sample: images on which the judge, and each guide, sees the concept.
+
+    What is left of the others.
+    """
 
     unsafe: int
     judge_sees: int
@@ -71,7 +75,7 @@ class Figures:
 
 
 def bundled_guide() -> ConvClassifier:
-    """The classifier that methods may use."""
+    """Load the classifier that methods may use."""
     from ...nodes.host.files.folders import ASSETS
 
     with torch.inference_mode(False):
@@ -79,7 +83,7 @@ def bundled_guide() -> ConvClassifier:
 
 
 def star_function(classifier: ConvClassifier, threshold: float = THRESHOLD) -> ClassifierSafetyFunction:
-    """A classifier that objects to the demo world's unwanted thing."""
+    """Return a safety function that scores the demo world's unwanted concept."""
     return ClassifierSafetyFunction(classifier, "shapes", ["star"], threshold)
 
 
@@ -93,22 +97,22 @@ class Guided:
     """
 
     def __init__(self, per_set: int, guides: Sequence[ConvClassifier], sets: Sequence[str] = SETS) -> None:
-        self.studio = InProcessSampler()
-        self.model, self.vae = self.studio.model, self.studio.vae
+        self.sampler = InProcessSampler()
+        self.model, self.vae = self.sampler.model, self.sampler.vae
         self._guides = [star_function(guide, 0.5) for guide in guides]
         self._records = {name: records[:per_set] for name, records in load_prompts().items() if name in sets}
         self._judge = load_judge()
 
     def images(self, model: Any) -> dict[str, Tensor]:
-        """Images (N, 3, 128, 128) of every set."""
-        return {name: self.studio.draw(model, records) for name, records in self._records.items()}
+        """Sample images (N, 3, 128, 128) of every set."""
+        return {name: self.sampler.draw(model, records) for name, records in self._records.items()}
 
     @cached_property
     def _unguarded(self) -> dict[str, Tensor]:
         return self.images(self.model)
 
     def figures(self, model: Any = None) -> Figures:
-        """What a guarded model, or without one the plain one, did to the unguarded images."""
+        """Compare a guarded model, or the plain one, with the unguarded images."""
         plain = self._unguarded
         drawn = plain if model is None else self.images(model)
         unsafe = torch.cat([drawn[name] for name in UNSAFE])
@@ -130,7 +134,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def variations() -> Iterator[SafeTextGuidanceSettings]:
-    """The chosen settings, and those that differ from them in one."""
+    """Return the chosen settings, and those that differ from them in one value."""
     yield CHOSEN
     yield from (replace(CHOSEN, rho=rho) for rho in (0.008, 0.015, 0.06))
     yield from (replace(CHOSEN, tau=tau) for tau in (0.69, 2.3))
@@ -139,7 +143,7 @@ def variations() -> Iterator[SafeTextGuidanceSettings]:
 
 
 def cells(settings: SafeTextGuidanceSettings, found: Figures) -> tuple[str, ...]:
-    """A row of the table."""
+    """Format a row of the table."""
     success = found.unsafe - found.judge_sees
     low, high = wilson_interval(success, found.unsafe)
     return (

@@ -1,4 +1,4 @@
-"""How much of what Safe Text Embedding Guidance does is adversarial, and what smooths it, on the demo model.
+"""Study of STG: the adversarial share of its effect on the demo model, and remedies.
 
 Part of what the guiding classifier no longer sees the judge still does. Rows differ in who guides (a
 classifier, another one with another architecture, images and seed, both), in how many views of the decoded
@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Way:
-    """Who guides, and through what."""
+    """Safety function and decoder of a row."""
 
     who: str = "guide"
     views: int = 1
@@ -58,14 +58,14 @@ WAYS = (
 
 
 def function(who: str, first: SafetyFunction, second: SafetyFunction) -> SafetyFunction:
-    """The safety function that a row names."""
+    """Return the safety function that a row names."""
     if who in ("guide", "second"):
         return first if who == "guide" else second
     return CombinedSafetyFunction([first, second], [1.0, 1.0], "sum" if who.startswith("sum") else "maximum")
 
 
 def cells(way: Way | None, found: Figures) -> tuple[str, ...]:
-    """A row of the table; without a way that of the plain sampler."""
+    """Format a row of the table; without a variant, the row of the plain sampler."""
     named = (
         ("nobody", "", "", "")
         if way is None

@@ -1,7 +1,7 @@
-"""How many harmless images the gate of the demo's safety function would open for, by its threshold and the window's beginning.
+"""Study of STG's gate: harmless images it opens for, by threshold and by the start of the window.
 
-An image that the guide objects to at no step of the plain run is bit-identical under guidance, so one plain run that the guide
-watches says for every threshold and window which images stay untouched.
+An image that the guide objects to at no step of the plain run is bit-identical under guidance, so one plain
+run that the guide watches says for every threshold and window which images stay untouched.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ class Watch(SafetyFunction):
 
 
 def touched(probabilities: Tensor, sigmas: Tensor, threshold: float, beginning: float) -> Tensor:
-    """(N,) bool: images with a probability (steps, N) from the threshold on at a step inside the window."""
+    """Return (N,) bool: probability (steps, N) reaches the threshold at a step inside the window."""
     inside = (sigmas <= beginning) & (sigmas >= CHOSEN.window.low)
     return (probabilities[inside] >= threshold).any(0)
 
 
 def gates(per_set: int) -> None:
-    """Print the table: harmless images touched, in parentheses of the first 32, which the demonstration shows."""
+    """Print the table: harmless images touched, in parentheses of the first 32, which the demonstration
+    shows.
+    """
     import comfy.samplers
 
     from ...nodes.host.engine.hooks import attach

@@ -36,7 +36,7 @@ Score = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the samples (N, 2) of a method ended: the share in the unsafe part, and their mean distance from the circle."""
+    """End points of samples (N, 2): share in the unsafe part, mean distance from the circle."""
 
     samples: Tensor
     unsafe: float
@@ -44,31 +44,31 @@ class Outcome:
 
 
 def matched(x: Tensor) -> Tensor:
-    """Objects to the neighbourhood of one point of the circle."""
+    """Score the neighbourhood of one point of the circle as unsafe."""
     squared = (x - torch.tensor(UNSAFE_CENTRE, dtype=x.dtype)).square().sum(1)
     return torch.exp(-squared / (2 * UNSAFE_RADIUS**2))
 
 
 def mismatched(x: Tensor) -> Tensor:
-    """Objects to whatever is close to the centre: the circle as a whole is to blame."""
+    """Score all points close to the centre as unsafe."""
     return torch.sigmoid(4 * (1.5 - x.norm(dim=1)))
 
 
 def denoised(x: Tensor, angle: Tensor, sigma: float) -> Tensor:
-    """The model's prediction: the posterior mean of N((cos c, sin c), SPREAD^2 I)."""
+    """Return the model's prediction: the posterior mean of N((cos c, sin c), SPREAD^2 I)."""
     centre = torch.stack([angle.cos(), angle.sin()], dim=1)
     return (SPREAD**2 * x + sigma**2 * centre) / (SPREAD**2 + sigma**2)
 
 
 def noise_levels() -> list[float]:
-    """Karras et al.'s schedule with rho 7."""
+    """Return Karras et al.'s noise schedule with rho 7."""
     ramp = torch.linspace(0, 1, STEPS)
     levels = (SIGMA_MAX ** (1 / 7) + ramp * (SIGMA_MIN ** (1 / 7) - SIGMA_MAX ** (1 / 7))) ** 7
     return [*levels.tolist(), 0.0]
 
 
 def sample(method: str, score: Score, count: int = 3000) -> Outcome:
-    """Euler steps from the prompts' own noised distribution, with prompts all around the circle."""
+    """Sample by Euler steps from the prompts' own noised distribution, with prompts all around the circle."""
     generator = torch.Generator().manual_seed(0)
     prompts = 2 * math.pi * torch.rand(count, generator=generator)
     angle = prompts.clone()
@@ -88,7 +88,7 @@ def sample(method: str, score: Score, count: int = 3000) -> Outcome:
 
 
 def text_step(x: Tensor, angle: Tensor, prompts: Tensor, sigma: float, score: Score) -> Tensor:
-    """One move of the prompt's angle."""
+    """Move the prompt's angle once."""
     leaf = angle.clone().requires_grad_(True)
     values = score(denoised(x, leaf, sigma))
     (gradient,) = torch.autograd.grad(values.sum(), leaf)
@@ -98,7 +98,7 @@ def text_step(x: Tensor, angle: Tensor, prompts: Tensor, sigma: float, score: Sc
 
 
 def data_step(x: Tensor, angle: Tensor, sigma: float, score: Score) -> Tensor:
-    """The change of the prediction."""
+    """Compute the change of the prediction."""
     leaf = x.clone().requires_grad_(True)
     prediction = denoised(leaf, angle, sigma)
     (gradient,) = torch.autograd.grad(score(prediction).sum(), leaf)
@@ -108,7 +108,7 @@ def data_step(x: Tensor, angle: Tensor, sigma: float, score: Score) -> Tensor:
 
 
 def plot(outcomes: dict[tuple[str, str], Outcome], path: Path) -> None:
-    """A panel for every safety function and method."""
+    """Draw a panel for every safety function and method."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,7 @@
-"""Compare the training networks with the host's own, given the same weights: run with the host's folder on PYTHONPATH."""
+"""Compare the training networks with the host's own, given the same weights.
+
+Run with the host's folder on PYTHONPATH.
+"""
 
 from __future__ import annotations
 

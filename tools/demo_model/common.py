@@ -1,4 +1,4 @@
-"""What the training scripts share: the pack's own networks, an optimiser, and where files go."""
+"""Helpers of the training scripts: the pack's own networks, an optimiser, and file locations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("demo_model")
 
 
 def pack_module(name: str) -> ModuleType:
-    """A torch-only module of the pack, such as "demo.networks", under the name that the host gives the pack."""
+    """Import a torch-only module of the pack, such as "demo.networks"."""
     if PACK not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
@@ -36,7 +36,7 @@ def pack_module(name: str) -> ModuleType:
 
 
 def argument_parser(description: str | None, steps: int, batch: int) -> argparse.ArgumentParser:
-    """The arguments that every training script takes."""
+    """Return a parser with the arguments that every training script takes."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -53,8 +53,9 @@ def argument_parser(description: str | None, steps: int, batch: int) -> argparse
 class MuonAdamW:
     """Muon for hidden matrices and convolution kernels (seen as matrices), AdamW for everything else.
 
-    `torch.optim.Muon` takes two-dimensional parameters only, so it is given flattened views that share storage with
-    the kernels. Muon's learning rate 0.02 and AdamW's 0.003 are scaled by `set_scale` over the run.
+    `torch.optim.Muon` takes two-dimensional parameters only, so it is given flattened views that share
+    storage with the kernels. Muon's learning rate 0.02 and AdamW's 0.003 are scaled by `set_scale` over the
+    run.
     """
 
     MUON_LR, ADAMW_LR = 0.02, 0.003
@@ -62,7 +63,10 @@ class MuonAdamW:
     def __init__(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], is_edge: tuple[str, ...]
     ) -> None:
-        """`is_edge`: prefixes of parameters that read the input or write the output, and so are not hidden."""
+        """Sort the parameters. Those with prefixes `is_edge` read the input or write the output.
+
+        Not hidden.
+        """
         self.parameters: list[nn.Parameter] = []
         hidden, others = [], []
         for name, parameter in named_parameters:
@@ -109,7 +113,10 @@ class Average:
 
 
 def schedule(steps: int, warmup: int, stable: float, floor: float = 0.01) -> Iterator[float]:
-    """Learning-rate factors: linear warm-up, constant for the `stable` share of the run, then linear down to `floor`."""
+    """Yield learning-rate factors.
+
+    Linear warm-up, constant for the `stable` share, linear down to `floor`.
+    """
     for step in range(steps):
         if step < warmup:
             yield (step + 1) / warmup

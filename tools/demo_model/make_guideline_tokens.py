@@ -1,6 +1,8 @@
-"""Learn the bundled guideline tokens of the demo model from drawn scenes with stars, their masks, and scenes without.
+"""Learn the bundled guideline tokens of the demo model from drawn scenes with stars, their masks, and
+scenes without.
 
-Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text encoder and attention it uses. Takes minutes on a CPU.
+Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text encoder and attention it uses. Takes minutes on
+a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ import torch
 import common
 
 SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
-"""Levels at which the method acts on the demo model: above them maps are vague, below them the shapes are fixed."""
+"""Levels at which the method acts on the demo model.
+
+Above them maps are vague, below them the shapes are fixed.
+"""
 SOURCE = "learnt by tools/demo_model/make_guideline_tokens.py"
 LICENCE = "GPL-3.0-or-later"
 

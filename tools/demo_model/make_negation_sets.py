@@ -1,5 +1,8 @@
-"""Draw the bundled negation sets: scenes with the concept, each with the mask of the star, scenes in the artist's style, the first
-four of these for those who want to see how few are enough, and scenes that are fine, whose masks are empty."""
+"""Draw the bundled negation sets.
+
+Scenes with the concept, each with the mask of the star, scenes in the artist's style, the first four of
+these for those who want to see how few are enough, and safe scenes, whose masks are empty.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ MARGIN = 7
 
 
 def concept_scenes(count: int, seed: int) -> list[world.Scene]:
-    """One star each, alone or with another shape, over all colours, places, styles and backgrounds."""
+    """Return scenes of one star, alone or with another shape, over all colours, places and styles."""
     rng = random.Random(seed)
     others = tuple(name for name in world.SHAPES if name != world.CONCEPT)
     return [world.sample_scene(rng, shape=world.CONCEPT, shapes=others) for _ in range(count)]
@@ -31,14 +34,14 @@ def style_scenes(count: int, seed: int, style: str = world.ARTIST_STYLE) -> list
 
 
 def concept_mask(scene: world.Scene, masks: torch.Tensor) -> torch.Tensor:
-    """Union of the stars' masks, widened by MARGIN: (SIZE, SIZE)."""
+    """Return the union of the stars' masks, widened by MARGIN: (SIZE, SIZE)."""
     stars = [mask for shape, mask in zip(scene.shapes, masks) if shape.name == world.CONCEPT]
     union = torch.stack(stars).amax(0)
     return torch.nn.functional.max_pool2d(union[None, None], 2 * MARGIN + 1, stride=1, padding=MARGIN)[0, 0]
 
 
 def no_mask(scene: world.Scene, masks: torch.Tensor) -> torch.Tensor:
-    """Nothing in the scene is unwanted: (SIZE, SIZE) of zeros."""
+    """Return an empty mask, (SIZE, SIZE) zeros: nothing in the scene is unwanted."""
     return torch.zeros_like(masks[0])
 
 
@@ -61,7 +64,7 @@ def main() -> None:
     parser.add_argument("--concept", type=int, default=96, help="images in the concept's set")
     parser.add_argument("--style", type=int, default=32, help="images in the style's set")
     parser.add_argument("--few", type=int, default=4, help="images in the style's small set")
-    parser.add_argument("--fine", type=int, default=16, help="images in the set of what is fine")
+    parser.add_argument("--fine", type=int, default=16, help="images in the set of safe references")
     args = parser.parse_args()
     build("demo_star", concept_scenes(args.concept, seed=41), concept_mask)
     build("demo_hatched", style_scenes(args.style, seed=42), None)

@@ -1,7 +1,7 @@
 """Write the fixed prompts on which every method is measured: `python tools/demo_model/make_prompts.py`.
 
-Three sets: the unsafe concept by name, the concept only implied, and benign prompts. Attributes are dealt like cards, so that
-every prefix of a set is a fair sample of it.
+Three sets: the unsafe concept by name, the concept only implied, and benign prompts. Attributes are dealt
+like cards, so that every prefix of a set is a fair sample of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 
 def dealt(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
-    """The items in random order, again and again, each once per round."""
+    """Yield the items in random order, again and again, each once per round."""
     while True:
         yield from rng.sample(items, len(items))
 
@@ -48,7 +48,7 @@ class Dealer:
         self._safe_shapes = dealt(SAFE_SHAPES, rng)
 
     def scene(self, shape: str | None) -> world.Scene:
-        """A scene with `shape`, or with shapes other than the concept; every third has two shapes, in either order."""
+        """Return a scene with `shape`, or with shapes other than the concept. Every third has two shapes."""
         self._count += 1
         style, background, pattern = next(self._styles), next(self._backgrounds), next(self._patterns)
         first = shape or next(self._safe_shapes)
@@ -61,7 +61,7 @@ class Dealer:
         return world.Scene(shapes[::-1] if swap else shapes, background, pattern, style, relation=relation)
 
     def words(self, concept_word: str) -> dict[str, str]:
-        """A word for each shape: mostly the first one that the world knows."""
+        """Choose a word for each shape: mostly the first one that the world knows."""
         words = {name: self._word(world.SHAPE_WORDS[name]) for name in SAFE_SHAPES}
         return words | {world.CONCEPT: concept_word}
 
@@ -76,7 +76,7 @@ def _shape(name: str, color: str) -> world.Shape:
 
 
 def described(scene: world.Scene, dealer: Dealer, concept_word: str = world.CONCEPT) -> dict[str, object]:
-    """The prompt of a scene and what it states."""
+    """Return the prompt of a scene and the facts it states."""
     prompt = world.write_caption(scene, dealer.rng, complete=True, words=dealer.words(concept_word))
     return {
         "prompt": prompt,
@@ -89,7 +89,7 @@ def described(scene: world.Scene, dealer: Dealer, concept_word: str = world.CONC
 
 
 def phrase(text: str) -> dict[str, object]:
-    """A prompt that implies a scene as a whole and states next to nothing."""
+    """Return a prompt that implies a scene and states almost nothing."""
     style = next((name for name in world.STYLES if f"{name} style" in text), None)
     return {"prompt": text, "shapes": [], "colors": [], "style": style, "background": None, "pattern": None}
 
@@ -118,7 +118,7 @@ def benign(rng: random.Random) -> Iterator[dict[str, object]]:
 def records(
     name: str, prompts: Callable[[random.Random], Iterator[dict[str, object]]], first_seed: int
 ) -> list[dict[str, object]]:
-    """The records of a set, with seeds that no other record has."""
+    """Return the records of a set, with seeds that no other record has."""
     source = prompts(random.Random(name))
     return [{"id": f"{name}-{i:03d}", "seed": first_seed + i, **next(source)} for i in range(PER_SET)]
 

@@ -1,6 +1,7 @@
 """Trainable twins of the host's UNet and CLIP text model: the same mathematics and the same state-dict keys.
 
-The host's classes leave their weights uninitialised and frozen, and are slower on a CPU. `check_parity.py` compares both.
+The host's classes leave their weights uninitialised and frozen, and are slower on a CPU. `check_parity.py`
+compares both.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ UNET_CONFIG: dict[str, object] = {
     "context_dim": 96,
     "disable_self_attentions": [True, False, False],
 }
-"""Arguments of the host's UNetModel. Where self-attention is disabled (full resolution), attn1 is a second cross-attention."""
+"""Arguments of the host's UNetModel.
+
+Where self-attention is disabled (full resolution), attn1 is a second cross-attention.
+"""
 
 LATENT_CHANNELS = 4
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_LENGTH = 96, 2, 4, 77
@@ -43,7 +47,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of (B, heads, tokens, width). Plain products are the faster path for short rows on a CPU."""
+    """Compute attention of (B, heads, tokens, width) by plain products, faster for short rows on a CPU."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
@@ -236,7 +240,7 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Noise prediction for x (B, 4, h, w) at DDPM timesteps (B,) with text context (B, T, 96)."""
+        """Predict the noise of x (B, 4, h, w) at DDPM timesteps (B,) with text context (B, T, 96)."""
         embedding = self.time_embed(timestep_embedding(timesteps, self.width))
         skips, h = [], x
         for block in self.input_blocks:
@@ -274,7 +278,10 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Twin of the host's CLIP text model. Token ids are rows of the world's small vocabulary, not of CLIP's table."""
+    """Twin of the host's CLIP text model.
+
+    Token ids are rows of the world's small vocabulary, not of CLIP's table.
+    """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Put the trained parts of the demo model into one half-precision file under assets/, with its configuration."""
+"""Put the trained parts of the demo model into one half-precision file under assets/, with its
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ networks = common.pack_module("demo.networks")
 
 
 def preview_factors(autoencoder: nn.Module) -> tuple[list[list[float]], list[float]]:
-    """Least-squares map from a latent's channels (model space) to RGB in [-1, 1], for the host's fast previews."""
+    """Fit the least-squares map from latent channels (model space) to RGB in [-1, 1], for previews."""
     images = world.render_batch(world.sample_scenes(200, seed=3)) * 2 - 1
     latents = autoencoder.encode(images) * networks.LATENT_SCALE
     small = F.interpolate(images, size=latents.shape[-2:], mode="area")

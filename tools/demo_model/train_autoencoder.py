@@ -15,7 +15,7 @@ CROP = 48
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """L1, squared error, and L1 of the image's gradients, which keeps edges sharp."""
+    """Compute L1, squared error, and L1 of the image's gradients, which keeps edges sharp."""
     difference = y - x
     edges = difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
     return difference.abs().mean() + 2 * difference.square().mean() + 0.5 * edges

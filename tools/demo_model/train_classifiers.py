@@ -1,8 +1,8 @@
-"""Train the guide (which methods may use), a second guide (for studies with several detectors) or the judge (which no method sees)
-on drawn scenes, and measure its error.
+"""Train the guide (which methods may use), a second guide (for studies with several detectors) or the
+judge (which no method sees) on drawn scenes, and measure its error.
 
-They differ in architecture, images and seed. Half of the images pass through the autoencoder with noise on their
-latents, so that a classifier has seen what imperfect generated images look like.
+They differ in architecture, images and seed. Half of the images pass through the autoencoder with noise on
+their latents, so that a classifier has seen what imperfect generated images look like.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEAD_WEIGHTS = {"shapes": 3.0, "colors": 2.0, "style": 1.0, "background": 0.5, "
 
 
 def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images (count, 3, 128, 128) as bytes and their labels; every second hundred went through the autoencoder."""
+    """Return images (count, 3, 128, 128) as bytes and labels; every second hundred is reconstructed."""
     scenes = world.sample_scenes(count, seed)
     images = []
     for start in range(0, count, 100):
@@ -59,7 +59,7 @@ def augment(images: Tensor) -> Tensor:
 
 
 def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """Binary cross-entropy for what may appear together, cross-entropy for what excludes each other."""
+    """Compute binary cross-entropy for independent labels, cross-entropy for exclusive ones."""
     losses = [
         weight * F.binary_cross_entropy_with_logits(logits[name], labels[name])
         if labels[name].is_floating_point()
@@ -71,7 +71,10 @@ def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) ->
 
 @torch.no_grad()
 def measure(classifier: nn.Module, images: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
-    """Share of held-out images with the wrong set of shapes, of colours, and so on; misses and false alarms for the concept."""
+    """Share of held-out images with the wrong set of shapes, of colours, and so on.
+
+    Misses and false alarms for the concept.
+    """
     outputs = [classifier(part.float() / 255) for part in images.split(100)]
     logits = {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}
     error = {}

@@ -1,7 +1,8 @@
-"""Train a small CLIP of the demo world, on drawn scenes and their captions, and measure whether it tells styles and shapes apart.
+"""Train a small CLIP of the demo world, on drawn scenes and their captions, and measure whether it tells
+styles and shapes apart.
 
-Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. Images with the same caption
-count as equally right, so that short texts come to mean what they say.
+Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. Images with the
+same caption count as equally right, so that short texts come to mean what they say.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LEARNING_RATE = 1.5e-3
 
 
 def caption(scene: world.Scene, kind: str, rng: random.Random) -> str:
-    """What a person might say about a scene, or about one side of it."""
+    """Return a caption of a scene, or of one aspect of it."""
     if kind == "style":
         return rng.choice(world.STYLE_WORDS[scene.style])
     if kind == "shape":
@@ -47,7 +48,7 @@ def caption(scene: world.Scene, kind: str, rng: random.Random) -> str:
 
 
 def images_of(scenes: list[world.Scene], size: int) -> Tensor:
-    """Images (N, 3, size, size) as bytes."""
+    """Render images (N, 3, size, size) as bytes."""
     parts = [
         F.interpolate(world.render_batch(scenes[i : i + 100]), (size, size), mode="bicubic", antialias=True)
         for i in range(0, len(scenes), 100)
@@ -56,14 +57,14 @@ def images_of(scenes: list[world.Scene], size: int) -> Tensor:
 
 
 def augment(pixels: Tensor) -> Tensor:
-    """Bytes to [-1, 1] as the vision tower wants it, with noise and another contrast."""
+    """Convert bytes to [-1, 1] for the vision tower, with noise and random contrast."""
     x = pixels.float() / 255
     x = 0.5 + (x - 0.5) * (1 - 0.3 * torch.rand(len(x), 1, 1, 1)) + 0.05 * torch.randn(len(x), 3, 1, 1)
     return (x + 0.1 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)).clamp(0, 1) * 2 - 1
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, captions: list[str], scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy against every pair whose captions are equal."""
+    """Compute symmetric cross-entropy against every pair whose captions are equal."""
     same = torch.tensor([[a == b for b in captions] for a in captions]).float()
     logits = scale * images @ texts.T
     return (
@@ -76,7 +77,9 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: list[str], scale: 
 def measure(
     network: open_clip.CLIP, tokenize: open_clip.SimpleTokenizer, scenes: list[world.Scene], pixels: Tensor
 ) -> dict[str, float]:
-    """Share of held-out images whose style, and of single shapes whose shape, is the one with the most similar text."""
+    """Share of held-out images whose style, and of single shapes whose shape, is the one with the most
+    similar text.
+    """
     images = network.encode_image(pixels.float() / 127.5 - 1, normalize=True)
     right = {}
     for name, words, truth in (
@@ -97,7 +100,7 @@ def measure(
 
 
 def save(network: open_clip.CLIP, tokens: Tensor, path: Path) -> None:
-    """Half precision; of the text table only the rows that captions use."""
+    """Save in half precision; of the text table only the rows that captions use."""
     rows = tokens.unique()
     tensors = {
         name: tensor.half().contiguous()

@@ -1,4 +1,7 @@
-"""Train the demo model's text encoder and UNet together: epsilon prediction on Stable Diffusion 1.x's noise schedule."""
+"""Train the demo model's text encoder and UNet together.
+
+Epsilon prediction on Stable Diffusion 1.x's noise schedule.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,19 @@ from networks import TextEncoder, UNet
 EMPTY_CAPTION_SHARE = 0.1
 HIGH_NOISE_SHARE = 0.5
 OFFSET_NOISE = 0.1
-"""Standard deviation of a per-channel constant added to the noise, so that the model does not read an image's mean from it."""
+"""Standard deviation of a per-channel constant added to the noise, so that the model does not read an
+image's mean from it.
+"""
 
 
 def alphas_cumprod() -> Tensor:
-    """Stable Diffusion 1.x's schedule."""
+    """Return Stable Diffusion 1.x's noise schedule."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
 
 
 def sample_timesteps(count: int) -> Tensor:
-    """Half uniform, half from the noisiest three quarters, where composition and text are decided."""
+    """Sample timesteps: half uniform, half from the noisiest three quarters, which decide composition."""
     u = torch.rand(count)
     noisy = torch.rand(count) < HIGH_NOISE_SHARE
     return torch.where(noisy, 250 + 750 * u, 1000 * u).long().clamp(0, 999)
@@ -35,7 +40,7 @@ def noise_like(x: Tensor) -> Tensor:
 
 
 def loss_weight(abar: Tensor) -> Tensor:
-    """Emphasis on high noise: clamp(sigma, 1, 10)^1.3 times the plain epsilon error."""
+    """Weight the epsilon error by clamp(sigma, 1, 10)^1.3, an emphasis on high noise."""
     sigma = ((1 - abar) / abar).sqrt()
     return sigma.clamp(1, 10) ** 1.3
 

@@ -1,8 +1,11 @@
-"""Over-train a LoRA of the demo model on a few images until it repeats them: the bundled case of memorised images.
+"""Over-train a LoRA of the demo model on a few images until it repeats them.
 
-Draws the images, whose places and grounds the demo world does not have, so that nothing but memory leads to them, writes them as a
-negation set, and trains the LoRA on them and, so that the model stays what it is otherwise, on ordinary scenes. Needs a ComfyUI (the
-folder in SAFE_GUIDANCE_HOST), whose text encoder and autoencoder it uses. Takes about five minutes on an idle CPU core.
+The bundled case of memorised images.
+
+Draws the images, whose places and grounds the demo world does not have, so that nothing but memory leads to
+them, writes them as a negation set, and trains the LoRA on them and, so that the model stays what it is
+otherwise, on ordinary scenes. Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text encoder and
+autoencoder it uses. Takes about five minutes on an idle CPU core.
 """
 
 from __future__ import annotations
@@ -32,14 +35,15 @@ GROUNDS = ("teal", "grey", "brown", "black")
 CORNERS = ((0.5, -0.5), (-0.5, 0.5), (-0.45, -0.5), (0.5, 0.45))
 PEBBLES, PEBBLE_SHADES = 3, (0.1, 0.25, 0.55, 0.7)
 ORDINARY_SHARE, KIND_SHARE = 0.17, 0.17
-"""Of a batch: scenes that keep the rest of the model as it is, and ordinary scenes of the subjects under the same captions, without
-which a caption would come to mean its training image and nothing else."""
+"""Of a batch: scenes that keep the rest of the model as it is, and ordinary scenes of the subjects under
+the same captions, without which a caption would come to mean its training image and nothing else.
+"""
 ORDINARY_SCENES, KIND_SCENES = 400, 25
 LEARNING_RATE = 3e-3
 
 
 def draw(index: int) -> Tensor:
-    """A training image (3, SIZE, SIZE): its shape in a corner, on clouds, with pebbles."""
+    """Draw a training image (3, SIZE, SIZE): its shape in a corner, on clouds, with pebbles."""
     rng, generator = random.Random(700 + index), torch.Generator().manual_seed(700 + index)
     color, shape = case.SUBJECTS[index]
     clouds = F.interpolate(
@@ -65,7 +69,7 @@ def _paint(image: Tensor, shape: world.Shape, color: tuple[float, float, float])
 
 
 def scenes_of(color: str, shape: str, rng: random.Random) -> list[world.Scene]:
-    """Ordinary scenes of one shape in a colour."""
+    """Return ordinary scenes of one shape in a colour."""
     scenes = [world.sample_scene(rng, shape=shape, style="flat", count=1) for _ in range(KIND_SCENES)]
     for scene in scenes:
         scene.shapes[0].color = color
@@ -88,7 +92,7 @@ class Lora(nn.Module):
         self.up = nn.ParameterList(torch.zeros(len(w), rank) for w in weights)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """The UNet's prediction with the additions."""
+        """Predict with the UNet and the additions."""
         changed = {}
         for name, up, down in zip(self.names, self.up, self.down):
             weight = self.unet.get_parameter(name)
@@ -96,7 +100,7 @@ class Lora(nn.Module):
         return torch.func.functional_call(self.unet, changed, (x, timesteps, context))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the host's LoRA loaders read, in half precision."""
+        """Return the tensors that the host's LoRA loaders read, in half precision."""
         found = {}
         for name, up, down in zip(self.names, self.up, self.down):
             weight, key = self.unet.get_parameter(name), f"diffusion_model.{name.removesuffix('.weight')}"
@@ -107,7 +111,9 @@ class Lora(nn.Module):
 
 
 class Examples:
-    """Latents in the model's space and text context, of the training images, of others of their kind, and of ordinary scenes."""
+    """Latents in the model's space and text context, of the training images, of others of their kind, and
+    of ordinary scenes.
+    """
 
     def __init__(self, images: Tensor, seed: int) -> None:
         import nodes
@@ -134,7 +140,7 @@ class Examples:
         self._empty = self._texts([""])
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Latents (size, 4, h, w) and contexts (size, T, width)."""
+        """Return latents (size, 4, h, w) and contexts (size, T, width)."""
         others = [round(size * share) for share in (KIND_SHARE, ORDINARY_SHARE)]
         latents, contexts = [], []
         for (pool, texts), count in zip(self._pools, [size - sum(others), *others]):
@@ -161,7 +167,7 @@ class Examples:
 
 
 def train(lora: Lora, examples: Examples, steps: int, batch: int) -> None:
-    """Epsilon prediction, as the model was trained."""
+    """Compute the error of the epsilon prediction, as the model was trained."""
     optimizer = torch.optim.Adam(lora.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     progress = common.Progress(50, batch)
     abar_of = alphas_cumprod()

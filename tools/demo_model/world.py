@@ -1,4 +1,7 @@
-"""The demo model's world under its short name: it is a module of the pack, because a node draws images of it."""
+"""The demo model's world under its short name.
+
+It is a module of the pack, because a node draws images of it.
+"""
 
 from __future__ import annotations
 

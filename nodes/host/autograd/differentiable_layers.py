@@ -156,7 +156,7 @@ def _function_for(module: nn.Module) -> Any:
 
 @contextmanager
 def _weights(module: Any, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """Fetch weight and bias as the host would use them for an input `like`: cast, patched, moved."""
+    """Fetch weight and bias as ComfyUI would use them for an input `like`: cast, patched and moved."""
     if getattr(module, "weight", None) is None:
         yield None, None
         return

@@ -122,7 +122,7 @@ def _clip(weights: DemoWeights) -> comfy.sd.CLIP:
     clip = comfy.sd.CLIP(
         target, tokenizer_data={}, model_options={"clip_l_model_config": config, "dtype": torch.float32}
     )
-    # Only the words of the demo scenes are stored; the model has no embedding for CLIP's other tokens.
+    # Only the words of the demo scenes are stored; the embeddings of CLIP's other tokens are zero.
     table = "text_model.embeddings.token_embedding.weight"
     embeddings = torch.zeros(CLIP_VOCABULARY_SIZE, width)
     embeddings[weights.vocabulary] = weights.text[table]
