@@ -64,7 +64,7 @@ class PreviewNegationSet(io.ComfyNode):
 
 
 def summarize(negation_set: NegationSet, vae: Any = None) -> str:
-    """Summarise a set in a few lines for people."""
+    """Describe a set in a few lines of text."""
     sizes = negation_set.sizes()
     shown = ", ".join(f"{width} x {height}" for width, height in sizes[:4]) + (
         " and others" if len(sizes) > 4 else ""

@@ -28,7 +28,7 @@ VERBS = frozenset(
     attach average begin blend blur bound build cache calibrate call cap change charge check choose
     claim clamp classify clear clip collect combine come compare compose compute configure connect
     continue convert copy correct count create crop cut decide decode define delete derive describe
-    detect difference differentiate discard display distribute do download draw drive drop embed empty
+    detect difference differentiate dilate discard display distribute do download draw drive drop embed empty
     encode end enforce ensure enter estimate evaluate execute expand extract fail fall fetch fill filter
     find finish fit flatten forget format forward free gather generate get give group guide hand hash
     have hide hold identify import include initialise insert install interpolate interrupt invert
