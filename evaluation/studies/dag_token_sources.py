@@ -1,7 +1,8 @@
 """Study of what guideline tokens learn best from.
 
-Compared are the model's own runs, their images under fresh noise, and drawn scenes under noise. All learn from as many images, half of them with stars, and are tested on runs of other prompts: does the map
-reach higher where there is a star, and does it lie on the star? Masks of sampled stars come from
+Compared are the model's own runs, their images under fresh noise, and drawn scenes under noise. All learn
+from as many images, half of them with stars, and are tested on runs of other prompts: does the map reach
+higher where there is a star, and does it lie on the star? Masks of sampled stars come from
 `evaluation/judges/locate.py`. Minutes on a CPU.
 """
 
