@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 @pytest.fixture(scope="module")
 def stars(host: Any) -> GuidelineTokens:
     """The bundled tokens."""
-    from safe_guidance.guidance.detect_and_guide import guideline_tokens
+    from safe_guidance.formats import guideline_token_file
     from safe_guidance.nodes.host.files.folders import GUIDELINE_TOKENS, file_path
 
-    return guideline_tokens.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
+    return guideline_token_file.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
 
 
 def always(tokens: GuidelineTokens) -> GuidelineTokens:

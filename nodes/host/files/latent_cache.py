@@ -15,7 +15,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ....formats import latent_file, tensor_file
+from ....formats import latent_file
+from ....formats.atomic_file import TEMPORARY_SUFFIX
 from ....guidance.core.references import References
 
 LIMIT = 16 * 2**30
@@ -104,7 +105,7 @@ def prune(folder: Path, limit: int, keep: Path) -> None:
             status = path.stat()
         except OSError:
             continue
-        if path.suffix == tensor_file.TEMPORARY_SUFFIX and status.st_mtime < time.time() - ABANDONED:
+        if path.suffix == TEMPORARY_SUFFIX and status.st_mtime < time.time() - ABANDONED:
             _remove(path)
         elif path.suffix == SUFFIX:
             files.append((path == keep, status.st_mtime, status.st_size, path))
