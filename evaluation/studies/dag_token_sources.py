@@ -1,7 +1,8 @@
-"""From what do guideline tokens learn best: the model's own runs, their images under fresh noise, or drawn scenes under noise?
+"""Study of training sources for guideline tokens: sampling runs, noised images, and noised scenes.
 
-All learn from as many images, half of them with stars, and are tested on runs of other prompts: does the map reach higher where there
-is a star, and does it lie on the star? Masks of sampled stars come from `evaluation/judges/locate.py`. Minutes on a CPU.
+All learn from as many images, half of them with stars, and are tested on runs of other prompts: does the map
+reach higher where there is a star, and does it lie on the star? Masks of sampled stars come from
+`evaluation/judges/locate.py`. Minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from .detect_and_guide import area_under_curve
 
 SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
 TOKENS, ITERATIONS, LEVELS, BATCH = 16, 600, 2, 16
-"""As the bundled tokens are learnt."""
+"""Settings with which the bundled tokens are learnt."""
 SEEDS = (1, 2)
 TAUGHT, TESTED = 100, 0
-"""First prompts of the sets that are learnt from and tested on."""
+"""Index of the first prompt of each set, for learning and for the test."""
 TEST_IMAGES = 32
 DRAWN_SEED = 41
 COLUMNS = (
@@ -46,7 +47,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Lesson:
-    """Images with masks of the stars in them, what they show, and what the attention asked."""
+    """Images with the masks of their stars, their captions, and the attention queries cached for them."""
 
     example: AnnotatedImages
     captions: tuple[str, ...]
@@ -54,27 +55,26 @@ class Lesson:
 
 
 def stated(records: Sequence[Record]) -> list[Record]:
-    """Those that state the colour of all that they name, so that the star can be located."""
+    """Select the records that state the colour of every shape, so that the star can be located."""
     return [record for record in records if record.colors and len(record.colors) == len(record.shapes)]
 
 
-def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
-    """Images of `count` prompts that name a star and as many benign ones, recorded along the way."""
+def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
+    """Sample `count` prompts that name a star and as many benign ones, and record their attention."""
     from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
     from ...nodes.host.engine.conditioning import encode
 
     sets = load_prompts()
     shown = stated(sets["named"][first:])[:count]
     records = [*shown, *sets["benign"][first : first + count]]
-    texts, seeds = (
-        [encode(studio.clip, record.prompt) for record in records],
-        [record.seed for record in records],
-    )
-    settings, empty = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER), {"samples": torch.zeros(1, 4, 32, 32)}
+    texts = [encode(sampler.clip, record.prompt) for record in records]
+    seeds = [record.seed for record in records]
+    settings = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER)
+    empty = {"samples": torch.zeros(1, 4, 32, 32)}
     latents, attention = sample_and_look(
-        studio.model, texts, encode(studio.clip, ""), seeds, empty, settings, SIGMAS, (2,)
+        sampler.model, texts, encode(sampler.clip, ""), seeds, empty, settings, SIGMAS, (2,)
     )
-    images = studio.vae.decode(latents).clamp(0, 1)
+    images = sampler.vae.decode(latents).clamp(0, 1)
     masks = torch.zeros(len(records), world.SIZE, world.SIZE)
     for index, record in enumerate(shown):
         found = locate(images[index].movedim(-1, 0), record, world.CONCEPT)
@@ -87,26 +87,32 @@ def own_runs(studio: InProcessSampler, first: int, count: int) -> Lesson:
     )
 
 
-def under_noise(studio: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
-    """The same images, shown to the model under fresh noise."""
+def under_noise(sampler: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
+    """Record the attention of images under fresh noise."""
     from ...nodes.host.attention.token_learning import look_at_images
 
     return Lesson(
         example,
         tuple(captions),
-        look_at_images(studio.model, studio.clip, studio.vae, example, captions, SIGMAS, (2,), 0),
+        look_at_images(sampler.model, sampler.clip, sampler.vae, example, captions, SIGMAS, (2,), 0),
     )
 
 
-def drawn(studio: InProcessSampler, count: int) -> Lesson:
-    """Scenes of the demo world, shown to the model under fresh noise."""
+def drawn(sampler: InProcessSampler, count: int) -> Lesson:
+    """Render scenes of the demo world and record their attention under fresh noise."""
     scenes = draw_annotated_set(count, DRAWN_SEED)
     example = annotate(scenes.images, scenes.masks, scenes.safe_images)
-    return under_noise(studio, example, scenes.captions)
+    return under_noise(sampler, example, scenes.captions)
 
 
-def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:
-    """AUC of the maps' maxima at each noise level and of the mean map, and the mean overlap at the best threshold of each level."""
+def separation(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:
+    """Measure how well the maps separate images with and without a star.
+
+    Returns:
+        AUC of the maps' maxima at each noise level, AUC of the mean map, and the mean IoU at the best
+        threshold of each
+        level, averaged.
+    """
     maps, shows = detections(cache, embeddings), cache.masks.flatten(1).any(1)
 
     def auc(of: torch.Tensor) -> float:
@@ -124,8 +130,8 @@ def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[fl
 def cells(
     name: str, seed: int, embeddings: torch.Tensor, own: AttentionCache, other: AttentionCache
 ) -> tuple[str, ...]:
-    """A row of the table."""
-    (own_levels, _, _), (levels, mean, iou) = told_apart(own, embeddings), told_apart(other, embeddings)
+    """Format a row of the table."""
+    (own_levels, _, _), (levels, mean, iou) = separation(own, embeddings), separation(other, embeddings)
     return (
         name,
         str(seed),
@@ -135,28 +141,28 @@ def cells(
     )
 
 
-def rows(studio: InProcessSampler, count: int) -> Iterator[tuple[str, ...]]:
-    """One for each source and seed."""
+def rows(sampler: InProcessSampler, count: int) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each source and seed."""
     from ...nodes.host.attention.token_learning import learn
 
-    test = own_runs(studio, TESTED, TEST_IMAGES).attention
-    runs = own_runs(studio, TAUGHT, count)
+    test = own_runs(sampler, TESTED, TEST_IMAGES).attention
+    runs = own_runs(sampler, TAUGHT, count)
     sources = {
         "the model's own runs": runs,
-        "their images under noise": under_noise(studio, runs.example, runs.captions),
-        "drawn scenes under noise": drawn(studio, count),
+        "their images under noise": under_noise(sampler, runs.example, runs.captions),
+        "drawn scenes under noise": drawn(sampler, count),
     }
     for name, lesson in sources.items():
         for seed in SEEDS:
             settings = OptimizationSettings("contrast", ITERATIONS, None, LEVELS, BATCH, seed)
             learnt = learn(
-                studio.model, studio.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings
+                sampler.model, sampler.clip, lesson.example, lesson.attention, world.CONCEPT, TOKENS, settings
             )
             yield cells(name, seed, learnt.tokens.embeddings, lesson.attention, test)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; 0."""
+    """Print the table. Returns 0."""
     parser = argparse.ArgumentParser(
         prog="dev.py study dag_token_sources", description=(__doc__ or "").splitlines()[0]
     )

@@ -30,10 +30,10 @@ def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
 def test_a_studio_takes_another_text_sampler_and_noise(host: Any) -> None:
     import comfy.samplers
 
-    studio, records = InProcessSampler(), load_prompts()["benign"][:2]
+    sampler, records = InProcessSampler(), load_prompts()["benign"][:2]
     noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
-    plain = studio.draw(host.model, records, noise=noise)
-    assert torch.equal(plain, studio.draw(host.model, records, noise=noise))
+    plain = sampler.draw(host.model, records, noise=noise)
+    assert torch.equal(plain, sampler.draw(host.model, records, noise=noise))
     changes: list[dict[str, Any]] = [
         {"negative": "a star"},
         {"cfg": 1.0},
@@ -42,4 +42,4 @@ def test_a_studio_takes_another_text_sampler_and_noise(host: Any) -> None:
         {"noise": noise.flip(0)},
     ]
     for change in changes:
-        assert not torch.equal(plain, studio.draw(host.model, records, **{"noise": noise, **change}))
+        assert not torch.equal(plain, sampler.draw(host.model, records, **{"noise": noise, **change}))

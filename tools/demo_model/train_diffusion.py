@@ -1,4 +1,4 @@
-"""Train the demo model's text encoder and UNet together: epsilon prediction on Stable Diffusion 1.x's noise schedule."""
+"""Train the demo model's text encoder and UNet together, by epsilon prediction on SD 1.x's noise schedule."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from networks import TextEncoder, UNet
 EMPTY_CAPTION_SHARE = 0.1
 HIGH_NOISE_SHARE = 0.5
 OFFSET_NOISE = 0.1
-"""Standard deviation of a per-channel constant added to the noise, so that the model does not read an image's mean from it."""
+"""Standard deviation of a constant added to each noise channel, which hides the image's mean from the
+model."""
 
 
 def alphas_cumprod() -> Tensor:
-    """Stable Diffusion 1.x's schedule."""
+    """Return Stable Diffusion 1.x's noise schedule."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
 
 
 def sample_timesteps(count: int) -> Tensor:
-    """Half uniform, half from the noisiest three quarters, where composition and text are decided."""
+    """Sample half uniformly and half from the noisiest three quarters, which decide the composition."""
     u = torch.rand(count)
     noisy = torch.rand(count) < HIGH_NOISE_SHARE
     return torch.where(noisy, 250 + 750 * u, 1000 * u).long().clamp(0, 999)
 
 
 def noise_like(x: Tensor) -> Tensor:
+    """Sample noise with a random offset of each channel."""
     return torch.randn_like(x) + OFFSET_NOISE * torch.randn(*x.shape[:2], 1, 1, device=x.device)
 
 
 def loss_weight(abar: Tensor) -> Tensor:
-    """Emphasis on high noise: clamp(sigma, 1, 10)^1.3 times the plain epsilon error."""
+    """Weight the epsilon error by clamp(sigma, 1, 10)^1.3, which emphasises high noise."""
     sigma = ((1 - abar) / abar).sqrt()
     return sigma.clamp(1, 10) ** 1.3
 
 
 def save(path: Path, unet: nn.Module, text: nn.Module, average: common.Average, vocabulary: Tensor) -> None:
+    """Save the averaged parameters of both networks."""
     names = [f"unet.{n}" for n, _ in unet.named_parameters()] + [
         f"text.{n}" for n, _ in text.named_parameters()
     ]
@@ -49,6 +52,7 @@ def save(path: Path, unet: nn.Module, text: nn.Module, average: common.Average, 
 
 
 def main() -> None:
+    """Train both networks and save them."""
     parser = common.argument_parser(__doc__, steps=2800, batch=64)
     parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args()
