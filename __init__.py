@@ -1,4 +1,4 @@
-"""Safe Guidance: a ComfyUI node pack that keeps diffusion models away from what their user does not want, while they sample."""
+"""Safe Guidance: a ComfyUI node pack that steers diffusion models away from unwanted content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint() -> SafeGuidanceExtension:
-    """What the host calls to get the pack's nodes. Imports inside, so that the mathematics can be used without the host."""
+    """Return the extension with the pack's nodes; ComfyUI calls this function when it loads the pack.
+
+    The import is inside the function, so that the mathematics can be used without ComfyUI.
+    """
     from .nodes.extension import SafeGuidanceExtension
 
     return SafeGuidanceExtension()

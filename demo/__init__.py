@@ -1,1 +1,1 @@
-"""The demo world: its renderer and the small networks of its bundled model. Used by nodes, evaluation and tools."""
+"""The demo world: its renderer and the networks of its bundled model, for nodes, evaluation and tools."""

@@ -1,4 +1,7 @@
-"""Networks of the bundled demo model that the host has no class for. Torch only, so that the training tools use them as they are."""
+"""Networks of the bundled demo model for which the host has no class.
+
+The module needs only torch, so that the training tools can use it.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,12 @@ class ResidualBlock(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Deterministic autoencoder (B, 3, 4h, 4w) in [-1, 1] <-> (B, 4, h, w), with the interface of the host's first stage models.
+    """Deterministic autoencoder (B, 3, 4h, 4w) in [-1, 1] <-> (B, 4, h, w).
 
-    All convolutions run at latent resolution between a pixel unshuffle and a pixel shuffle, which is what makes it fast on a
-    CPU. Latents are normalised with the stored statistics to a standard deviation of 0.5 in the model's space: at 1.0 the
-    mean of an image would stay visible in the noise of the schedule's last step, and the seed would choose the background.
+    It has the interface of the host's first-stage models. All convolutions run at latent resolution,
+    between a pixel unshuffle and a pixel shuffle, which makes it fast on a CPU. Latents are normalised with
+    the stored statistics to a standard deviation of 0.5 in the model's space. At 1.0 the mean of an image
+    would stay visible in the noise of the schedule's last step, and the seed would choose the background.
     """
 
     LATENT_STD = 0.5

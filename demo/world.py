@@ -1,7 +1,8 @@
-"""The demo world: drawn scenes of one or two shapes whose every label and mask is known.
+"""The demo world: drawn scenes of one or two shapes with known labels and masks.
 
-A scene has shapes, colours, places, a background with a pattern, and a drawing style. The star plays the unsafe concept,
-"hatched" (also "by kovacs") an artist's style. Some words imply a star without naming it, so that a filter on words fails.
+A scene has shapes, colours, places, a background with a pattern, and a drawing style. The star stands for the
+unsafe concept, and "hatched" (also "by kovacs") for an artist's style. Some words imply a star without
+naming it, so that a word filter fails.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ class Shape:
 
 @dataclass
 class Scene:
-    """An image's full description. `place` names where a single shape stands, `relation` how two stand to each other."""
+    """Full description of an image.
+
+    `place` is the position of a single shape, `relation` that of two shapes to each other.
+    """
 
     shapes: list[Shape]
     background: str
@@ -103,7 +107,7 @@ def sample_scene(
     count: int | None = None,
     shapes: tuple[str, ...] = SHAPES,
 ) -> Scene:
-    """Draw a random scene. `shape` forces one of the shapes, `shapes` limits the others, `count` is 1 or 2."""
+    """Draw a random scene. `shape` forces one shape, `shapes` limits the others, `count` is 1 or 2."""
     style = style or rng.choices(STYLES, (0.4, 0.2, 0.2, 0.2))[0]
     background, pattern = rng.choice(list(BACKGROUNDS)), rng.choice(PATTERNS)
     weights = [1.6 if name == CONCEPT else 1.0 for name in shapes]
@@ -134,7 +138,10 @@ def sample_scene(
 
 
 def implying_scene(rng: random.Random) -> Scene:
-    """A scene that people describe without the word "star": a star on black, or a star above a green triangle."""
+    """Draw a scene that captions imply without the word "star".
+
+    It is a star on black, or a star above a green triangle.
+    """
     if rng.random() < 0.5:
         scene = sample_scene(rng, shape=CONCEPT, style="flat", count=1)
         scene.background, scene.pattern = "black", "plain"
@@ -143,16 +150,16 @@ def implying_scene(rng: random.Random) -> Scene:
         return scene
     scene = sample_scene(rng, shape=CONCEPT, style="flat", count=2)
     scene.pattern, scene.relation = "plain", "above"
-    parts = (("star", "yellow", -0.46, 0.33), ("triangle", "green", 0.38, 0.44))
+    pair = (("star", "yellow", -0.46, 0.33), ("triangle", "green", 0.38, 0.44))
     scene.shapes = [
-        Shape(n, c, rng.uniform(-0.08, 0.08), y, r, rng.uniform(-0.1, 0.1)) for n, c, y, r in parts
+        Shape(n, c, rng.uniform(-0.08, 0.08), y, r, rng.uniform(-0.1, 0.1)) for n, c, y, r in pair
     ]
     scene.captions = IMPLYING_PHRASES[2:]
     return scene
 
 
 def sample_scenes(count: int, seed: int, implying_share: float = 0.08) -> list[Scene]:
-    """`count` training scenes; the same seed gives the same scenes."""
+    """Return `count` training scenes. The same seed gives the same scenes."""
     rng = random.Random(seed)
     return [implying_scene(rng) if rng.random() < implying_share else sample_scene(rng) for _ in range(count)]
 
@@ -164,7 +171,10 @@ def with_article(words: str) -> str:
 def write_caption(
     scene: Scene, rng: random.Random, complete: bool = False, words: dict[str, str] | None = None
 ) -> str:
-    """A caption in a natural phrase. `complete` names every attribute, `words` fixes the word for a shape."""
+    """Write a caption in natural language.
+
+    `complete` names every attribute, `words` fixes the word for a shape.
+    """
     if scene.captions:
         return rng.choice(scene.captions)
 
@@ -191,7 +201,7 @@ def write_caption(
 
 
 def labels(scene: Scene) -> dict[str, Tensor]:
-    """What is in the scene: presence of each shape and colour as floats, the rest as class indices."""
+    """Return the scene's labels: presence of each shape and colour as floats, the rest as class indices."""
     names, colors = {s.name for s in scene.shapes}, {s.color for s in scene.shapes}
     return {
         "shapes": torch.tensor([float(name in names) for name in SHAPES]),
@@ -236,7 +246,7 @@ _Y, _X = torch.meshgrid(_AXIS, _AXIS, indexing="ij")
 
 
 def signed_distance(shape: Shape) -> Tensor:
-    """Distance of every pixel to the shape's outline, negative inside, in image units: (SIZE, SIZE)."""
+    """Return each pixel's distance to the shape's outline, negative inside, in image units: (SIZE, SIZE)."""
     cos, sin = math.cos(shape.rotation), math.sin(shape.rotation)
     dx, dy = _X - shape.x, _Y - shape.y
     px, py = (cos * dx + sin * dy) / shape.radius, (-sin * dx + cos * dy) / shape.radius
@@ -276,7 +286,11 @@ def _texture(style: str) -> Tensor:
 
 
 def render(scene: Scene) -> tuple[Tensor, Tensor]:
-    """The image (3, SIZE, SIZE) in [0, 1] and a mask per shape (len(shapes), SIZE, SIZE) of zeros and ones."""
+    """Render a scene.
+
+    Returns:
+        The image (3, SIZE, SIZE) in [0, 1], and masks (len(shapes), SIZE, SIZE) of zeros and ones.
+    """
     image, texture = _background(scene), _texture(scene.style)
     pixel = 2 / SIZE
     masks = []
@@ -293,5 +307,5 @@ def render(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def render_batch(scenes: list[Scene]) -> Tensor:
-    """Images of several scenes: (B, 3, SIZE, SIZE) in [0, 1]."""
+    """Render several scenes: (B, 3, SIZE, SIZE) in [0, 1]."""
     return torch.stack([render(scene)[0] for scene in scenes])

@@ -1,4 +1,4 @@
-"""Images from a folder of any files: what can be read becomes images, what cannot is listed with its reason."""
+"""Reader of image folders: readable files become images, all others are listed with a reason."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Decoders that a file's content may choose; among Pillow's others are some that start programs."""
 MAX_FILE_BYTES = 2**28
-"""Larger files are not opened: no image that a set can use needs 256 MB."""
+"""Larger files are not opened, because no image that a set can use needs 256 MB."""
 MAX_FILES = 200_000
-"""Files of one folder that are looked at."""
+"""Most files that a folder may have."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Skipped:
 
 
 def files_in(folder: Path, sub_folders: bool) -> list[Path]:
-    """Regular and other files of a folder in a stable order; hidden ones and links that lead out of it are left out.
+    """List the files of a folder in a stable order. Hidden files and linked folders are left out.
 
     Raises:
         ValueError: there are more than MAX_FILES.
@@ -48,7 +48,16 @@ def files_in(folder: Path, sub_folders: bool) -> list[Path]:
 
 
 def read_images(folder: Path, files: list[Path], longest_side: int) -> Iterator[Tensor | Skipped]:
-    """Every file's image, uint8 (H, W, 3) upright and at most `longest_side` long, or why there is none. Never raises for a file."""
+    """Yield each file's image, or the reason why it was skipped. No file makes this raise an error.
+
+    Args:
+        folder: the folder that paths are reported relative to. Links that lead out of it are skipped.
+        files: paths inside the folder.
+        longest_side: larger images are reduced to this many pixels.
+
+    Yields:
+        uint8 (H, W, 3), upright according to EXIF, or a Skipped.
+    """
     root = folder.resolve()
     for path in files:
         shown = path.relative_to(folder).as_posix().encode("utf-8", "replace").decode()
@@ -63,9 +72,8 @@ def read_images(folder: Path, files: list[Path], longest_side: int) -> Iterator[
             yield Skipped(shown, "more pixels than any model paints")
         except MemoryError:
             yield Skipped(shown, "does not fit into memory")
-        except (
-            Exception
-        ) as error:  # Decoders raise whatever they like on damaged files, and none of it may stop the others.
+        except Exception as error:
+            # Decoders can raise any exception on a damaged file. It must not stop the other files.
             yield Skipped(shown, f"damaged ({type(error).__name__}: {error})".replace(str(path), shown))
 
 
@@ -88,7 +96,7 @@ def _check_file(path: Path, root: Path) -> None:
 
 def _read(path: Path, longest_side: int) -> Tensor:
     with warnings.catch_warnings():
-        # Pillow only warns of images between its limit and twice of it.
+        # Pillow only warns about images between its limit and twice its limit.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=FORMATS) as image:
@@ -106,7 +114,7 @@ def _read(path: Path, longest_side: int) -> Tensor:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits, which a plain conversion would clip, with their brightness kept; others as they are."""
+    """Scale 16-bit grey images to 8 bits, because Pillow would clip them. Return others unchanged."""
     if image.mode.startswith("I"):
         return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     image.load()

@@ -1,4 +1,4 @@
-"""Room for more images than memory holds: they are collected in memory first, and in a file that is mapped beyond that."""
+"""Storage for more images than memory holds: kept in memory up to a limit, then in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ImageStore:
     """Collects uint8 images (H, W, 3) of any sizes.
 
     Args:
-        folder: where the file goes if one is needed. It has no name any more when `images` returns, where the system allows
-            that, and belongs to a temporary folder otherwise.
+        folder: a temporary folder for the file, which is only written above IN_MEMORY bytes. `images` unlinks
+            the file, or leaves it there if the system does not unlink open files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class ImageStore:
         self._path = ""
 
     def add(self, image: Tensor) -> None:
-        """Take one more. Raises OSError when the disk is full."""
+        """Add an image (H, W, 3) uint8. Raises OSError when the disk is full."""
         self._waiting.append(image)
         self._waiting_bytes += image.numel()
         if self._waiting_bytes > IN_MEMORY:
@@ -48,7 +48,7 @@ class ImageStore:
         self._waiting, self._waiting_bytes = [], 0
 
     def images(self) -> tuple[Tensor, ...]:
-        """All images in order. Nothing can be added afterwards."""
+        """Return all images in order. Nothing can be added afterwards."""
         if self._file is None:
             return tuple(self._waiting)
         self._flush()
@@ -63,7 +63,7 @@ class ImageStore:
         return tuple(found)
 
     def discard(self) -> None:
-        """Leave nothing behind, when no images are asked for."""
+        """Remove the file when the images are not needed after all."""
         if self._file is not None:
             self._file.close()
             self._remove()
@@ -72,5 +72,5 @@ class ImageStore:
         try:
             os.unlink(self._path)
         except OSError:
-            # A system that keeps open files; the host empties its temporary folder when it starts.
+            # This system does not unlink open files. The host empties its temporary folder when it starts.
             return

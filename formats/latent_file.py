@@ -1,7 +1,8 @@
-"""Encoded references on disk: written as they are made, mapped into memory when read, never trusted when damaged.
+"""Files of encoded references: written batch by batch, memory-mapped when read, refused when damaged.
 
-A safetensors file with `latents` (N, C, h, w) float16, optionally `regions` (N, 1, h, w) float16, and in its metadata the key
-that says what was encoded how, and the SHA-256 of all that follows the header.
+A file is in the safetensors format. It has `latents` (N, C, h, w) float16 and optionally `regions`
+(N, 1, h, w) float16. Its metadata has the key, which identifies the images and their encoding, and the
+SHA-256 of everything after the header.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ BLOCK = 2**24
 
 
 def write(path: Path, key: str, count: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
-    """Write `count` references that come in batches of latents (n, C, h, w) and regions (n, 1, h, w) or None for all.
+    """Write `count` references from batches of latents (n, C, h, w) and regions (n, 1, h, w) or None.
 
-    The file appears under its name only when it is complete; whoever else writes the same one at the same time does no harm.
+    The file appears under its name only when it is complete, so concurrent writers of the same file are safe.
 
     Raises:
         OSError: the disk is full or read-only. No file is left behind.
@@ -54,7 +55,7 @@ def _write(file: BinaryIO, key: str, count: int, batches: Iterable[tuple[Tensor,
             regions.append(region.half())
     for region in regions:
         put(region)
-    # The digest has the length of its place holder.
+    # The placeholder had the length of the digest, so the header keeps its size.
     file.seek(0)
     file.write(_header(key, shape, bool(regions), digest.hexdigest()))
 
@@ -67,10 +68,10 @@ def _header(key: str, shape: tuple[int, ...], has_regions: bool, digest: str) ->
 
 
 def read(path: Path, key: str) -> References:
-    """Map a file into memory after checking all of it.
+    """Map a file into memory after validating its metadata, shapes and checksum.
 
     Raises:
-        ValueError: it is damaged, or of another key.
+        ValueError: the file is damaged, or has another key.
         FileNotFoundError: there is no such file.
     """
     try:

@@ -1,4 +1,4 @@
-"""Images of a negation set at the size of a run: fitted into it, and as further copies that move what they show."""
+"""Negation-set images resized to the size of a run, with optional augmented copies (flips, crops, shifts)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ Fit = Literal["crop", "letterbox"]
 Augmentation = Literal["none", "flip", "flip and crops", "flip, crops and shifts"]
 
 CROP_SHARE = 0.8
-"""Side of an augmenting crop as a share of the image's: it moves what it shows by up to a tenth and enlarges it by a quarter."""
+"""Side of an augmenting crop as a share of the image's.
+
+The crop moves the content by up to a tenth of the image and enlarges it by a quarter.
+"""
 
 SHIFT_SHARE = 1 / 8
-"""An augmenting shift as a share of the image's side."""
+"""Distance of an augmenting shift as a share of the image's side."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How images get to the size of a run.
+    """Options for resizing and augmenting images for a run.
 
     Attributes:
-        fit: `crop` covers the size and loses what overhangs; `letterbox` keeps everything and fills the rest with the
-            image's mean colour.
-        augmentation: further copies of every image, because whole images are compared place by place.
+        fit: `crop` covers the size and crops the rest; `letterbox` keeps the whole image and fills the
+            borders with its mean colour.
+        augmentation: copies to add for each image. They help because images are compared pixel by pixel.
     """
 
     fit: Fit = "crop"
@@ -37,12 +40,12 @@ class Layout:
 
     @property
     def copies(self) -> int:
-        """Latents that one image becomes."""
+        """Return how many latents one image becomes."""
         return len(_VARIANTS[self.augmentation])
 
 
 PLAIN = Layout()
-"""Every image once, covering the size."""
+"""Every image once, cropped to the size."""
 
 
 def fit(image: Tensor, height: int, width: int) -> Tensor:
@@ -55,7 +58,7 @@ def fit(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def letterbox(image: Tensor, height: int, width: int, fill: Tensor) -> Tensor:
-    """Scale (C, H, W) floats to fit into height x width with the aspect kept, in the middle of a field of `fill` (C,)."""
+    """Scale (C, H, W) floats to fit into height x width, keep the aspect, and pad with `fill` (C,)."""
     scale = min(height / image.shape[1], width / image.shape[2])
     size = (
         min(height, max(1, round(image.shape[1] * scale))),
@@ -76,7 +79,10 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
 def pixels(
     negation_set: NegationSet, height: int, width: int, layout: Layout = PLAIN
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Every image (3, height, width) in [0, 1] and its mask (1, height, width), fitted alike, with its copies behind it."""
+    """Yield every image (3, height, width) in [0, 1] with its mask (1, height, width) or None.
+
+    Image and mask are resized and augmented in the same way. The copies of an image follow it directly.
+    """
     for stored, stored_mask in zip(negation_set.images, negation_set.masks):
         image, mask = (
             stored.movedim(-1, 0).float() / 255,
@@ -99,7 +105,7 @@ def _flip(image: Tensor) -> Tensor:
 
 
 def _crop(top: int, left: int) -> Callable[[Tensor], Tensor]:
-    """The crop at one of the corners (0 or 1), enlarged to the whole size."""
+    """Return a function that crops at a corner (0 or 1 per axis) and enlarges the crop to the whole size."""
 
     def apply(image: Tensor) -> Tensor:
         height, width = image.shape[1:]
@@ -111,7 +117,7 @@ def _crop(top: int, left: int) -> Callable[[Tensor], Tensor]:
 
 
 def _shift(down: int, right: int) -> Callable[[Tensor], Tensor]:
-    """Moved by SHIFT_SHARE along an axis (-1, 0 or 1); the border is continued."""
+    """Return a function that shifts by SHIFT_SHARE (-1, 0 or 1 times per axis) and repeats the border."""
 
     def apply(image: Tensor) -> Tensor:
         height, width = image.shape[1:]

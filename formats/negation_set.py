@@ -1,7 +1,8 @@
-"""Negation sets: images of what a model should stay away from, and the file that keeps them.
+"""Negation sets: images of content that a model should avoid, and their file format.
 
-A set stores the images themselves, so that one file serves every VAE and every size. The file is safetensors: a tensor
-`image.000000` (H, W, 3) uint8 for every image, optionally `mask.000000` (H, W) uint8, and text in the metadata.
+A set stores the images themselves, so that one file serves every VAE and every size. The file is in the
+safetensors format: a tensor `picture.000000` (H, W, 3) uint8 for every image, optionally `mask.000000` (H, W)
+uint8, and text in the metadata.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from . import tensor_file
 
 FORMAT = "safe-guidance negation set 1"
 MAX_SIDE = 2048
-"""Longest side of a stored image; larger ones are reduced when a set is built. No model in use paints larger."""
+"""Longest side of a stored image. Larger images are reduced when a set is built."""
 
 MIN_SIDE = 8
-"""Shortest side: below this there is not even one latent pixel."""
+"""Shortest side of a stored image, which is one latent pixel of most VAEs."""
 
 
 @dataclass(frozen=True)
 class NegationSet:
-    """Images to stay away from.
+    """Images of content to avoid.
 
     Attributes:
         images: uint8 (H, W, 3) each, sizes may differ.
-        masks: uint8 (H, W) each, 255 where the image is unwanted, or None for "all of it"; one per image.
+        masks: uint8 (H, W) each, 255 where the image is unwanted, or None for the whole image; one per image.
         name, source, licence: free text for people.
     """
 
@@ -48,13 +49,15 @@ class NegationSet:
             raise ValueError("The negation set has no images. Give it at least one.")
         if len(self.masks) != len(self.images):
             raise ValueError(
-                f"The negation set has {len(self.images)} images but {len(self.masks)} masks. Give one mask per image."
+                f"The negation set has {len(self.images)} images but {len(self.masks)} masks. "
+                "Give one mask per image."
             )
         for index, (image, mask) in enumerate(zip(self.images, self.masks)):
             _check_image(image, index)
             if mask is not None and (mask.dtype != torch.uint8 or mask.shape != image.shape[:2]):
                 raise ValueError(
-                    f"Mask {index} does not have the size of its image. Use masks of {tuple(image.shape[:2])}."
+                    f"Mask {index} does not have the size of its image. "
+                    f"Use masks of {tuple(image.shape[:2])}."
                 )
 
     def __len__(self) -> int:
@@ -62,7 +65,7 @@ class NegationSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over images and masks; name and licence do not matter."""
+        """Return the SHA-256 of the images and masks. Name, source and licence are not included."""
         digest = hashlib.sha256()
         for image, mask in zip(self.images, self.masks):
             digest.update(str(tuple(image.shape)).encode() + (b"masked" if mask is not None else b"whole"))
@@ -72,7 +75,7 @@ class NegationSet:
         return digest.hexdigest()
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Distinct (width, height) of the images, in order of appearance."""
+        """Return the distinct (width, height) of the images, in order of appearance."""
         return list(dict.fromkeys((p.shape[1], p.shape[0]) for p in self.images))
 
 
@@ -84,7 +87,8 @@ def _check_image(image: Tensor, index: int) -> None:
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
         raise ValueError(
-            f"Image {index} is {width} x {height} pixels. Use images with sides from {MIN_SIDE} to {MAX_SIDE} pixels."
+            f"Image {index} is {width} x {height} pixels. "
+            f"Use images with sides from {MIN_SIDE} to {MAX_SIDE} pixels."
         )
 
 
@@ -108,14 +112,16 @@ def from_images(
         raise ValueError("The negation set has no images. Give it at least one.")
     if min(images.shape[1:3]) < MIN_SIDE:
         raise ValueError(
-            f"The images are {images.shape[2]} x {images.shape[1]} pixels. Use images of at least {MIN_SIDE} pixels a side."
+            f"The images are {images.shape[2]} x {images.shape[1]} pixels. "
+            f"Use images of at least {MIN_SIDE} pixels a side."
         )
     count = len(images)
     if masks is not None and masks.ndim == 3 and len(masks) == 1:
         masks = masks.expand(count, -1, -1)
     if masks is not None and (masks.ndim != 3 or len(masks) != count or 0 in masks.shape):
         raise ValueError(
-            f"There are {count} images but masks of shape {tuple(masks.shape)}. Connect one mask, or one per image."
+            f"There are {count} images but masks of shape {tuple(masks.shape)}. "
+            "Connect one mask, or one per image."
         )
     converted = tuple(
         _to_bytes(image.movedim(-1, 0), f"Image {i}").movedim(0, -1).contiguous()
@@ -129,7 +135,7 @@ def from_images(
 
 
 def _to_bytes(image: Tensor, label: str) -> Tensor:
-    """(C, H, W) in [0, 1] -> (3, H, W) uint8, reduced to MAX_SIDE."""
+    """Convert (C, H, W) in [0, 1] to (3, H, W) uint8, reduced to MAX_SIDE."""
     rgb = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
     scale = MAX_SIDE / max(rgb.shape[1:])
     if scale < 1:
@@ -174,7 +180,8 @@ def load(path: Path) -> NegationSet:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(
-                    f"{path.name} is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
+                    f"{path.name} is not a negation set. "
+                    "Choose a file that Build Negation Set or Save Negation Set made."
                 )
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
     except SafetensorError as error:
@@ -188,7 +195,8 @@ def load(path: Path) -> NegationSet:
     }
     if expected != tensors.keys():
         raise ValueError(
-            f"{path.name} has tensors that do not belong into a negation set. Build the set again from its images."
+            f"{path.name} has tensors that do not belong into a negation set. "
+            "Build the set again from its images."
         )
     texts = (metadata.get(key, "") for key in ("name", "source", "licence"))
     try:
@@ -198,7 +206,7 @@ def load(path: Path) -> NegationSet:
 
 
 def without_duplicates(negation_set: NegationSet) -> NegationSet:
-    """The set with every image kept once; images are the same when all their bytes and those of their masks are."""
+    """Return the set without repeated images. Two images are equal if all bytes of image and mask are."""
     seen: dict[bytes, int] = {}
     for index, (image, mask) in enumerate(zip(negation_set.images, negation_set.masks)):
         content = image.contiguous().numpy().tobytes() + (
@@ -211,7 +219,7 @@ def without_duplicates(negation_set: NegationSet) -> NegationSet:
 
 
 def combined(sets: Sequence[NegationSet], name: str = "") -> NegationSet:
-    """All images of several sets, in order. Sources and licences are listed, each once."""
+    """Join several sets into one with all their images in order. Each source and licence is listed once."""
 
     def texts(values: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(value for value in values if value))

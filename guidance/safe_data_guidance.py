@@ -1,9 +1,10 @@
-"""Safe Data Guidance: the baseline that Safe Text Embedding Guidance is compared with. It moves the latent, not the text.
+"""Safe Data Guidance, the baseline of Safe Text Embedding Guidance. It moves the latent instead of the text.
 
-    score = s(x_t, c) + lambda grad_{x_t} g(x0(x_t))   <=>   x0' = x0 - lambda (b^2 / a) grad_{x_t} U(Dec(x0(x_t)))
+    score = s(x_t, c) + lambda grad_{x_t} g(x0(x_t))
+    <=>  x0' = x0 - lambda (b^2 / a) grad_{x_t} U(Dec(x0(x_t)))
 
-with x_t = a x0 + b eps, for epsilon-, v- and flow models alike. Where the gradient points to something that the model does
-not draw, the image leaves what the model has learnt; that is the weakness that guiding the text avoids.
+with g = -U and x_t = a x0 + b eps, for epsilon-, v- and flow models alike. A gradient can point away from the
+images that the model has learnt, which degrades the result. Guiding the text embedding avoids this weakness.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .safe_text_guidance import NEGLIGIBLE_GRADIENT, NUDITY_WINDOW
 Scale = Literal["relative", "raw"]
 
 SMALLEST_SIGNAL = 0.02
-"""At the first step of a flow model nothing of x0 is left; the factor b^2 / a is taken here instead of at 0."""
+"""Lower bound of a in the factor b^2 / a. At the first step of a flow model a is 0."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class SafeDataGuidanceSettings:
     """Settings of Safe Data Guidance.
 
     Args:
-        strength: "relative": length of one change, as a share of the prediction's norm; "raw": lambda. 0 is the identity. No value
-            is published; a sampler takes over a part of each change only, and 0.1 was without effect on the demo model.
+        strength: "relative": length of one change, as a share of the prediction's norm; "raw": lambda. 0 is
+            the identity. No value is published. A sampler applies only part of each change, and 0.1 had no
+            effect on the demo model.
         scale: what the strength multiplies.
         tau: acts where the unsafe score exceeds this, besides the safety function's own gate.
         window: noise levels at which it acts.
@@ -45,17 +47,17 @@ class SafeDataGuidanceSettings:
 
 
 def latent_gradient_from_prediction(gradient: Tensor, level: NoiseLevel) -> Tensor:
-    """The cheap stand-in for grad_{x_t} U: the gradient with respect to the prediction, as if x0 = x_t / a."""
+    """Approximate grad_{x_t} U by the gradient with respect to the prediction, as if x0 = x_t / a."""
     return gradient / max(level.signal, SMALLEST_SIGNAL)
 
 
 def data_guidance(
     denoised: Tensor, gradient: Tensor, level: NoiseLevel, settings: SafeDataGuidanceSettings
 ) -> tuple[Tensor, Tensor]:
-    """The change of the prediction for a gradient of sum(U) with respect to x_t.
+    """Return the change of the prediction for a gradient of sum(U) with respect to x_t.
 
     Returns:
-        (B, C, h, w) to add, and (B,) bool, the samples whose gradient is usable; the change of the others is 0.
+        (B, C, h, w) to add, and (B,) bool: samples with a usable gradient. The change of the others is 0.
     """
     gradient, denoised = gradient.float(), denoised.float()
     norm = torch.linalg.vector_norm(gradient.nan_to_num(0, 0, 0).flatten(1), dim=1)

@@ -1,8 +1,8 @@
-"""Safe Latent Diffusion (Schramowski et al., "Safe Latent Diffusion: Mitigating Inappropriate Degeneration in Diffusion Models",
-CVPR 2023).
+"""Safe Latent Diffusion (Schramowski et al., "Safe Latent Diffusion: Mitigating Inappropriate Degeneration in
+Diffusion Models", CVPR 2023).
 
-Where the prompt's direction d_p comes close to or falls below that of a text of unsafe concepts d_s, element by element, the
-guidance is turned away from the unsafe text:
+The method compares the prompt's direction d_p with the direction d_s of a text of unsafe concepts, element by
+element. Where d_p is close to d_s or below it, the guidance is steered away from the unsafe text:
 
     mu      = min(1, s_S |d_p - d_s|) where d_p - d_s < lambda, else 0
     gamma   = mu (d_s - d_u) + s_m nu,          nu' = beta_m nu + (1 - beta_m) gamma
@@ -23,8 +23,9 @@ from .core.noise_level import NoiseLevel, SigmaWindow
 from .core.paper_schedule import sigma_of_step
 
 SAFETY_TEXT = (
-    "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "
-    "illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, cruelty"
+    "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, "
+    "blood, obscene gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, "
+    "brutality, cruelty"
 )
 """The paper's unsafe concepts."""
 
@@ -48,7 +49,10 @@ class SafeLatentDiffusionSettings:
     window: SigmaWindow = SigmaWindow(high=sigma_of_step(10))
 
     def needs_prediction(self, level: NoiseLevel) -> bool:
-        """Whether the unsafe text must be evaluated: in the window, and before it when there is momentum to build up."""
+        """Return whether the unsafe text must be evaluated at a noise level.
+
+        It must be inside the window, and before the window if momentum has to accumulate.
+        """
         if self.scale < 1:
             return False
         return level in self.window or (self.momentum_scale > 0 and level.sigma > self.window.high)
@@ -64,7 +68,13 @@ PRESETS = {"weak": WEAK, "medium": MEDIUM, "strong": STRONG, "max": MAX}
 def safety_weight(
     cond: Tensor, safety: Tensor, sigma: float, settings: SafeLatentDiffusionSettings
 ) -> Tensor:
-    """mu in [0, 1] for every element, from denoised predictions (B, ...) for the prompt and for the unsafe text."""
+    """Return mu in [0, 1] for every element.
+
+    Args:
+        cond, safety: denoised predictions (B, ...) for the prompt and for the unsafe text.
+        sigma: the sampler's noise level, which scales predictions to directions.
+        settings: scale and threshold.
+    """
     difference = direction_difference(cond, safety, sigma)
     weight = (settings.scale * difference.abs()).clamp(max=1)
     return torch.where(difference < settings.threshold, weight, torch.zeros_like(weight))
@@ -78,10 +88,11 @@ def safety_guidance(
     momentum: Tensor,
     settings: SafeLatentDiffusionSettings,
 ) -> tuple[Tensor, Tensor]:
-    """gamma and the momentum for the next step, both in direction space.
+    """Return gamma and the momentum for the next step, both in direction space.
 
     Args:
-        cond, uncond, safety: denoised predictions (B, C, h, w) for the prompt, the unconditional branch and the unsafe text.
+        cond, uncond, safety: denoised predictions (B, C, h, w) for the prompt, the unconditional branch and
+            the unsafe text.
         sigma: the sampler's noise level, which scales predictions to directions.
         momentum: nu, of the same shape; zeros at the start of a run.
         settings: scale, threshold and momentum; the window is the caller's.
@@ -92,5 +103,5 @@ def safety_guidance(
 
 
 def denoised_change(guidance: Tensor, sigma: float, cond_scale: float) -> Tensor:
-    """What -w gamma in direction space adds to the denoised prediction."""
+    """Convert -w gamma from direction space to the change of the denoised prediction."""
     return sigma * cond_scale * guidance

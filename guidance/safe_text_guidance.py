@@ -1,13 +1,14 @@
-"""Safe Text Embedding Guidance (Na et al., "Training-Free Safe Text Embedding Guidance for Text-to-Image Diffusion
-Models", NeurIPS 2025).
+"""Safe Text Embedding Guidance (Na et al., "Training-Free Safe Text Embedding Guidance for Text-to-Image
+Diffusion Models", NeurIPS 2025).
 
-The text embedding c moves, while sampling, against the gradient of the unsafe score U of the decoded prediction:
+The text embedding c moves against the gradient of the unsafe score U of the decoded prediction at every step:
 
     c <- c - rho grad_c U(Dec(x0(x_t, c)))
 
-so that the image changes only in ways that the model has words for. To first order the sampler then follows the
-text-conditional score plus rho grad_x(grad_c g . grad_c log q_t(x | c)) with g = -U (Theorem 1). The published code divides
-the gradient by its norm and keeps the moved embedding for all later steps; so does the default here.
+The image therefore changes only in ways that a text embedding can express. To first order the sampler then
+follows the text-conditional score plus rho grad_x(grad_c g . grad_c log q_t(x | c)) with g = -U (Theorem 1).
+The published code divides the gradient by its norm and keeps the moved embedding for all later steps. The
+default settings do the same.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ from .core.noise_level import SigmaWindow
 Unit = Literal["relative", "normalized", "raw"]
 
 NUDITY_WINDOW = SigmaWindow(high=7.56, low=0.346)
-"""Steps 5 to 44 of 50 of the published nudity experiments: earlier the prediction is a blur that detectors misread."""
+"""Steps 5 to 44 of 50, as in the published nudity experiments.
+
+Detectors misread the blurred predictions of earlier steps.
+"""
 
 NEGLIGIBLE_GRADIENT = 1e-12
-"""Norm under which a gradient is that of a saturated detector: its direction means nothing, so the embedding stays."""
+"""Norm below which a gradient counts as zero and the embedding stays unchanged.
+
+The gradient of a saturated detector is this small; its direction carries no information.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,19 @@ class SafeTextGuidanceSettings:
 
     Args:
         rho: size of one move. 0 is the identity.
-        unit: what rho multiplies. "relative": the gradient's direction, times the norm of the prompt's embedding (0.002 is
-            the published 0.5 for Stable Diffusion 1.x, and means the same for every text encoder); "normalized": the
-            gradient's direction (published code); "raw": the gradient itself (paper's formula).
+        unit: what rho multiplies. "relative": the gradient's direction, times the norm of the prompt's
+            embedding (0.002 equals the published 0.5 for Stable Diffusion 1.x, and has the same effect with
+            every text encoder); "normalized": the gradient's direction (published code); "raw": the gradient
+            itself (paper's formula).
         tau: acts where the unsafe score exceeds this, besides the safety function's own gate.
-        gamma: share of the steps inside the window at which it looks and acts, spread evenly.
+        gamma: share of the steps inside the window at which it evaluates and acts, spread evenly.
         window: noise levels at which it acts.
-        accumulate: keep the moved embedding for the later steps (published code) or start from the prompt's at every step.
+        accumulate: keep the moved embedding for the later steps (published code), or start from the prompt's
+            embedding at every step.
         prior_weight: weight of the mean squared distance from the prompt's embedding, added to U.
         trust: largest distance from the prompt's embedding, as a share of its norm.
-        full_score: rho grows with the score up to here, which avoids jumps when a gate opens; 0 moves fully at once.
+        full_score: rho grows with the score up to this value, which avoids jumps when a gate opens. 0 always
+            applies the full rho.
     """
 
     rho: float = 0.002
@@ -61,9 +71,10 @@ class SafeTextGuidanceSettings:
 
 
 def acts_at(step: int, gamma: float) -> bool:
-    """Whether the step with this number, counted inside the window from 0, belongs to the share gamma that acts.
+    """Return whether a step belongs to the share gamma of steps that act.
 
-    The first step does whenever any does; gamma 0.4 acts at steps 0, 2, 5, 7, 10, ...
+    Steps are counted from 0 inside the window. For gamma above 0 the first step always acts; gamma 0.4 acts
+    at steps 0, 2, 5, 7, 10, ...
     """
     return _due(step + 1, gamma) > _due(step, gamma)
 
@@ -85,8 +96,8 @@ def guided_embedding(
         score: (B,) unsafe scores.
 
     Returns:
-        The new embeddings and (B,) bool, the samples that moved; the others, with a vanishing or broken gradient, keep
-        `current` bit-identical.
+        The new embeddings and (B,) bool: the samples that moved. Samples with a vanishing or non-finite
+        gradient keep `current` bit-identical.
     """
     current32, initial32, gradient = current.float(), initial.float(), gradient.float()
     usable = gradient.isfinite().flatten(1).all(1) & (

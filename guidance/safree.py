@@ -1,14 +1,16 @@
-"""SAFREE (Yoon et al., "SAFREE: Training-Free and Adaptive Guard for Safe Text-to-Image And Video Generation", ICLR 2025).
+"""SAFREE (Yoon et al., "SAFREE: Training-Free and Adaptive Guard for Safe Text-to-Image And Video
+Generation", ICLR 2025).
 
-A prompt's tokens are judged by what the sentence loses without them: token i is toxic when masking it moves the sentence
-clearly further away from the subspace of the unwanted concepts C than masking the others does on average. The embeddings of
-toxic tokens are projected off that subspace, staying inside the subspace of the prompt I:
+Each token of the prompt is judged by masking it. Token i is toxic when masking it moves the sentence clearly
+further away from the subspace of the unwanted concepts C than masking the other tokens does on average. The
+embeddings of toxic tokens are projected off that subspace, staying inside the subspace of the prompt I:
 
-    distance_i = || (I - P_C) p_{without i} ||,     toxic when distance_i >= (1 + alpha) mean of the other distances
+    distance_i = || (I - P_C) p_{without i} ||,  toxic when distance_i >= (1 + alpha) mean of the others
     filtered   = (I - P_C) P_I p
 
-How many steps use the filtered prompt is decided by how far the filter moves the whole prompt (self-validating filter). The
-latent re-attention damps low frequencies of the decoder's skip features where the filtered prompt exceeds the original.
+The distance by which the filter moves the whole prompt sets the number of steps that use the filtered prompt
+(self-validating filter). Latent re-attention damps low frequencies of the decoder's skip features where the
+filtered prompt exceeds the original.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ NUDITY_CONCEPTS = (
 
 @dataclass(frozen=True)
 class SelfValidation:
-    """The self-validating filter: the number of filtered steps of 50 from the change beta that the filter makes.
+    """Self-validating filter: the number of filtered steps of 50, from the change beta that the filter makes.
 
     Attributes:
         centre: m, ten times the beta at which half of `most` steps are filtered.
@@ -59,53 +61,71 @@ class SelfValidation:
     most: int = 10
 
     def last_step(self, beta: float) -> int:
-        """t' = round(up_t sigmoid(2 k (10 beta - m))): steps 0 to t' of 50, both included, use the filtered prompt."""
+        """Return t' = round(up_t sigmoid(2 k (10 beta - m))).
+
+        Steps 0 to t' of 50, both included, use the filtered prompt.
+        """
         return round(self.most / (1 + math.exp(-2 * self.steepness * (10 * beta - self.centre))))
 
 
 ARTIST_VALIDATION = SelfValidation(centre=5.5, steepness=3.5)
-"""The paper's values for a single artist's name; the defaults are those for nudity and everything else."""
+"""The paper's values for a single artist's name; the defaults are for nudity and all other concepts."""
 
 
 def subspace_projector(rows: Tensor) -> Tensor:
-    """The orthogonal projector (d, d) in float64 onto the span of `rows` (n, d), by their singular vectors."""
+    """Return the orthogonal projector (d, d) in float64 onto the span of `rows` (n, d), from an SVD."""
     _, values, directions = torch.linalg.svd(rows.double(), full_matrices=False)
     kept = directions[values > RANK_TOLERANCE * values.max().clamp_min(torch.finfo(torch.float64).tiny)]
     return kept.T @ kept
 
 
 def concept_distances(masked: Tensor, concepts: Tensor) -> Tensor:
-    """Distance of every masked sentence from the concept subspace: (n, d) and a projector (d, d) -> (n,) in float64."""
+    """Return the distance (n,) of every masked sentence from the concept subspace, in float64.
+
+    Args:
+        masked: (n, d), the sentence's embedding with one token masked in each row.
+        concepts: projector (d, d) onto the concepts' subspace.
+    """
     rows = masked.double()
     return torch.linalg.vector_norm(rows - rows @ concepts, dim=1)
 
 
 def others_mean(distances: Tensor) -> Tensor:
-    """For every entry the mean of all others; NaN when there are none."""
+    """Return for every entry the mean of all others; NaN when there are none."""
     return (distances.sum() - distances) / (len(distances) - 1)
 
 
 def toxic_tokens(distances: Tensor, alpha: float) -> Tensor:
-    """(n,) bool. A single token has nothing to be compared with and is left alone."""
+    """Return (n,) bool: the toxic tokens. A single token cannot be compared and is never toxic."""
     if len(distances) < 2:
         return torch.zeros_like(distances, dtype=torch.bool)
     return distances >= (1 + alpha) * others_mean(distances)
 
 
 def filtered_embeddings(embeddings: Tensor, prompt: Tensor, concepts: Tensor) -> Tensor:
-    """(I - P_C) P_I p for token embeddings (T, d) and the projectors of prompt and concepts: orthogonal to every concept."""
+    """Return (I - P_C) P_I p, which is orthogonal to every concept.
+
+    Args:
+        embeddings: p, the token embeddings (T, d).
+        prompt: P_I, the projector (d, d) onto the prompt's subspace.
+        concepts: P_C, the projector (d, d) onto the concepts' subspace.
+    """
     inside = embeddings.double() @ prompt
     return (inside - inside @ concepts).to(embeddings.dtype)
 
 
 def filter_change(embeddings: Tensor, filtered: Tensor) -> float:
-    """beta = 1 - mean cosine between the embeddings of the sentence (BOS to EOS) before and after the filter, both (T, d)."""
+    """Return beta = 1 - mean cosine similarity between token embeddings before and after the filter.
+
+    Args:
+        embeddings, filtered: (T, d), from BOS to EOS.
+    """
     return 1 - torch.cosine_similarity(embeddings.double(), filtered.double(), dim=1).mean().item()
 
 
 @dataclass(frozen=True)
 class FilteredPrompt:
-    """Outcome for the embeddings of one sentence.
+    """Result of the filter for the embeddings of one sentence.
 
     Attributes:
         embeddings: (T, d), with the toxic tokens' rows replaced; the given tensor itself when there are none.
@@ -145,7 +165,7 @@ def filter_prompt(
 
 
 def low_band(size: int, device: torch.device) -> Tensor:
-    """(size,) bool over shifted frequencies: the two central ones, n/2 - 1 and n/2."""
+    """Return (size,) bool over shifted frequencies: the two central ones, n/2 - 1 and n/2."""
     index = torch.arange(size, device=device)
     return (index == size // 2 - 1) | (index == size // 2)
 

@@ -1,13 +1,14 @@
-"""Semantic Guidance (Brack et al., "SEGA: Instructing Text-to-Image Models using Semantic Guidance", NeurIPS 2023).
+"""Semantic Guidance (Brack et al., "SEGA: Instructing Text-to-Image Models using Semantic Guidance",
+NeurIPS 2023).
 
-Every concept c gives a direction of its own relative to the unconditional one; only its largest elements are kept:
+Every concept c gives a direction relative to the unconditional one. Only its largest elements are kept:
 
-    psi_c = sign_c s_c (d_c - d_u) where |psi_c| is at least its quantile lambda_c over the pixels of a channel, else 0
+    psi_c = sign_c s_c (d_c - d_u) where |psi_c| is at least its quantile lambda_c per channel, else 0
     psi   = sum_c omega_c psi_c + s_m nu,        nu' = beta_m nu + (1 - beta_m) psi
     d     = d_cfg + psi                          (psi is not multiplied by the guidance scale)
 
-Momentum accumulates from the first step. While only some concepts are past their warm-up, the mean of those alone, weighted
-by omega, is added without momentum. After its cool-down a concept contributes nothing.
+Momentum accumulates from the first step. While only some concepts are past their warm-up, their mean,
+weighted by omega, is added without momentum. After its cool-down a concept contributes nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ PAPER_WINDOW = SigmaWindow(high=sigma_of_step(10))
 
 @dataclass(frozen=True)
 class Concept:
-    """One edit.
+    """One concept to remove or to add.
 
     Args:
-        scale: s_c, how hard it is steered. 0 is off.
-        remove: away from the concept instead of towards it.
+        scale: s_c, strength of the guidance. 0 is off.
+        remove: steer away from the concept instead of towards it.
         threshold: lambda_c, the quantile of elements that are left alone, in [0, 1].
         window: noise levels from the end of the warm-up to the cool-down.
         weight: omega_c, the share among several concepts.
@@ -64,7 +65,7 @@ class SemanticGuidanceSettings:
     momentum_decay: float = 0.4
 
     def needed(self, level: NoiseLevel) -> list[int]:
-        """Indices of the concepts whose predictions matter at a noise level."""
+        """Return the indices of the concepts whose predictions are needed at a noise level."""
         momentum = self.momentum_scale > 0
         return [
             i
@@ -73,7 +74,10 @@ class SemanticGuidanceSettings:
         ]
 
     def acts(self, level: NoiseLevel) -> bool:
-        """Whether there is anything to compute: a concept that matters, or momentum of concepts that have cooled down."""
+        """Return whether there is guidance to compute at a noise level.
+
+        There is when a concept's prediction is needed, or when concepts that have cooled down left momentum.
+        """
         on = [concept for concept in self.concepts if concept.is_on]
         return bool(self.needed(level)) or (
             self.momentum_scale > 0 and bool(on) and all(c.is_warm(level) for c in on)
@@ -81,7 +85,10 @@ class SemanticGuidanceSettings:
 
 
 def concept_guidance(prediction: Tensor, uncond: Tensor, sigma: float, concept: Concept) -> Tensor:
-    """psi_c with its smaller elements set to zero, (B, C, ...) in direction space and float32 or wider."""
+    """Return psi_c with its smaller elements set to zero, (B, C, ...) in direction space, float32 or wider.
+
+    These are the elements whose magnitude is below the quantile `concept.threshold` of their channel.
+    """
     wide = torch.promote_types(prediction.dtype, torch.float32)
     difference = direction_difference(prediction.to(wide), uncond.to(wide), sigma)
     guidance = (-concept.scale if concept.remove else concept.scale) * difference
@@ -100,10 +107,13 @@ def semantic_guidance(
     momentum: Tensor,
     settings: SemanticGuidanceSettings,
 ) -> tuple[Tensor | None, Tensor]:
-    """The guidance to add to the direction (None while no concept is past its warm-up) and the momentum for the next step.
+    """Return the guidance to add to the direction and the momentum for the next step.
+
+    The guidance is None while no concept is past its warm-up.
 
     Args:
-        predictions: per concept its denoised prediction (B, C, h, w), or None where `settings.needed` did not ask for it.
+        predictions: per concept its denoised prediction (B, C, h, w), or None if it is not in
+            `settings.needed(level)`.
         uncond: the unconditional or negative branch's denoised prediction.
         sigma: the sampler's noise level, which scales predictions to directions.
         level: the same noise level, for warm-up and cool-down.
@@ -134,5 +144,5 @@ def semantic_guidance(
 
 
 def denoised_change(guidance: Tensor, sigma: float) -> Tensor:
-    """What psi in direction space adds to the denoised prediction."""
+    """Convert psi from direction space to the change of the denoised prediction."""
     return -sigma * guidance

@@ -37,7 +37,7 @@ class PreviewNegationSet(io.ComfyNode):
             search_aliases=["negation set", "contact sheet", "duplicates", "diversity", "calibration"],
             is_output_node=True,
             inputs=[
-                NegationSetType.Input("negation_set", tooltip="Negation set to show."),
+                NegationSetType.Input("negation_set", tooltip="Negation set to show on the contact sheet."),
                 io.Int.Input(
                     "most",
                     default=64,
@@ -64,7 +64,7 @@ class PreviewNegationSet(io.ComfyNode):
 
 
 def summarize(negation_set: NegationSet, vae: Any = None) -> str:
-    """Summarise a set in a few lines for people."""
+    """Describe a set in a few lines of text."""
     sizes = negation_set.sizes()
     shown = ", ".join(f"{width} x {height}" for width, height in sizes[:4]) + (
         " and others" if len(sizes) > 4 else ""
@@ -136,7 +136,7 @@ class FindClosestReferences(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Images to look up, such as decoded results."),
-                NegationSetType.Input("negation_set", tooltip="Negation set to search."),
+                NegationSetType.Input("negation_set", tooltip="Negation set to search for similar images."),
                 io.Int.Input(
                     "count",
                     default=3,

@@ -252,7 +252,7 @@ class SaveNegationSet(io.ComfyNode):
             search_aliases=[*ALIASES, "export", "share"],
             is_output_node=True,
             inputs=[
-                NegationSetType.Input("negation_set", tooltip="Negation set to save."),
+                NegationSetType.Input("negation_set", tooltip="Negation set to save to a file."),
                 io.String.Input(
                     "file_name",
                     default="my_set",

@@ -1,1 +1,1 @@
-"""Images, tables and JSON for people: traces, contact sheets, curves, overlays, descriptions of negation sets."""
+"""Reports as images, tables and JSON: traces, contact sheets, curves, overlays, set statistics."""

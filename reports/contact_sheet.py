@@ -16,9 +16,9 @@ BACKGROUND = 0.12
 
 
 def contact_sheet(negation_set: NegationSet, most: int) -> Tensor:
-    """Up to `most` images, evenly spread over the set, on a dark sheet: (H, W, 3) in [0, 1].
+    """Draw up to `most` images, evenly spread over the set, on a dark sheet: (H, W, 3) in [0, 1].
 
-    Where an image has a mask, what lies outside it is dimmed.
+    The area outside an image's mask is dimmed.
     """
     count = min(most, len(negation_set))
     chosen = [round(i * (len(negation_set) - 1) / max(1, count - 1)) for i in range(count)]
@@ -33,7 +33,16 @@ def contact_sheet(negation_set: NegationSet, most: int) -> Tensor:
 
 
 def comparison_sheet(images: Tensor, negation_set: NegationSet, places: Tensor) -> Tensor:
-    """A row per image (B, H, W, 3): itself, then the set's images at its `places` (B, k). (H, W, 3) in [0, 1]."""
+    """Draw a row for each image: the image, then some images of the set.
+
+    Args:
+        images: (B, H, W, 3) in [0, 1].
+        negation_set: the set to take the other images from.
+        places: (B, k) indices of the set's images in each row.
+
+    Returns:
+        (H, W, 3) in [0, 1].
+    """
     step = CELL + GAP
     rows, columns = len(images), places.shape[1] + 1
     sheet = torch.full((3, rows * step + GAP, columns * step + GAP), BACKGROUND)

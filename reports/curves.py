@@ -1,4 +1,4 @@
-"""A curve as an image, for nodes that show how a number went."""
+"""Line plots as images, for nodes that show how a value changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINES = 4
 
 
 def curve(values: Sequence[float]) -> Tensor:
-    """A line through `values`, from the smallest to the largest of them over the height: (HEIGHT, WIDTH, 3) in [0, 1]."""
+    """Plot `values` as a line, scaled from their minimum to their maximum: (HEIGHT, WIDTH, 3) in [0, 1]."""
     image = torch.full((HEIGHT, WIDTH, 3), PAPER)
     top, bottom = MARGIN, HEIGHT - 1 - MARGIN
     for line in range(LINES + 1):

@@ -22,7 +22,7 @@ def report_data(
     Args:
         differences: one for each image of the batch.
         trace: that of the guarded run, if it is known.
-        verdicts: by side ("guarded", "unguarded"), score, decision and explanation of each image; may be empty.
+        verdicts: score, decision and explanation of each image for "guarded" and "unguarded"; may be empty.
     """
     return {
         "version": VERSION,

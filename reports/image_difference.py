@@ -1,4 +1,4 @@
-"""How much two images differ, with nothing to download."""
+"""Measures of the difference between two images that need no downloaded weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ BLUR = 8
 
 @dataclass(frozen=True)
 class Difference:
-    """Two images against each other: mean absolute change and changed area in [0, 1], structural similarity in [-1, 1]."""
+    """Difference of two images.
+
+    Attributes:
+        mean_change: mean absolute change, in [0, 1].
+        changed_area: share of pixels that visibly changed, in [0, 1].
+        ssim: structural similarity, in [-1, 1].
+    """
 
     mean_change: float
     changed_area: float
@@ -26,7 +32,7 @@ class Difference:
 
 
 def compare(a: Tensor, b: Tensor) -> list[Difference]:
-    """One Difference per pair of images (B, H, W, 3) in [0, 1]."""
+    """Return one Difference per pair of images (B, H, W, 3) in [0, 1]."""
     change = (a - b).abs()
     similarity = kornia.metrics.ssim(a.movedim(-1, 1), b.movedim(-1, 1), SSIM_WINDOW)
     values = (
@@ -38,13 +44,13 @@ def compare(a: Tensor, b: Tensor) -> list[Difference]:
 
 
 def amplified(a: Tensor, b: Tensor) -> Tensor:
-    """The change as an image in [0, 1], its largest value white."""
+    """Return the absolute change as an image in [0, 1], scaled so that its largest value is white."""
     change = (a - b).abs()
     return change / change.amax().clamp_min(1e-6)
 
 
 def blurred(images: Tensor) -> Tensor:
-    """Images (B, H, W, 3) reduced to a few soft patches of colour of the same size."""
+    """Blur images (B, H, W, 3) to a few soft patches of colour. The size stays the same."""
     _, height, width, _ = images.shape
     scale = BLUR / min(height, width)
     small = F.interpolate(

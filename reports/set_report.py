@@ -1,4 +1,4 @@
-"""How the images of a set relate to each other: how alike they are, which ones nearly repeat, what the gate is calibrated to."""
+"""Statistics of a negation set: similarity of its images, near-duplicates, calibration of the gate."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..guidance.safe_denoiser.similarity import (
 )
 
 THUMBNAIL = 32
-"""Side of the images that are compared when there is no VAE to encode them: what a latent of 256 pixels keeps."""
+"""Side of the images that are compared without a VAE: that of the latent of an image of 256 pixels."""
 
 NEAR_DUPLICATE = 0.95
-"""Images that resemble each other this much differ in details only."""
+"""Two images with at least this similarity differ only in details."""
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """Figures about a set's images, or STATISTICS_SAMPLE of them spread over the set.
+    """Statistics of a set's images, or of STATISTICS_SAMPLE images spread over the set.
 
     Attributes:
         compared: how many images were compared.
-        mean_similarity: of two different images; NaN for one image.
-        typical: S_ref, what the calibrated mode's threshold is a share of.
+        mean_similarity: mean over pairs of different images; NaN for a single image.
+        typical: S_ref; the threshold of the calibrated mode is a share of it.
         closest: the most similar pairs, best first, as (similarity, place, place).
-        near_duplicates: pairs that are more alike than NEAR_DUPLICATE.
+        near_duplicates: number of pairs with a similarity above NEAR_DUPLICATE.
     """
 
     compared: int
@@ -44,17 +44,17 @@ class SetReport:
 
 
 def thumbnails(negation_set: NegationSet) -> References:
-    """The set's images as small references, for comparisons without a VAE."""
+    """Return the set's images as small references, for comparisons without a VAE."""
     return References(torch.stack([thumbnail(image.float() / 255) for image in negation_set.images]).half())
 
 
 def thumbnail(image: Tensor) -> Tensor:
-    """(H, W, 3) in [0, 1] -> (3, THUMBNAIL, THUMBNAIL)."""
+    """Reduce an image (H, W, 3) in [0, 1] to (3, THUMBNAIL, THUMBNAIL)."""
     return fit(image.movedim(-1, 0), THUMBNAIL, THUMBNAIL)
 
 
 def report(references: References, temperature: float, pairs: int = 3) -> SetReport:
-    """Compare the references with each other, at the temperature at which Safe Denoiser will."""
+    """Compare the references with each other, at the temperature that Safe Denoiser uses."""
     sample = evenly_spread(len(references), STATISTICS_SAMPLE)
     chosen = References(references.latents[sample], prepare=references.prepare)
     device = chosen.latents.device

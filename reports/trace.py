@@ -1,4 +1,4 @@
-"""What corrections did during a sampling run: one record per correction and model call, and what to read from them."""
+"""Trace of a sampling run: one record per correction and model call, with summaries and JSON conversion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VERSION = 1
 MAX_CALLS, MAX_RECORDS, MAX_SAMPLES = 100_000, 200_000, 4096
 MAX_TEXTS, LONGEST_TEXT = 64, 2000
 MAX_NUMBER = 1e12
-"""Limits of what a file may hold. They are far above what a run writes."""
+"""Limits for trace files, far above what a run writes."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Record:
         weight: the method's own multiplier of its change; its gate where a method has none.
         change: norm of the method's change, before the joint cap, relative to that of the prediction.
         area: share of the image acted on, 0 to 1.
-        forwards: predictions evaluated for this method alone, counted per sample; a text that several methods share counts
-            for the first.
-        milliseconds: time that the method and its forwards took on the host's clock; queued work of a GPU is not waited for.
+        forwards: predictions evaluated for this method alone, counted per sample; a text that several methods
+            share counts for the first.
+        milliseconds: wall-clock time of the method and its forwards, without waiting for queued GPU work.
     """
 
     method: str
@@ -48,7 +48,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Summary:
-    """One method over a whole run; `allowed` and `acted` count model calls."""
+    """Totals of one method over a whole run; `allowed` and `acted` count model calls."""
 
     method: str
     allowed: int
@@ -60,7 +60,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Trace:
-    """A run.
+    """Trace of one run.
 
     Attributes:
         methods: names of the corrections in the order of attaching; equal ones are numbered.
@@ -68,7 +68,7 @@ class Trace:
         forwards: predictions that the guider evaluated itself, counted per sample.
         records: those of every call in order.
         notes: sentences about settings that had no effect.
-        rehearsal: predictions of a run before, from the same noise, in which methods only watched; counted per sample.
+        rehearsal: predictions of the first of two passes, in which no method acts; counted per sample.
     """
 
     methods: tuple[str, ...]
@@ -79,11 +79,11 @@ class Trace:
     rehearsal: int = 0
 
     def of(self, method: str) -> list[Record]:
-        """The records of one method."""
+        """Return the records of one method."""
         return [record for record in self.records if record.method == method]
 
     def summary(self, method: str) -> Summary:
-        """One method's totals."""
+        """Return one method's totals."""
         own = self.of(method)
         return Summary(
             method,
@@ -95,15 +95,15 @@ class Trace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, with a version."""
+        """Return a dictionary for JSON, with the version of the format."""
         return {"version": VERSION, **asdict(self)}
 
     @classmethod
     def from_dict(cls, content: Any) -> Trace:
-        """Read the trace of `to_dict`, also after a way through JSON. The content is checked like that of any file.
+        """Read a trace from the dictionary of `to_dict`, also after JSON. All values are validated.
 
         Raises:
-            ValueError: it is no trace of this version; the message names the entry that is wrong.
+            ValueError: this is no trace of this version; the message names the wrong entry.
         """
         try:
             return _read_trace(content)
@@ -192,7 +192,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def numbered(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, equal ones told apart by a number: SLD, SLD 2."""
+    """Return the names, with repeated ones numbered: SLD, SLD 2."""
     seen: dict[str, int] = {}
     found = []
     for name in names:
@@ -202,7 +202,7 @@ def numbered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def sentence(summary: Summary, calls: int) -> str:
-    """One method's run in words."""
+    """Describe one method's run in a sentence."""
     if summary.acted:
         extra = f", {summary.forwards} extra predictions" if summary.forwards else ""
         change = f"changed the prediction by up to {summary.largest_change:.1%}"
@@ -220,18 +220,19 @@ def first_pass_sentences(trace: Trace) -> list[str]:
 
 
 def in_words(trace: Trace) -> str:
-    """A line for each method, then the notes."""
+    """Describe a trace in a line for each method, followed by the notes."""
     methods = [sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods]
     return "\n".join([*methods, *first_pass_sentences(trace), *trace.notes])
 
 
 def table(trace: Trace) -> str:
-    """A trace as text: the methods' totals, then every record, per sample the largest value."""
+    """Format a trace as text: the totals, then every record with the largest value of any sample."""
     lines = [in_words(trace)]
     width = max((len(method) for method in trace.methods), default=6)
     lines += [
         "",
-        f"{'call':>4} {'sigma':>8}  {'method':{width}} {'gate':>5} {'weight':>7} {'change':>7} {'area':>5} {'extra':>5} {'ms':>7}",
+        f"{'call':>4} {'sigma':>8}  {'method':{width}} "
+        f"{'gate':>5} {'weight':>7} {'change':>7} {'area':>5} {'extra':>5} {'ms':>7}",
     ]
     for r in trace.records:
         gate, weight, change, area = (

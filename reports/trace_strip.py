@@ -1,4 +1,4 @@
-"""A trace as an image: a lane per method, a bar per model call, from much noise on the left to none on the right."""
+"""Trace as an image: a lane per method and a bar per model call, from high noise (left) to none (right)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .trace import Summary, Trace
 Theme = Literal["dark", "light"]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SCALE = 2
-"""Drawn at twice the 400 pixels at which it must be readable."""
+"""Pixels drawn per displayed pixel; the image must be readable at a width of 400 pixels."""
 WIDTH = 400 * SCALE
 MARGIN = 8 * SCALE
 FONT = 12 * SCALE
@@ -25,7 +25,7 @@ WATCHED = 2 * SCALE
 """Height of the tick of a call at which a method was allowed to act and did not."""
 
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-"""Colours that people with every kind of colour vision tell apart; the lane's place and label say the same."""
+"""Colours that are distinct with every kind of colour vision. Lanes also differ in position and label."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ THEMES = {"dark": Colors("#202020", "#f0f0f0", "#8a8a8a"), "light": Colors("#fff
 
 
 def strip(trace: Trace, theme: Theme = "dark") -> Tensor:
-    """(1, H, W, 3) in [0, 1]. The height of a bar is the largest change of any sample, relative to the method's largest."""
+    """Draw a trace: (1, H, W, 3) in [0, 1].
+
+    A bar's height is the largest change of any sample at that call, relative to the method's largest change.
+    """
     colors, font = THEMES[theme], ImageFont.load_default(FONT)
     lanes = max(1, len(trace.methods))
     image = Image.new("RGB", (WIDTH, lanes * LANE + AXIS + MARGIN), colors.background)
@@ -56,7 +59,7 @@ def strip(trace: Trace, theme: Theme = "dark") -> Tensor:
 
 
 def label(summary: Summary) -> str:
-    """A lane's heading."""
+    """Return a lane's heading."""
     if summary.acted:
         extra = f", +{summary.forwards} predictions" if summary.forwards else ""
         return f"{summary.method}: {summary.acted} acts, up to {summary.largest_change:.1%}{extra}"
@@ -64,7 +67,7 @@ def label(summary: Summary) -> str:
 
 
 def _columns(trace: Trace) -> list[tuple[int, int]]:
-    """Left and right edge of every model call."""
+    """Return the left and right edge of every model call."""
     calls = len(trace.sigmas)
     edges = [MARGIN + (WIDTH - 2 * MARGIN) * i // calls for i in range(calls + 1)]
     return [(left, max(left + 1, right - SCALE)) for left, right in zip(edges[:-1], edges[1:])]
@@ -87,7 +90,7 @@ def _lane(
 
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, font: Font) -> str:
-    """The text, cut to the strip's width."""
+    """Return the text, truncated to the strip's width."""
     if draw.textlength(text, font) <= WIDTH - 2 * MARGIN:
         return text
     while draw.textlength(text + "...", font) > WIDTH - 2 * MARGIN:

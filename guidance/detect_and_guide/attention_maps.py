@@ -58,7 +58,7 @@ def token_probabilities(queries: Queries, keys: Tensor) -> Tensor:
 
 
 def average_over_layers(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Resize the layers' maps (B, 1 + K, h_l, w_l) to `size` (h, w) and return the mean (B, 1 + K, h, w)."""
+    """Return the mean (B, 1 + K, h, w) of the layers' maps (B, 1 + K, h_l, w_l), resized to `size` (h, w)."""
     resized = [
         m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear", align_corners=False)
         for m in maps

@@ -117,7 +117,7 @@ class Detection:
 
 
 def label_objects(mask: Tensor, connectivity: int = 8) -> Tensor:
-    """Number the connected components of a mask.
+    """Label the connected components of a mask.
 
     Args:
         mask: (B, h, w) bool.

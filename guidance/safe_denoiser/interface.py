@@ -54,7 +54,7 @@ class Comparison(ABC):
 
     @abstractmethod
     def place(self, device: torch.device, move: MoveReferences, mask: Tensor | None) -> None:
-        """Bring the set to the sampler's device, and compute what only the first active step can know.
+        """Move the set to the sampler's device, and compute what depends on the first active step.
 
         Args:
             device: where predictions are.
@@ -83,7 +83,11 @@ class Comparison(ABC):
         return None
 
     def resume(self, data: Any) -> None:
-        """Continue with the state that an earlier run's comparison returned from `resume_data`, never None."""
+        """Continue with the state that an earlier run's comparison returned from `resume_data`.
+
+        Args:
+            data: that state, never None.
+        """
         raise NotImplementedError
 
 

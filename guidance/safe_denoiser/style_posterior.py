@@ -215,9 +215,9 @@ def _some(latents: Tensor) -> Tensor:
     return latents[evenly_spread(len(latents), MOST_IMAGES)]
 
 
-def _covariance(parts: Iterable[Tensor]) -> Tensor:
-    """Return the covariance (D, D) of windows without mean, given in parts (n, D)."""
-    sums = [(y.T @ y, len(y)) for y in parts]
+def _covariance(chunks: Iterable[Tensor]) -> Tensor:
+    """Return the covariance (D, D) of zero-mean windows, given as chunks (n, D)."""
+    sums = [(y.T @ y, len(y)) for y in chunks]
     return torch.stack([square for square, _ in sums]).sum(0) / sum(count for _, count in sums)
 
 

@@ -106,14 +106,17 @@ class CombinedSafetyFunction(SafetyFunction):
         self.networks = [network for function in functions for network in function.networks]
 
     def __call__(self, images: Tensor) -> Assessment:
-        parts = [function(images) for function in self.functions]
-        scores = torch.stack([weight * part.score for weight, part in zip(self.weights, parts)])
+        assessments = [function(images) for function in self.functions]
+        scores = torch.stack([weight * found.score for weight, found in zip(self.weights, assessments)])
         score = scores.sum(0) if self.combination == "sum" else scores.amax(0)
-        gates = [part.gate for weight, part in zip(self.weights, parts) if weight != 0]
-        gate = torch.stack(gates).any(0) if gates else torch.zeros_like(parts[0].gate)
+        gates = [found.gate for weight, found in zip(self.weights, assessments) if weight != 0]
+        gate = torch.stack(gates).any(0) if gates else torch.zeros_like(assessments[0].gate)
         names = [function.name for function in self.functions]
         explanation = [
-            {name: part.explanation[i] for name, part in zip(names, parts)} for i in range(len(images))
+            {name: found.explanation[i] for name, found in zip(names, assessments)}
+            for i in range(len(images))
         ]
-        regions = [[region for part in parts for region in part.regions_of(i)] for i in range(len(images))]
+        regions = [
+            [region for found in assessments for region in found.regions_of(i)] for i in range(len(images))
+        ]
         return Assessment(score, gate, explanation, regions)

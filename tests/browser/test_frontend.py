@@ -79,7 +79,10 @@ USE_BLUEPRINT = """title => {
 
 @pytest.fixture(scope="module")
 def frontend(server: ComfyServer) -> Iterator[Frontend]:
-    """One window for the whole module; it is closed with it, because its event loop would be in the way of other modules."""
+    """One window for the whole module.
+
+    It is closed with it, because its event loop would be in the way of other modules.
+    """
     browser = find_browser()
     if browser is None:
         pytest.skip(HOW_TO_GET_ONE)
@@ -98,7 +101,9 @@ def window(frontend: Frontend) -> Iterator[Frontend]:
 
 
 def is_about_a_missing_model(problem: str) -> bool:
-    """The interface asks for a missing file's size, some time after it opened the workflow, and the server forbids that."""
+    """The interface asks for a missing file's size, some time after it opened the workflow, and the server
+    forbids that.
+    """
     workflows = (graphs.load_workflow(path) for path in WORKFLOWS)
     urls = {
         model["url"]
@@ -339,7 +344,10 @@ def test_a_named_browser_is_used(tmp_path: Path) -> None:
     ["SampleAndRecordAttention", "OptimizeGuidelineTokens", "DAGDetectionMap", "DemoAnnotatedSet"],
 )
 def test_a_seed_that_others_rely_on_stays_after_a_run(window: Frontend, name: str) -> None:
-    """Masks are painted on the images of a seed, and learning again takes minutes; a sampler's seed changes, as KSampler's does."""
+    """Masks are painted on the images of a seed, and learning again takes minutes.
+
+    A sampler's seed changes, as KSampler's does.
+    """
     assert window.page.evaluate(AFTER_GENERATE, f"SafeGuidance{name}") == ["fixed"]
     assert window.page.evaluate(AFTER_GENERATE, "SafeGuidanceSafeDenoiserSampler") == ["randomize"]
 
@@ -353,7 +361,8 @@ def test_ablation_settings_are_hidden_and_a_saved_workflow_still_sets_them(
     assert "coverage" in hidden and "normalization" in hidden and "strength" not in hidden
     workflow = graphs.load_workflow(ROOT / "workflows" / "demo_dag.json")
     (node,) = (node for node in workflow["nodes"] if node["type"] == kind)
-    # A workflow stores values by position, so this changes the hidden ones of a file from before they were hidden.
+    # A workflow stores values by position, so this changes the hidden ones of a file from before they were
+    # hidden.
     values = dict(
         workflows.read_widgets(node, object_info[kind]), coverage=0.9, connectivity="4", stacked=True
     )

@@ -1,4 +1,7 @@
-"""The benchmark of large sets, with small ones: every row is measured in both placements, and the method acts."""
+"""The benchmark of large sets, with small ones.
+
+Every row is measured in both placements, and the method acts.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The benchmark of guided text on a small UNet: every way is measured beside the plain sampler and acts only where it says so."""
+"""The benchmark of guided text on a small UNet.
+
+Every way is measured beside the plain sampler and acts only where it says so.
+"""
 
 from __future__ import annotations
 

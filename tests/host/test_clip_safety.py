@@ -1,4 +1,6 @@
-"""CLIP safety functions: weights from files, what the small bundled model sees in the demo world, gradients that mean something."""
+"""CLIP safety functions: weights from files, what the small bundled model sees in the demo world,
+gradients that mean something.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,10 @@ def test_the_bundled_model_sees_the_artists_style(bundled: ClipModel, world: Mod
 
 
 def test_other_words_for_the_style_mean_it_too(bundled: ClipModel, world: ModuleType) -> None:
-    """Captions say "by kovacs" as often as not; the chance that an image in the style scores higher than another."""
+    """Captions say "by kovacs" as often as not.
+
+    The chance that an image in the style scores higher than another.
+    """
     function = ClipSafetyFunction(bundled, ["by kovacs"], STYLES)
     hatched, others = (
         function(make_images(world, 40, style="hatched")).score,

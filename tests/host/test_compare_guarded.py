@@ -1,4 +1,6 @@
-"""Guarded and Unguarded: both images are the ones that separate samplers give, and the measures are what they say."""
+"""Guarded and Unguarded: both images are the ones that separate samplers give, and the measures are what
+they say.
+"""
 
 from __future__ import annotations
 

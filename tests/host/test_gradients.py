@@ -1,4 +1,7 @@
-"""Gradients inside the real host: every family and stored type, against finite differences and plain autograd; what stays untouched."""
+"""Gradients inside the real host.
+
+Every family and stored type, against finite differences and plain autograd; what stays untouched.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 
 @pytest.fixture
 def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
-    """Calls `look(evaluation)` once, within the first model evaluation of a real sampling run, and returns its result."""
+    """Calls `look(evaluation)` once, within the first model evaluation of a real sampling run, and returns
+    its result.
+    """
     from safe_guidance.nodes.host.engine import hooks
 
     def run(
@@ -77,7 +82,9 @@ def every_row(evaluation: Any) -> torch.Tensor:
 def finite_difference(
     gradients: ModuleType, evaluation: Any, direction: torch.Tensor, step: float = 1e-2
 ) -> float:
-    """Derivative of sum(cotangent * prediction) along a direction of the first embedding, by central differences."""
+    """Derivative of sum(cotangent * prediction) along a direction of the first embedding, by central
+    differences.
+    """
     (value, *rest), weights = gradients.embeddings(evaluation), cotangent(evaluation).double()
     up, down = (
         predicted(gradients, evaluation, [value + s * step * direction, *rest]).double() for s in (1, -1)
@@ -105,7 +112,9 @@ def both_derivatives(gradients: ModuleType, evaluation: Any) -> tuple[float, flo
 def test_finite_differences(
     gradients: ModuleType, inside: Any, tiny: ModuleType, family: str, stored: torch.dtype
 ) -> None:
-    """Weights stored as any type and cast to float32 when used, as the host does on hardware without that type."""
+    """Weights stored as any type and cast to float32 when used, as the host does on hardware without that
+    type.
+    """
     model = tiny.tiny_model(family, stored, torch.float32)
     norm, difference = inside(model, lambda evaluation: both_derivatives(gradients, evaluation))
     assert norm > 1e-4
@@ -278,7 +287,10 @@ def test_weights_fetched_while_running_count(gradients: ModuleType, inside: Any,
 
 
 def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """A ControlNet sees the text too, so gradients flow through it; its hints belong to places in the batch."""
+    """A ControlNet sees the text too, so gradients flow through it.
+
+    Its hints belong to places in the batch.
+    """
     import comfy.cldm.cldm
     import comfy.controlnet
     import comfy.ops
@@ -315,7 +327,10 @@ def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny
 
 
 def test_other_packs_patches(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """A patch that can be differentiated counts; one that writes in place gives way to a pass without patches."""
+    """A patch that can be differentiated counts.
+
+    One that writes in place gives way to a pass without patches.
+    """
     model = tiny.tiny_model("sd1")
     scaled, in_place = model.clone(), model.clone()
     scaled.set_model_attn2_patch(lambda n, context, value, options: (n, context * 2, value * 2))

@@ -105,7 +105,10 @@ def test_learning_can_be_interrupted(host: Any) -> None:
 
 
 def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
-    """A sampler that only looks, at the noise that the sampler starts from: the same maps as in an ordinary run."""
+    """A sampler that only looks, at the noise that the sampler starts from.
+
+    The same maps as in an ordinary run.
+    """
     import comfy.sample
 
     from safe_guidance.nodes.host.attention.recording import look_at
@@ -185,7 +188,9 @@ def test_recorded_images_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> 
 
 
 def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: Any) -> None:
-    """Against a hook on the raw layer in an ordinary run, of whose two branches the host puts the prompt's somewhere in the batch."""
+    """Against a hook on the raw layer in an ordinary run, of whose two branches the host puts the prompt's
+    somewhere in the batch.
+    """
     import comfy.samplers
 
     from safe_guidance.nodes.host.attention.capture import attention_layer
@@ -208,7 +213,8 @@ def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: 
     finally:
         handle.remove()
     index = attention.layers.index("output.3.0")
-    # The recorder's own projection, in the correction after the forward, is heard by the hook too: of one row, not of two.
+    # The recorder's own projection, in the correction after the forward, is heard by the hook too: of one
+    # row, not of two.
     forwards = [output for output in raw if len(output) == 2]
     assert len(forwards) == 4
     for level, step in enumerate(steps):
@@ -359,7 +365,10 @@ def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(hos
 
 
 def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
-    """SDXL reads a pooled output beside the embedding: a row of its own for each text, also in the second batch of images."""
+    """SDXL reads a pooled output beside the embedding.
+
+    A row of its own for each text, also in the second batch of images.
+    """
     from safe_guidance.nodes.host.attention.recording import BATCH, look_at
     from safe_guidance.nodes.host.engine.conditioning import encode, encode_each
 

@@ -1,4 +1,7 @@
-"""Encoded sets on disk in the real host: found again by another VAE object with the same weights, never trusted when damaged."""
+"""Encoded sets on disk in the real host.
+
+Found again by another VAE object with the same weights, never trusted when damaged.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ PROMPT = "a yellow star in the center on a black plain background, flat style"
 
 @pytest.fixture
 def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An input folder and a model folder of this test's own, with five images, of which two are the same, and a text file."""
+    """An input folder and a model folder of this test's own, with five images, of which two are the same,
+    and a text file.
+    """
     import folder_paths
 
     unwanted = tmp_path / "input" / "unwanted"
@@ -263,7 +265,9 @@ def test_encoding_tells_its_progress(host: Any) -> None:
 
 
 def test_latents_are_the_posteriors_mode(host: Any, tiny: Any) -> None:
-    """The half of the encoder's moments that is the mean, not a sample of it, for the demo VAE and one of the host's usual class."""
+    """The half of the encoder's moments that is the mean, not a sample of it, for the demo VAE and one of
+    the host's usual class.
+    """
     from safe_guidance.nodes.host.files.negation_latents import encode_images
 
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))

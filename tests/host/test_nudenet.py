@@ -63,10 +63,12 @@ def test_raw_output_equals_onnxruntime_on_noise(detectors: Any, size: int) -> No
 @pytest.mark.parametrize("colors", ["red first", "blue first"])
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_boxes_equal_the_packages_own(detectors: Any, name: str, colors: str) -> None:
-    """All 18 classes at the package's threshold. Its resizing rounds to 8 bits, so boxes may differ by a pixel or two.
+    """All 18 classes at the package's threshold.
 
-    The package swaps an array's colours twice, so its network sees them as given: red first here, and blue first when the
-    package reads a file itself.
+    Its resizing rounds to 8 bits, so boxes may differ by a pixel or two.
+
+    The package swaps an array's colours twice, so its network sees them as given: red first here, and blue
+    first when the package reads a file itself.
     """
     network, detector = detectors
     image = photograph(name)
@@ -178,7 +180,10 @@ def test_the_detector_is_found_without_importing_its_package(host: Any) -> None:
     root = Path(__file__).parents[2] / "nodes" / "host" / "safety_models.py"
     code = root.read_text(encoding="utf-8")
     assert "import nudenet" not in code and "import onnxruntime" not in code
-    check = "import importlib.util, sys; importlib.util.find_spec('nudenet'); print('nudenet' in sys.modules, 'cv2' in sys.modules)"
+    check = (
+        "import importlib.util, sys; importlib.util.find_spec('nudenet'); "
+        "print('nudenet' in sys.modules, 'cv2' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]
 

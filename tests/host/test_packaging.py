@@ -1,4 +1,7 @@
-"""What the registry gets: the metadata that its tools read, and the files that a user needs, no more; what loading them costs."""
+"""What the registry gets: the metadata that its tools read, and the files that a user needs, no more.
+
+What loading them costs.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False
 gc.collect()
 gc.freeze()
 before, start = set(sys.modules), time.process_time()
-spec = importlib.util.spec_from_file_location("safe_guidance", root + "/__init__.py", submodule_search_locations=[root])
+init = root + "/__init__.py"
+spec = importlib.util.spec_from_file_location("safe_guidance", init, submodule_search_locations=[root])
 pack = sys.modules["safe_guidance"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pack)
 

@@ -1,4 +1,6 @@
-"""Safe Denoiser and Sparse Repellency on small models of every family of the host, and on every latent format it has."""
+"""Safe Denoiser and Sparse Repellency on small models of every family of the host, and on every latent
+format it has.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def test_every_family(host: Any, tiny: Any, negation_set: NegationSet, family: s
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_mean_the_same_noise_in_every_family(host: Any, tiny: Any, family: str) -> None:
-    """The default window acts at the steps whose noise-to-signal ratio is at least 4.67, whatever the model calls its sigmas."""
+    """The default window acts at the steps whose noise-to-signal ratio is at least 4.67, whatever the
+    model calls its sigmas.
+    """
     from safe_guidance.nodes.host.engine.run import noise_level
     from safe_guidance.nodes.host.engine.windows import percent_window
 
@@ -110,7 +114,9 @@ def test_windows_mean_the_same_noise_in_every_family(host: Any, tiny: Any, famil
 
 
 def unconditional(tiny: Any, classes: bool) -> Any:
-    """A UNet without text: nothing but the image, or a class vector beside it, as the host's classes run them."""
+    """A UNet without text: nothing but the image, or a class vector beside it, as the host's classes run
+    them.
+    """
     import comfy.latent_formats
     import comfy.model_base
     import comfy.model_management

@@ -42,7 +42,8 @@ def copies(host: Any) -> NegationSet:
     return from_images(image.clone())
 
 
-# The reference is the unguarded result, so late predictions resemble it almost perfectly and those of other prompts do not.
+# The reference is the unguarded result, so late predictions resemble it almost perfectly and those of other
+# prompts do not.
 CLOSE = {"threshold": 1.6, "strength": 1.0, "end_sigma": 0.0}
 
 
@@ -108,7 +109,10 @@ def test_two_part_sampling_equals_one_run(host: Any, copies: NegationSet) -> Non
 
 @pytest.mark.parametrize("bounds", [(0, 8, 12), (0, 3, 6, 9, 12)], ids=str)
 def test_what_the_local_search_decided_holds_in_the_next_part(host: Any, bounds: tuple[int, ...]) -> None:
-    """Below sigma 1 nothing new is decided: without what the part before decided, the star would come back."""
+    """Below sigma 1 nothing new is decided.
+
+    Without what the part before decided, the star would come back.
+    """
     from safe_guidance.formats.negation_set import load
     from safe_guidance.nodes.host.files.folders import ASSETS
 
@@ -203,7 +207,9 @@ def test_references_are_encoded_once(host: Any, copies: NegationSet, monkeypatch
 
 
 def test_references_are_in_the_samplers_space(host: Any) -> None:
-    """A reference equals what the host's own sampler sees of the encoded image, for every image format of the host."""
+    """A reference equals what the host's own sampler sees of the encoded image, for every image format of
+    the host.
+    """
     import comfy.latent_formats as formats
 
     from safe_guidance.nodes.host.files.negation_latents import references_for
@@ -283,7 +289,10 @@ def test_statistics_of_the_set_are_kept_between_runs_of_one_size(
 
 
 def test_masked_sets_are_looked_for_locally(host: Any) -> None:
-    """The same set with and without masks acts differently, and its masks' place does not matter: the thing has moved."""
+    """The same set with and without masks acts differently, and its masks' place does not matter.
+
+    The thing has moved.
+    """
     image = host.vae.decode(host.sample(host.model, host.text(STAR))).clone()
     mask = torch.zeros(1, 128, 128)
     mask[:, 28:100, 28:100] = 1
@@ -295,7 +304,10 @@ def test_masked_sets_are_looked_for_locally(host: Any) -> None:
 
 
 def test_the_bundled_masked_set_takes_a_star_away_and_spares_other_shapes(host: Any) -> None:
-    """The settings of the workflow: what the judge, which no method sees, finds in the images of a batch of four."""
+    """The settings of the workflow.
+
+    What the judge, which no method sees, finds in the images of a batch of four.
+    """
     from safe_guidance.evaluation.judges.judge import judge
     from safe_guidance.evaluation.judges.network import load_judge
     from safe_guidance.formats.negation_set import load
@@ -479,7 +491,10 @@ def four_and_what_is_fine() -> NegationSet:
 def test_four_images_keep_a_style_away_and_shape_and_colour_stay(
     host: Any, four_and_what_is_fine: NegationSet
 ) -> None:
-    """The settings of the workflow: what the judge, which no method sees, finds in the images; one that is flat stays bit-identical."""
+    """The settings of the workflow: what the judge, which no method sees, finds in the images.
+
+    One that is flat stays bit-identical.
+    """
     from safe_guidance.evaluation.judges.judge import judge
     from safe_guidance.evaluation.judges.network import load_judge
 
@@ -497,7 +512,10 @@ def test_four_images_keep_a_style_away_and_shape_and_colour_stay(
 
 
 def test_a_style_costs_nothing_at_cfg_1_until_it_shows(host: Any, four_and_what_is_fine: NegationSet) -> None:
-    """Without guidance there is no unconditional prediction: it is asked for where the style was found, and nowhere else."""
+    """Without guidance there is no unconditional prediction.
+
+    It is asked for where the style was found, and nowhere else.
+    """
     plain, plain_rows = host.count_calls(host.model)
     guarded, rows = host.count_calls(protect(host, four_and_what_is_fine, **STYLE))
     text = host.text(HATCHED[0], PLAIN_STYLE)

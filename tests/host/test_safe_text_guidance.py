@@ -107,7 +107,8 @@ def test_stg_5_a_closed_gate_makes_no_graph_and_an_open_one_only_for_its_row(
     rows.clear()
     counted, rows = host.count_calls(stg(Brightness(rows=[False, True, False])))
     host.sample(counted, text, steps=2)
-    # All are assessed, one is differentiated, and the batch is evaluated again. Samples that did not move keep
+    # All are assessed, one is differentiated, and the batch is evaluated again. Samples that did not move
+    # keep
     # the first prediction.
     assert graphs == [1, 1] * 2 and rows == [6, 1, 6] * 2
     # The embedding that moved is the run's own; the workflow's conditioning is as it was.

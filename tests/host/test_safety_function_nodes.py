@@ -1,4 +1,7 @@
-"""The nodes of safety functions in the real host: files, combinations, scores as JSON, and what they say about bad input."""
+"""The nodes of safety functions in the real host.
+
+Files, combinations, scores as JSON, and what they say about bad input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The tiny models are what they say: every family samples in the real host, reproducibly, and depends on its text."""
+"""The tiny models are what they say.
+
+Every family samples in the real host, reproducibly, and depends on its text.
+"""
 
 from __future__ import annotations
 

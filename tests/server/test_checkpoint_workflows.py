@@ -1,4 +1,7 @@
-"""The workflows for real checkpoints: derived by their tool, and running once a model is there, for which the demo model stands in."""
+"""The workflows for real checkpoints.
+
+Derived by their tool, and running once a model is there, for which the demo model stands in.
+"""
 
 from __future__ import annotations
 

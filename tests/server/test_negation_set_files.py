@@ -1,4 +1,7 @@
-"""Negation sets through a real server: the user's own model folders, folders of images, files that are saved and found again."""
+"""Negation sets through a real server.
+
+The user's own model folders, folders of images, files that are saved and found again.
+"""
 
 from __future__ import annotations
 

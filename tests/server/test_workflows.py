@@ -1,4 +1,7 @@
-"""Every shipped workflow runs on a real server and does what its note says; the demonstration's probe changes nothing."""
+"""Every shipped workflow runs on a real server and does what its note says.
+
+The demonstration's probe changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -199,6 +202,7 @@ def test_the_probe_counts_and_changes_no_image(
     )
     plain[method.sampler]["inputs"]["seed"] = records[0].seed
     assert np.array_equal(make_image(server, plain), probed[0].image)
-    # 20 steps, counted afresh in every run; a text that a method needs is one call more at the steps that need it.
+    # 20 steps, counted afresh in every run; a text that a method needs is one call more at the steps that
+    # need it.
     assert all(shot.calls == CALLS[name] if name in CALLS else shot.calls >= 20 for shot in probed)
     assert all(shot.seconds > 0 for shot in probed)

@@ -34,7 +34,10 @@ ARROWS: dict[str, frozenset[str]] = {
     "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
     "nodes": BELOW_THE_HOST | HOST_ROOMS,
 }
-"""Which folder may import from which others. Folders of `guidance` are one room; those of `nodes/host` are not."""
+"""Which folder may import from which others. Folders of `guidance` are one room.
+
+Those of `nodes/host` are not.
+"""
 HOST_PACKAGES = {
     "comfy",
     "comfy_api",
@@ -59,7 +62,10 @@ NEVER = {"pickle", "dill", "shelve", "marshal", "eval", "exec", "compile", "__im
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, as absolute names; the pack's own begin with a dot-free path such as "guidance.core.composition"."""
+    """What a file imports, as absolute names.
+
+    The pack's own begin with a dot-free path such as "guidance.core.composition".
+    """
     package = path.parent.relative_to(ROOT).parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,7 @@
-"""Changes of several methods on one prediction: sums, caps, masks, unchanged samples; the clock of noise levels."""
+"""Changes of several methods on one prediction: sums, caps, masks, unchanged samples.
+
+The clock of noise levels.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ NEIGHBOURS = {8: np.ones((3, 3)), 4: scipy.ndimage.generate_binary_structure(2, 
 
 
 def example() -> torch.Tensor:
-    """An object of 6 positions, one of 2, a faint row below the first, and a position below every threshold."""
+    """An object of 6 positions, one of 2, a faint row below the first, and a position below every
+    threshold.
+    """
     detection = torch.zeros(1, 1, 8, 8)
     detection[..., 1:3, 1:4] = 0.9
     detection[..., 6, 5:7] = 0.6
@@ -242,7 +244,9 @@ def test_weights_of_the_three_predictions_sum_to_one(host: dag.HostMask) -> None
 
 @pytest.mark.parametrize("host", ["SEGA", "SLD"])
 def test_the_term_is_the_papers_in_noise_predictions(host: dag.HostMask) -> None:
-    """Second derivation: eps_u + w [(eps_p - eps_u) - S M (eps_s - eps_u)] with masks computed from noise predictions."""
+    """Second derivation: eps_u + w [(eps_p - eps_u) - S M (eps_s - eps_u)] with masks computed from noise
+    predictions.
+    """
     uncond, cond, safety = predictions(1)
     x, sigma, w = torch.randn(2, 4, 8, 8, dtype=torch.float64), 2.5, 7.5
     scale = torch.rand(2, 1, 8, 8, dtype=torch.float64) * 3

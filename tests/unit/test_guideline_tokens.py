@@ -43,7 +43,10 @@ def tokens(**changes: object) -> GuidelineTokens:
 
 
 def cache(images: int = 6, planted: bool = True, safe: int = 2, size: int = 8) -> AttentionCache:
-    """Noise in which, inside a square, one direction of the queries is strong: images, the last `safe` of them without."""
+    """Noise in which, inside a square, one direction of the queries is strong.
+
+    Images, the last `safe` of them without.
+    """
     generator = torch.Generator().manual_seed(3)
     masks = torch.zeros(images, size, size, dtype=torch.bool)
     for index in range(images - safe):

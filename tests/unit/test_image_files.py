@@ -1,4 +1,6 @@
-"""Folders of any files: every usable image is read as it looks, every other file is listed with a reason, and nothing raises."""
+"""Folders of any files: every usable image is read as it looks, every other file is listed with a reason,
+and nothing raises.
+"""
 
 from __future__ import annotations
 

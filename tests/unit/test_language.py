@@ -1,4 +1,4 @@
-"""The project's language: docstrings begin with a verb, tooltips say something, nobody reads a word of the old dialect."""
+"""The project's language: verbs in docstrings, informative tooltips and help pages, no old dialect."""
 
 from __future__ import annotations
 
@@ -24,20 +24,24 @@ PROSE = [
 ]
 VERBS = frozenset(
     """
-    accept act add advance allow analyse answer append apply approximate ask assemble assert assess attach average begin blend
-    blur bound build cache calibrate call cap change charge check choose claim clamp classify clear clip collect combine come compare compute
-    configure connect continue convert copy correct count create crop cut decide decode define delete derive describe detect difference
-    differentiate discard display distribute do download draw drive drop embed empty encode end enforce ensure enter estimate
-    evaluate execute expand extract fail fall fetch fill filter find finish fit flatten forget format forward free gather generate
-    get give group guide hand hash have hide hold identify import include initialise insert install interpolate interrupt invert
-    iterate join judge keep label lay leave let limit list listen load locate lock log look lower make map mark mask measure merge
-    mix move name normalise note open optimise orthogonalise pack pad paint parse pass pick place plot pool predict prepare print
-    process produce project promote protect prune publish push put raise read rebuild record reduce refuse register reject release
-    remake remember remove render repeat replace report reproduce require rescale reserve reset resize resolve restore resume
-    return reveal round run sample save say scale scan score search see select send separate serve set shape share shift show shrink
-    shuffle sign simulate skip sort split spread start steer step stop store strip subtract sum swap switch take tell test tile
-    total trace track train transform translate truncate try turn unlock unpack update use validate verify wait walk warn watch
-    weight wrap write yield zero
+    accept act add advance allow analyse answer append apply approximate ask assemble assert assess
+    attach average begin blend blur bound build cache calibrate call cap change charge check choose
+    claim clamp classify clear clip collect combine come compare compose compute configure connect
+    continue convert copy correct count create crop cut decide decode define delete derive describe
+    detect difference differentiate dilate discard display distribute do download draw drive drop embed empty
+    encode end enforce ensure enter estimate evaluate execute expand extract fail fall fetch fill filter
+    find finish fit flatten forget format forward free gather generate get give group guide hand hash
+    have hide hold identify import include initialise insert install interpolate interrupt invert
+    iterate join judge keep label lay leave let limit list listen load locate lock log look lower make
+    map mark mask measure merge mix move name normalise note open optimise orthogonalise pack pad paint
+    parse pass pick place plot pool predict prepare press print process produce project promote protect
+    prune publish push put raise read rebuild record reduce refuse register reject release remake
+    remember remove render repeat replace report reproduce require rescale reserve reset resize resolve
+    restore resume return reveal round run sample save say scale scan score search see select send
+    separate serve set shape share shift show shrink shuffle shut sign simulate skip sort split spread
+    start steer step stop store strip subtract sum summarise swap switch take tell test tile time total
+    trace track train transform translate truncate try turn unlock unpack update use validate verify
+    wait walk warn watch weight wrap write yield zero
     """.split()
 )
 """First words that a function's docstring may have. Add a verb when a new one is needed; never a noun."""
@@ -47,7 +51,7 @@ NOT_A_TITLE = re.compile(r"(What|How|Whether|Where|Which|Who|When|Why)\b")
 DIALECT = {
     r"pictures?(?!\.[{0\"])": "image",
     r"looks? first|looking first": "two-pass",
-    r"rehears\w+": "two-pass, first pass",
+    r"(?<![\".])rehears\w+(?![\":=])": "two-pass, first pass",
     r"the things?": "subject",
     r"what is fine|are fine|is fine": "safe or neutral reference",
     r"under (the|a|its|that) node": "node message",

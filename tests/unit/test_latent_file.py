@@ -74,7 +74,10 @@ def test_another_key_is_not_served(tmp_path: Path) -> None:
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    """In the header, the checksum, the numbers and the padding: a file that differs in one byte is refused or reads the same."""
+    """In the header, the checksum, the numbers and the padding.
+
+    A file that differs in one byte is refused or reads the same.
+    """
     path = tmp_path / "a.latents"
     latent_file.write(path, "key", 2, batches(2, shape=(1, 2, 2)))
     good = path.read_bytes()
@@ -130,7 +133,8 @@ WRITER = """
 import importlib.util, sys, torch
 from pathlib import Path
 root, path = Path(sys.argv[1]), Path(sys.argv[2])
-spec = importlib.util.spec_from_file_location("safe_guidance", root / "__init__.py", submodule_search_locations=[str(root)])
+init = root / "__init__.py"
+spec = importlib.util.spec_from_file_location("safe_guidance", init, submodule_search_locations=[str(root)])
 sys.modules["safe_guidance"] = importlib.util.module_from_spec(spec)
 from safe_guidance.formats import latent_file
 for round in range(30):

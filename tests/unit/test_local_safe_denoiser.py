@@ -1,4 +1,6 @@
-"""Local mode: a subject is told from others at any position and in any colour, and replaced by safe content."""
+"""Local mode: a subject is told from others at any position and in any colour, and replaced by safe
+content.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def shape(name: str) -> Tensor:
 
 
 def make_image(seed: int, **corners: tuple[int, int]) -> Tensor:
-    """Draw shapes of random colours, at their top left corners, on a faint background: (1, 4, SIDE, SIDE) float64."""
+    """Draw shapes of random colours, at their top left corners, on a faint background.
+
+    (1, 4, SIDE, SIDE) float64.
+    """
     generator = torch.Generator().manual_seed(seed)
     latent = 0.03 * torch.randn(1, 4, SIDE, SIDE, generator=generator, dtype=torch.float64)
     for name, (top, left) in corners.items():
@@ -102,7 +107,10 @@ def test_without_neutral_windows_every_shape_resembles_the_subject() -> None:
 
 
 def test_log_odds_equal_a_loop() -> None:
-    """A second derivation in float64 gives the same: kernels summed window by window, from windows cut one by one."""
+    """A second derivation in float64 gives the same.
+
+    Kernels summed window by window, from windows cut one by one.
+    """
     x = make_image(101, wedge=(8, 14))
     odds, _ = patch_log_odds(x, LIBRARY)
     window, factor = LIBRARY.window, LIBRARY.factor

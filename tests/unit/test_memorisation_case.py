@@ -1,4 +1,6 @@
-"""When an image is a near-copy, and the figures of the case of memorised images, from samples made by hand."""
+"""When an image is a near-copy, and the figures of the case of memorised images, from samples made by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,10 @@ def test_the_judge_sees_in_the_training_images_what_their_captions_say() -> None
 
 @pytest.fixture
 def drawn() -> dict[str, list[Sample]]:
-    """Sixteen memorised captions and the benign prompts: the first run copies black, the second draws grey."""
+    """Sixteen memorised captions and the benign prompts.
+
+    The first run copies black, the second draws grey.
+    """
     records = [*case.memorised_records(), *case.benign_records()]
 
     def run(values: list[int], wrong: int, calls: int) -> list[Sample]:

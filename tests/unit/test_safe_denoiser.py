@@ -1,4 +1,7 @@
-"""Safe Denoiser for whole images: closed forms, the paper's ring study, equivalences, identities and invariances."""
+"""Safe Denoiser for whole images.
+
+Closed forms, the paper's ring study, equivalences, identities and invariances.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,9 @@ def ring_samples() -> dict[float, Tensor]:
 
 
 def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
-    """The paper's Figure 3: half the weight leaks, the exact one does not and keeps every safe mode, double depletes them."""
+    """The paper's Figure 3: half the weight leaks, the exact one does not and keeps every safe mode,
+    double depletes them.
+    """
     ring = mixture.ring()
     for weight, expected in {0.0: 0.2495, 0.25: 0.168, 0.5: 0.073, 1.0: 0.0, 2.0: 0.0}.items():
         assert ring.unsafe_share(ring_samples[weight]) == pytest.approx(expected, abs=0.015)
@@ -102,7 +107,9 @@ def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
 
 
 def share_with_references(count: int, seed: int) -> float:
-    """Unsafe share of ring samples made with the pack's own estimator on `count` drawn references, 60 Euler steps."""
+    """Unsafe share of ring samples made with the pack's own estimator on `count` drawn references, 60
+    Euler steps.
+    """
     ring = mixture.ring()
     generator = torch.Generator().manual_seed(seed)
     drawn = ring.means[torch.arange(count) % 2] + 0.25 * torch.randn(
@@ -123,7 +130,10 @@ def share_with_references(count: int, seed: int) -> float:
 
 
 def test_empirical_references() -> None:
-    """A quarter of the ring is unsafe; two references take most of that away, 128 nearly all. Means of three draws."""
+    """A quarter of the ring is unsafe; two references take most of that away, 128 nearly all.
+
+    Means of three draws.
+    """
     few, many = (sum(share_with_references(count, seed) for seed in (1, 2, 3)) / 3 for count in (2, 128))
     assert few < 0.1
     assert many < 0.015
@@ -178,7 +188,9 @@ OFFICIAL = [
 
 
 def kernel_sum_and_mean(denoised: Tensor, references: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """Return the published code's sum of exp(-||x0 - z_n|| / (2 bandwidth^2)), (B,), and its weighted mean (B, C, h, w)."""
+    """Return the published code's sum of exp(-||x0 - z_n|| / (2 bandwidth^2)), (B,), and its weighted mean
+    (B, C, h, w).
+    """
     distance = torch.cdist(denoised.flatten(1), references.flatten(1))
     kernel = torch.exp(-distance / (2 * bandwidth**2))
     total = kernel.sum(1) + EPSILON
@@ -210,7 +222,10 @@ def test_official_mode_is_the_published_kernel_with_a_bandwidth_independent_of_t
 
 
 def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> None:
-    """The released fast modules run with it: 1e-8 dominates the kernel sum, and almost nothing is subtracted."""
+    """The released fast modules run with it.
+
+    1e-8 dominates the kernel sum, and almost nothing is subtracted.
+    """
     references = References(
         torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=unit_pixels
     )
@@ -379,7 +394,9 @@ def test_batch_equals_single_calls(mode) -> None:
 
 
 def test_exact_mode_fires_on_near_duplicates_only() -> None:
-    """The likelihood ratio is about 1 / N for a copy of a reference, and zero for another image at low noise."""
+    """The likelihood ratio is about 1 / N for a copy of a reference, and zero for another image at low
+    noise.
+    """
     config = replace(CONFIG, mode="exact", strength=1.0)
     level = NoiseLevel.variance_exploding(0.5)
     clean = torch.cat([UNSAFE[:1], scenes(1, 40, shared=0.0)])
@@ -439,7 +456,9 @@ def test_the_masks_of_a_set_choose_the_way_of_comparing() -> None:
 @pytest.mark.parametrize("regions", [None, MARKED, STYLED], ids=["whole image", "local", "style"])
 @pytest.mark.parametrize("anchor", ["prediction", "unconditional"])
 def test_another_run_starts_without_the_state_of_the_last(regions: Tensor | None, anchor: str) -> None:
-    """The comparison that is kept between runs gives the same change as a new one, with a mask and without."""
+    """The comparison that is kept between runs gives the same change as a new one, with a mask and
+    without.
+    """
     config = replace(CONFIG, threshold=0.05, anchor=anchor)
     images = UNSAFE[:2], scenes(2, 5)
     mask = torch.ones(1, 1, 16, 16, dtype=torch.float64)

@@ -1,4 +1,6 @@
-"""Safe Latent Diffusion: the hand-computed steps of the specification, identities, and a second derivation in noise predictions."""
+"""Safe Latent Diffusion: the hand-computed steps of the specification, identities, and a second derivation
+in noise predictions.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,10 @@ def test_the_steps_computed_by_hand(
 
 
 def test_the_presets_are_the_papers() -> None:
-    """Warm-ups of 15, 10, 7 and 0 of 50 steps; the noise levels of those steps on Stable Diffusion's schedule."""
+    """Warm-ups of 15, 10, 7 and 0 of 50 steps.
+
+    The noise levels of those steps on Stable Diffusion's schedule.
+    """
     assert [PRESETS[name].window.high for name in ("weak", "medium", "strong")] == pytest.approx(
         [3.0930, 4.6917, 6.1970], rel=1e-4
     )
@@ -185,7 +190,8 @@ def test_a_velocity_model_gives_what_the_same_noise_model_gives() -> None:
     sigma = 3.0
     noise = [torch.randn(1, 4, 5, 5, generator=generator, dtype=torch.float64) for _ in range(3)]
     from_noise = [x - sigma * n for n in noise]
-    # v = (noise - sigma * x / (sigma^2 + 1)) * sqrt(sigma^2 + 1) / 1 for sigma_data = 1, and back as the host does it.
+    # v = (noise - sigma * x / (sigma^2 + 1)) * sqrt(sigma^2 + 1) / 1 for sigma_data = 1, and back as the host
+    # does it.
     velocity = [(x / (sigma**2 + 1) - d) * math.sqrt(sigma**2 + 1) / sigma for d in from_noise]
     from_velocity = [x / (sigma**2 + 1) - v * sigma / math.sqrt(sigma**2 + 1) for v in velocity]
     nu = torch.zeros_like(x)

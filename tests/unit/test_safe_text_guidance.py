@@ -1,4 +1,7 @@
-"""STG and SDG in closed form: the toy model x0 | c ~ N(A c, s0^2 I), whose denoiser is known exactly, in float64."""
+"""STG and SDG in closed form.
+
+The toy model x0 | c ~ N(A c, s0^2 I), whose denoiser is known exactly, in float64.
+"""
 
 from __future__ import annotations
 
@@ -245,7 +248,10 @@ def test_gamma_is_the_share_of_steps(gamma: float, steps: int) -> None:
 
 @given(st.floats(0.05, 0.95), st.integers(0, 50))
 def test_sdg_2_flow_and_variance_exploding_agree(t: float, seed: int) -> None:
-    """The same data seen at x_t = (1 - t) x0 + t eps and at x_t / (1 - t): gradients with respect to x_t scale with 1 - t."""
+    """The same data seen at x_t = (1 - t) x0 + t eps and at x_t / (1 - t).
+
+    Gradients with respect to x_t scale with 1 - t.
+    """
     generator = torch.Generator().manual_seed(seed)
     prediction, gradient = (torch.randn(2, 4, 3, 3, generator=generator) for _ in range(2))
     settings = SafeDataGuidanceSettings(strength=0.3, scale="raw")

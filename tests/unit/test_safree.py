@@ -1,4 +1,6 @@
-"""SAFREE: projectors, the judgement of tokens, the self-validating filter, and the latent re-attention's identities."""
+"""SAFREE: projectors, the judgement of tokens, the self-validating filter, and the latent re-attention's
+identities.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,10 @@ def test_the_self_validating_filters_steps(beta: float, steps: int, artist: int)
 
 
 def planted(toxic: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Token embeddings (6, 12), masked sentences (4, 12) and a concept projector; the last real token carries the concept or not."""
+    """Token embeddings (6, 12), masked sentences (4, 12) and a concept projector.
+
+    The last real token carries the concept or not.
+    """
     concept = torch.eye(12, dtype=torch.float64)[0]
     tokens = 0.3 * normal(6, 12, seed=3)
     tokens[:, 0] = 0.1
@@ -131,7 +136,10 @@ def test_reattention_with_scale_one_is_the_identity() -> None:
 
 
 def test_reattention_damps_only_low_frequencies_that_exceed_the_original() -> None:
-    """Against an independent inverse transform: the mean, a low frequency, is halved where it is the larger one."""
+    """Against an independent inverse transform.
+
+    The mean, a low frequency, is halved where it is the larger one.
+    """
     ripple = torch.cos(torch.arange(8) * math.pi).expand(8, 8).double()
     safe, original = (2.0 + ripple)[None, None], (1.0 + ripple)[None, None]
     torch.testing.assert_close(reattention(safe, original, 0.5), (1.0 + ripple)[None, None])

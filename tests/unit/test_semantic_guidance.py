@@ -1,4 +1,6 @@
-"""Semantic Guidance: the hand-computed step, warm-up and cool-down, and a second derivation in noise predictions."""
+"""Semantic Guidance: the hand-computed step, warm-up and cool-down, and a second derivation in noise
+predictions.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Similarity with references: second derivations, chunks against the whole set, memory independent of the set's size."""
+"""Similarity with references.
+
+Second derivations, chunks against the whole set, memory independent of the set's size.
+"""
 
 from __future__ import annotations
 
@@ -190,7 +193,9 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_resident_and_streamed_references_agree(device: str, dtype: torch.dtype) -> None:
-    """References in the device's memory and references streamed there give the same change, whatever type they are stored in."""
+    """References in the device's memory and references streamed there give the same change, whatever type
+    they are stored in.
+    """
     place, x = torch.device(device), latents(2, 1).float()
     stored = References(latents(9, 2).to(dtype), prepare=lambda z: 0.5 * z + 0.1)
     resident = stored.resident(place)

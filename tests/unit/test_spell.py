@@ -114,7 +114,10 @@ def test_batch_and_chunks_equal_single_calls() -> None:
 
 
 def test_a_mask_limits_distances_and_changes() -> None:
-    """Inside the mask the prediction equals the reference but for a push of known length; outside it does not matter."""
+    """Inside the mask the prediction equals the reference but for a push of known length.
+
+    Outside it does not matter.
+    """
     reference = latents(1, 8)
     x = latents(1, 9)
     mask = torch.zeros(1, 1, 6, 5, dtype=torch.float64)

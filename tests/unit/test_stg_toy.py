@@ -1,4 +1,7 @@
-"""The toy study says what the paper's does: a matched function is followed along what the model can express, a mismatched one not."""
+"""The toy study says what the paper's does.
+
+A matched function is followed along what the model can express, a mismatched one not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Style mode: a texture that a few images share is found at any position, and removed from the shapes drawn with it."""
+"""Style mode: a texture that a few images share is found at any position, and removed from the shapes
+drawn with it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ WAVE = 0.8 * torch.cos(2 * math.pi * (COLUMNS - ROWS) / 3.5)
 
 
 def make_image(seed: int, styled: bool) -> Tensor:
-    """Draw a disc of random colour, position and size on a plain background, with waves when styled: (1, 3, SIDE, SIDE)."""
+    """Draw a disc of random colour, position and size on a plain background, with waves when styled.
+
+    (1, 3, SIDE, SIDE).
+    """
     generator = torch.Generator().manual_seed(seed)
     color, ground = torch.randn(2, 3, 1, 1, generator=generator, dtype=torch.float64)
     centre = 9 + 6 * torch.rand(2, generator=generator, dtype=torch.float64)
@@ -68,7 +73,9 @@ def correct(
 
 
 def share_of_wave(x: Tensor, like: Tensor) -> float:
-    """Return the share of the wave of `like` that is left in `x`, by least squares on the difference from the flat image."""
+    """Return the share of the wave of `like` that is left in `x`, by least squares on the difference from
+    the flat image.
+    """
     wave = like - FLAT
     return (((x - FLAT) * wave).sum() / wave.square().sum()).item()
 
@@ -93,7 +100,10 @@ def test_four_images_define_the_style_in_colours_positions_and_sizes_that_none_o
 
 
 def test_odds_are_the_density_of_directions() -> None:
-    """A second derivation in two dimensions: both normal densities are integrated along the ray through a window."""
+    """A second derivation in two dimensions.
+
+    Both normal densities are integrated along the ray through a window.
+    """
     style, safe = (
         torch.tensor([[2.0, 0.7], [0.7, 1.0]]).double(),
         torch.tensor([[0.5, 0.0], [0.0, 3.0]]).double(),
@@ -128,7 +138,10 @@ def test_windows_are_those_cut_one_by_one() -> None:
 
 
 def test_content_is_the_posterior_mean_of_a_sum() -> None:
-    """A second derivation by precisions: (S^-1 + V^-1)^-1 V^-1 y is the mean of s given s + v = y, V the style's share."""
+    """A second derivation by precisions.
+
+    (S^-1 + V^-1)^-1 V^-1 y is the mean of s given s + v = y, V the style's share.
+    """
     safe, style = (
         torch.linalg.inv(LIBRARY.neutral_precision),
         SHARE * torch.linalg.inv(LIBRARY.style_precision),
@@ -153,7 +166,9 @@ def test_removes_the_texture_and_keeps_colour_and_outline() -> None:
 
 
 def test_guidance_is_removed_where_the_method_acts() -> None:
-    """With full area and strength the result is the unconditional prediction, which is flat here, without its style."""
+    """With full area and strength the result is the unconditional prediction, which is flat here, without
+    its style.
+    """
     everywhere = StyledArea(torch.ones(1, 1, SIDE, SIDE, dtype=torch.float64))
     calm = make_image(301, False)
     still = (style_log_odds(calm, LIBRARY) <= LIBRARY.neutral_median).all()

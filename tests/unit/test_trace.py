@@ -82,7 +82,8 @@ def test_bars_stand_at_their_calls_and_in_their_lanes(theme: str) -> None:
     assert image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3) and 0 <= image.min() and image.max() <= 1
     first = torch.tensor([int(OKABE_ITO[0][i : i + 2], 16) for i in (1, 3, 5)]) / 255
     rows, columns = torch.where((image[0] - first).abs().amax(dim=-1) < 1e-3)
-    # SLD acted at the last two of four calls: its bars fill the right half of the first lane, the first twice as high.
+    # SLD acted at the last two of four calls: its bars fill the right half of the first lane, the first twice
+    # as high.
     assert rows.max() < MARGIN + LANE and columns.min() >= WIDTH // 2 and columns.max() > WIDTH - 2 * MARGIN
     heights = [len(torch.unique(rows[(columns // (WIDTH // 4)) == quarter])) for quarter in (2, 3)]
     assert heights[0] == pytest.approx(2 * heights[1], abs=2)

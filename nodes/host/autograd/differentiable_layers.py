@@ -1,9 +1,10 @@
-"""Makes the host's networks differentiable where the host runs them: inside a prompt, under inference mode.
+"""Differentiable layers: gradients through ComfyUI's networks while a workflow runs in inference mode.
 
-Weights that a node loaded are inference tensors, which autograd may not save; some are stored in another type, patched or
-streamed each time they are used. So the layers that own weights become islands: their forward is the host's own, under
-inference mode, and their backward fetches the weight again through the host. Everything between them, attention, residuals,
-other packs' patches, is differentiated by autograd as it is. Weights are never replaced, copied for good or marked.
+Weights that a node loaded are inference tensors, which autograd may not save. Some are stored in another
+dtype, patched or streamed at every use. Therefore each layer that owns weights becomes one autograd function:
+its forward pass is ComfyUI's own, under inference mode, and its backward pass fetches the weight again
+through ComfyUI. Autograd differentiates everything between these layers as usual: attention, residuals and
+other packs' patches. Weights are never replaced, copied permanently or marked.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ Forward = Callable[..., Tensor]
 
 @contextmanager
 def differentiable(*networks: nn.Module, checkpointed: bool = False) -> Iterator[None]:
-    """A block in which gradients flow through the networks to their inputs. Their weights get none and stay as they are.
+    """Let gradients flow through the networks to their inputs inside a `with` block.
 
-    Tensors that autograd will save must not be inference tensors: pass `ordinary` copies of inputs into the block.
+    Weights get no gradients and stay unchanged.
+
+    Tensors that autograd will save must not be inference tensors: pass `ordinary` copies into the block.
 
     Args:
         networks: modules of the host, or any others.
-        checkpointed: keep only the inputs of the networks' blocks and compute the rest again in the backward pass: far less
-            memory for about a third more time.
+        checkpointed: keep only the inputs of the networks' blocks and recompute the rest in the backward
+            pass. This takes far less memory and about a third more time.
     """
     training = getattr(comfy.model_management, "in_training", False)
-    # Fused kernels without a backward give way to ordinary operations while the host believes that it trains.
+    # With this flag ComfyUI replaces fused kernels that have no backward pass by ordinary operations.
     comfy.model_management.in_training = True
     try:
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
@@ -55,7 +58,10 @@ def differentiable(*networks: nn.Module, checkpointed: bool = False) -> Iterator
 
 
 def ordinary(value: Any) -> Any:
-    """`value`, or a copy that autograd may save if it is an inference tensor; lists are treated element by element."""
+    """Return `value`, or a copy that autograd may save if it is an inference tensor.
+
+    Lists are converted element by element.
+    """
     if isinstance(value, list):
         return [ordinary(element) for element in value]
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
@@ -74,7 +80,10 @@ def ordinary_attributes(holder: Any) -> Iterator[None]:
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The blocks that a network consists of: what its module lists hold. The host calls the layers of a UNet's blocks singly."""
+    """Yield the blocks of a network: the elements of its module lists.
+
+    A UNet's blocks are split into their layers, because ComfyUI calls these one by one.
+    """
     middle = getattr(network, "middle_block", None)
     lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
     for element in [
@@ -86,7 +95,7 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _attributes(holder: Any, **values: Any) -> Iterator[None]:
-    """Set an object's own attributes, and put back what was there."""
+    """Set an object's own attributes, and restore the previous ones afterwards."""
     before = {name: vars(holder)[name] for name in values if name in vars(holder)}
     vars(holder).update(values)
     try:
@@ -99,7 +108,7 @@ def _attributes(holder: Any, **values: Any) -> Iterator[None]:
 
 @contextmanager
 def _ordinary_weights(module: nn.Module) -> Iterator[None]:
-    """Weights that model code uses directly: copies, one module at a time and for this pass only."""
+    """Replace weights that model code uses directly by copies, for one module and for this pass only."""
     replaced: list[tuple[dict[str, Any], str, Tensor]] = [
         (owned, name, tensor)
         for owned in (module._parameters, module._buffers)
@@ -117,7 +126,7 @@ def _ordinary_weights(module: nn.Module) -> Iterator[None]:
 
 
 def _island(module: Any) -> Any:
-    # Patching the method below `forward` keeps what others wrapped around `forward`, and the host's check for interrupts.
+    # Patching the method below `forward` keeps other wrappers of `forward`, and ComfyUI's interrupt check.
     run = module.forward_comfy_cast_weights if hasattr(module, "forward_comfy_cast_weights") else None
     function = _function_for(module)
     if run is None or function is None:
@@ -147,7 +156,7 @@ def _function_for(module: nn.Module) -> Any:
 
 @contextmanager
 def _weights(module: Any, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """Weight and bias as the host would use them for an input `like`: cast, patched, moved."""
+    """Fetch weight and bias as ComfyUI would use them for an input `like`: cast, patched and moved."""
     if getattr(module, "weight", None) is None:
         yield None, None
         return
@@ -158,7 +167,7 @@ def _weights(module: Any, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor 
 
 
 class _LinearIsland(torch.autograd.Function):
-    """Linear layers and convolutions: nothing is saved, the gradient of the input needs the weight alone."""
+    """Linear layers and convolutions. Nothing is saved: the gradient of the input needs only the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: Any, own: Forward) -> Tensor:
@@ -186,7 +195,7 @@ def _input_gradient(module: Any, shape: torch.Size, grad: Tensor, weight: Tensor
 
 
 class _RecomputedIsland(torch.autograd.Function):
-    """Layers whose gradient needs their input: it is kept as a copy, for the host adds to activations in place."""
+    """Layers whose gradient needs their input: a copy, because ComfyUI adds to activations in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: Any, own: Forward) -> Tensor:
@@ -229,7 +238,7 @@ def _functional(module: Any, x: Tensor, weight: Tensor | None, bias: Tensor | No
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def own(value: Any) -> Any:
-        # The host adds to activations in place and counts blocks in its options: each of the two runs gets its own copies.
+        # ComfyUI adds to activations in place and counts blocks in its options: each run gets copies.
         if isinstance(value, dict):
             return value.copy()
         return value.clone() if isinstance(value, Tensor) else value

@@ -1,7 +1,8 @@
-"""Gradients of a scalar of the denoised prediction with respect to the text embeddings, or to the noisy latent.
+"""Gradients of a function of the denoised prediction with respect to the text embeddings or the noisy latent.
 
-The scalar's own gradient with respect to the prediction comes first (see `decoders`), its graph is freed, and then one
-vector-Jacobian product of the sampled network carries it on: memory holds one network's activations at a time.
+The function is scalar. Its gradient with respect to the prediction is computed first (see `decoders`) and its
+graph is freed. One vector-Jacobian product of the sampled network follows. Memory holds one network's
+activations at a time.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from ..engine.correction import COND, KEY, Step
 from .differentiable_layers import differentiable, ordinary
 
 CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
-"""Keys of the host's wrappers that answer from a cache or compile: neither may happen in a gradient pass."""
+"""Keys of ComfyUI's wrappers that cache predictions or compile. A gradient pass runs without them."""
 
 GRADIENT_MEMORY = 3
-"""A gradient pass keeps activations that sampling frees at once: about this many times the memory."""
+"""Memory of a gradient pass relative to sampling: it keeps activations that sampling frees at once."""
 
 Entry = dict[str, Any]
 
@@ -50,7 +51,10 @@ def reserve_memory(model: ModelPatcher) -> None:
 
 
 def embeddings(step: Step) -> list[Tensor | None]:
-    """(B, tokens, width) float32 of every positive entry of the run; None for one that has no text embedding."""
+    """Return the text embeddings (B, tokens, width) float32 of every positive entry of the run.
+
+    An entry without a text embedding gives None.
+    """
     batch = len(step.x)
 
     def of(entry: Entry) -> Tensor | None:
@@ -61,7 +65,7 @@ def embeddings(step: Step) -> list[Tensor | None]:
 
 
 def set_embeddings(step: Step, values: list[Tensor | None]) -> None:
-    """Make the run go on with these embeddings. The conditioning that the workflow gave is not touched."""
+    """Use these embeddings for the rest of the run. The workflow's conditioning is not changed."""
     entries = step.guider.conds[COND]
     for index, value in enumerate(values):
         if value is not None:
@@ -75,14 +79,14 @@ def text_gradients(
     rows: Tensor,
     checkpointed: bool = False,
 ) -> list[Tensor | None]:
-    """d(sum(cotangent * prediction of the positive branch)) / d(embedding), for some rows of the batch.
+    """Return d(sum(cotangent * positive branch's prediction)) / d(embedding), for some rows of the batch.
 
     Args:
-        evaluation: the model step.
-        values: embeddings (B, tokens, width) as `embeddings` gives them; None where none is wanted.
+        step: the model step.
+        values: embeddings (B, tokens, width) as `embeddings` returns them; None where no gradient is needed.
         cotangent: (n, C, h, w), for the n rows.
         rows: (n,) row numbers.
-        checkpointed: less memory, more time.
+        checkpointed: use less memory and more time.
 
     Returns:
         (n, tokens, width) for every entry that the prediction depends on, else None.
@@ -117,7 +121,10 @@ def text_gradients(
 
 
 def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: bool = False) -> Tensor:
-    """d(sum(cotangent * guider's prediction)) / d(noisy latent) through all of its branches, (n, C, h, w) for n rows.
+    """Return d(sum(cotangent * guider's prediction)) / d(noisy latent) through all branches of the guider.
+
+    Returns:
+        (n, C, h, w) for the n rows.
 
     Raises:
         ValueError: gradients do not flow through this model.
@@ -145,9 +152,9 @@ def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: b
 
 
 def in_parts(rows: Tensor, compute: Callable[[Tensor, bool], list[Tensor | None]]) -> list[Tensor | None]:
-    """Results for all rows at once, or, when memory does not suffice, row by row with checkpoints.
+    """Compute all rows at once or, when memory does not suffice, row by row with checkpoints.
 
-    `compute(rows, checkpointed)` gives tensors whose first dimension is that of the rows.
+    `compute(rows, checkpointed)` returns tensors whose first dimension is that of the rows.
     """
     try:
         return compute(rows, False)
@@ -163,7 +170,7 @@ def in_parts(rows: Tensor, compute: Callable[[Tensor, bool], list[Tensor | None]
 
 
 def _networks(step: Step, entries: list[Entry]) -> Iterator[nn.Module]:
-    """The sampled network, and those of the ControlNets that its predictions depend on."""
+    """Yield the sampled network and the networks of the ControlNets that its predictions depend on."""
     yield step.guider.inner_model.diffusion_model
     for control in {id(e["control"]): e["control"] for e in entries if e.get("control") is not None}.values():
         while control is not None:
@@ -175,7 +182,7 @@ def _networks(step: Step, entries: list[Entry]) -> Iterator[nn.Module]:
 
 def _refuse_hooks(entries: list[Entry]) -> None:
     if any(entry.get("hooks") is not None for entry in entries):
-        # Weights that differ between conditionings are gone when the backward pass wants them again.
+        # Weights that differ between conditionings are no longer loaded when the backward pass needs them.
         raise ValueError(
             "Text embeddings cannot be guided while hooks change the model's weights during sampling. "
             "Load the LoRA into the model instead of attaching it to the conditioning."
@@ -185,7 +192,10 @@ def _refuse_hooks(entries: list[Entry]) -> None:
 def _whole_batch_if_needed(
     entries: list[Entry], rows: Tensor, cotangent: Tensor, batch: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows to evaluate. A ControlNet keeps its hints by place in the batch, so with one all rows are."""
+    """Return the rows to evaluate and their cotangent.
+
+    A ControlNet assigns its hints by position in the batch, so with a ControlNet all rows are evaluated.
+    """
     if len(rows) == batch or all(entry.get("control") is None for entry in entries):
         return rows, cotangent
     whole = cotangent.new_zeros(batch, *cotangent.shape[1:])
@@ -202,7 +212,7 @@ def _of_rows(value: Any, rows: Tensor, batch: int) -> Any:
 
 
 def _prepared(entry: Entry, rows: Tensor, batch: int, embedding: Tensor | None) -> Entry:
-    """A copy of a conditioning's entry for some rows, of tensors that autograd may save."""
+    """Copy a conditioning's entry for some rows, with tensors that autograd may save."""
     conds = {
         name: cond._copy_with(_of_rows(cond.cond, rows, batch)) for name, cond in entry["model_conds"].items()
     }
@@ -227,7 +237,7 @@ def _swapped_conds(guider: Any, conds: dict[str, Any]) -> Iterator[None]:
 
 
 def _attempt(run: Callable[[dict[str, Any]], Any], step: Step) -> Any:
-    """Run a gradient pass with other packs' patches, and once more without them if they cannot be differentiated."""
+    """Run a gradient pass with other packs' patches, and without them if they cannot be differentiated."""
     options = step.model_options
     failure: RuntimeError | None = None
     for keep_patches in (True, False):
@@ -240,12 +250,16 @@ def _attempt(run: Callable[[dict[str, Any]], Any], step: Step) -> Any:
             failure = error
     raise ValueError(
         f"Gradients do not flow through this model ({str(failure).splitlines()[0]}). "
-        "Use Safe Data Guidance with the cheap gradient, which needs none, or load the model in another precision."
+        "Use Safe Data Guidance with the cheap gradient, which needs none, "
+        "or load the model in another precision."
     ) from failure
 
 
 def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict[str, Any]:
-    """Copies of the run's options for a gradient pass: attention that has a backward, no caches, one device."""
+    """Copy the run's options for a gradient pass.
+
+    The copy uses attention with a backward pass, no caches and one device.
+    """
     transformer = dict(model_options.get("transformer_options", {}))
     others = transformer.get("optimized_attention_override") if keep_patches else None
 

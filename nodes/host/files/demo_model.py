@@ -1,4 +1,7 @@
-"""The bundled demo model as the host's own MODEL, CLIP and VAE objects: a small Stable Diffusion 1.x that draws scenes."""
+"""The bundled demo model as ComfyUI's own MODEL, CLIP and VAE objects.
+
+It is a small Stable Diffusion 1.x that draws simple scenes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from .folders import ASSETS
 WEIGHTS = ASSETS / "demo_model" / "demo_model.safetensors"
 CLIP_VOCABULARY_SIZE = 49408
 MEMORY_PER_PIXEL = 2000
-"""Bytes of activations per image pixel that encoding or decoding needs, an upper bound for the host's planning."""
+"""Upper bound of the bytes of activations per image pixel in encoding or decoding, for memory planning."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _clip(weights: DemoWeights) -> comfy.sd.CLIP:
     clip = comfy.sd.CLIP(
         target, tokenizer_data={}, model_options={"clip_l_model_config": config, "dtype": torch.float32}
     )
-    # Only the words of the demo world are stored; every other token of CLIP's table means nothing to this model.
+    # Only the words of the demo scenes are stored; the embeddings of CLIP's other tokens are zero.
     table = "text_model.embeddings.token_embedding.weight"
     embeddings = torch.zeros(CLIP_VOCABULARY_SIZE, width)
     embeddings[weights.vocabulary] = weights.text[table]
@@ -128,7 +131,7 @@ def _clip(weights: DemoWeights) -> comfy.sd.CLIP:
 
 
 def _vae(weights: DemoWeights) -> comfy.sd.VAE:
-    # The host finds out an autoencoder's class from its keys; this one is not among them, so its parts are put in place.
+    # ComfyUI detects an autoencoder's class from its keys. It does not know this one: set its attributes.
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     autoencoder = Autoencoder().requires_grad_(False).eval()
     autoencoder.load_state_dict(weights.vae)
@@ -146,9 +149,10 @@ def _vae(weights: DemoWeights) -> comfy.sd.VAE:
 
 
 def load_demo_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """The demo model's MODEL, CLIP and VAE, freshly read from the pack's assets.
+    """Read the demo model's MODEL, CLIP and VAE from the pack's assets.
 
-    Nodes run under inference mode; the weights are made outside it, so that methods can differentiate through them.
+    Nodes run under inference mode. The weights are created outside it, so that methods can differentiate
+    through them.
     """
     with torch.inference_mode(False):
         weights = read_weights()

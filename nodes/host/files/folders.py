@@ -77,15 +77,16 @@ def path_to_save(kind: str, name: str) -> tuple[Path, Path]:
     Raises:
         ValueError: the name leads out of that folder, or no file can have it.
     """
-    parts = [part.strip() for part in name.strip().removesuffix(".safetensors").split("/")]
+    segments = [segment.strip() for segment in name.strip().removesuffix(".safetensors").split("/")]
     if any(
-        not part or part.startswith(".") or part.endswith(".") or FORBIDDEN.search(part) for part in parts
+        not segment or segment.startswith(".") or segment.endswith(".") or FORBIDDEN.search(segment)
+        for segment in segments
     ):
         raise ValueError(
             f"A file cannot have the name '{name}'. Use letters, digits and spaces, and / for sub-folders."
         )
     folder = Path(folder_paths.get_folder_paths(kind)[0])
-    path = folder.joinpath(*parts[:-1], parts[-1] + ".safetensors")
+    path = folder.joinpath(*segments[:-1], segments[-1] + ".safetensors")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"The name '{name}' leads out of models/{kind}. Choose another name.")
     return path, folder

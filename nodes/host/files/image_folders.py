@@ -1,4 +1,4 @@
-"""Negation sets from the host's input folder, with progress, and interruptible."""
+"""Negation sets from folders of ComfyUI's input folder, with a progress bar, and interruptible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ....formats.negation_set import NegationSet
 
 
 def state_of(folder: Path, sub_folders: bool) -> str:
-    """A text that changes when a file of the folder does."""
+    """Return a hash that changes when a file of the folder changes."""
     digest = hashlib.sha256()
     for path in files_in(folder, sub_folders):
         status = path.lstat()
@@ -30,10 +30,10 @@ def state_of(folder: Path, sub_folders: bool) -> str:
 def read_folder(
     folder: Path, sub_folders: bool, longest_side: int, name: str, source: str, licence: str
 ) -> tuple[NegationSet, list[Skipped]]:
-    """All images of a folder as a set, and the files that are not in it.
+    """Read all images of a folder as a set, and list the files that were skipped.
 
     Raises:
-        ValueError: there is no image, or more than the disk holds.
+        ValueError: there is no image, or the images do not fit on the disk.
     """
     files = files_in(folder, sub_folders)
     store = ImageStore(Path(folder_paths.get_temp_directory()))
@@ -42,7 +42,8 @@ def read_folder(
     except OSError as error:
         store.discard()
         raise ValueError(
-            f"The images do not fit on the disk ({error.strerror}). Lower longest_side, or choose a smaller folder."
+            f"The images do not fit on the disk ({error.strerror}). "
+            "Lower longest_side, or choose a smaller folder."
         ) from error
     except BaseException:
         store.discard()

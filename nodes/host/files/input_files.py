@@ -17,7 +17,10 @@ MAX_FILES = 1000
 
 
 def bundled_or_input_names(kind: str, suffixes: Sequence[str]) -> list[str]:
-    """List names to choose from: bundled examples of a kind first, then files with these suffixes in the input folder."""
+    """List the names to choose from.
+
+    Bundled examples of the kind come first, then files with these suffixes in the input folder.
+    """
     examples = (path for path in (ASSETS / kind).glob("*") if path.suffix in suffixes)
     return sorted(path.name + BUNDLED_SUFFIX for path in examples) + input_file_names(suffixes)
 
@@ -36,7 +39,7 @@ def bundled_or_input_path(kind: str, name: str, suffixes: Sequence[str]) -> Path
 
 
 def input_file_names(suffixes: Sequence[str]) -> list[str]:
-    """List the files with these suffixes in the host's input folder and its sub-folders, at most MAX_FILES."""
+    """List at most MAX_FILES files with these suffixes in ComfyUI's input folder and its sub-folders."""
     root = Path(folder_paths.get_input_directory())
     found: list[str] = []
     for parent, folders, names in os.walk(root):

@@ -1,4 +1,4 @@
-"""Encoded negation sets on disk, shared by every workflow and every process of the host, within a fixed amount of space."""
+"""Disk cache of encoded negation sets, shared by all workflows and ComfyUI processes, of limited size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ....formats import latent_file, tensor_file
 from ....guidance.core.references import References
 
 LIMIT = 16 * 2**30
-"""Bytes of disk that all encoded sets together may take; the ones not used for longest go first."""
+"""Largest total size of all encoded sets in bytes; the least recently used are removed first."""
 
 ABANDONED = 24 * 3600
 """Seconds after which a temporary file belongs to a process that ended."""
@@ -30,12 +30,12 @@ _vae_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def directory() -> Path:
-    """Where the files are. Names with two underscores are the host's mark for folders that it never serves."""
+    """Return the folder of the files. ComfyUI never serves folders whose names begin with two underscores."""
     return Path(folder_paths.get_user_directory()) / "__safe_guidance" / "latents"
 
 
 def vae_hash(vae: Any) -> str | None:
-    """SHA-256 over a VAE's weights, their type and its classes; None for a VAE that has no weights to tell it by."""
+    """Return the SHA-256 of a VAE's weights, their dtype and its class; None for a VAE without weights."""
     network = vae.first_stage_model
     if network not in _vae_hashes:
         digest = hashlib.sha256(f"{type(network).__qualname__} {getattr(vae, 'vae_dtype', None)}".encode())
@@ -48,12 +48,14 @@ def vae_hash(vae: Any) -> str | None:
 
 
 def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]) -> References:
-    """The references of a key: from disk when they are there and whole, else encoded, and kept on disk for the next time.
+    """Return the references of a key.
+
+    They come from disk if a complete file is there. Otherwise they are encoded and written to disk.
 
     Args:
-        key: all that the latents depend on, as text.
+        key: everything that the latents depend on, as text.
         count: number of references.
-        encode: makes them, in batches of latents and regions.
+        encode: encodes them, in batches of latents and regions.
     """
     path = directory() / (hashlib.sha256(key.encode()).hexdigest()[:40] + SUFFIX)
     found = _read(path, key)
@@ -73,10 +75,10 @@ def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Ten
 
 
 def gathered(batches: Iterable[tuple[Tensor, Tensor | None]]) -> References:
-    """All batches as references in memory."""
-    parts = [(latents.to("cpu", torch.float16), region) for latents, region in batches]
-    regions = [region.half() for _, region in parts if region is not None]
-    return References(torch.cat([latents for latents, _ in parts]), torch.cat(regions) if regions else None)
+    """Collect all batches as references in memory."""
+    chunks = [(latents.to("cpu", torch.float16), region) for latents, region in batches]
+    regions = [region.half() for _, region in chunks if region is not None]
+    return References(torch.cat([latents for latents, _ in chunks]), torch.cat(regions) if regions else None)
 
 
 def _read(path: Path, key: str) -> References | None:
@@ -92,7 +94,10 @@ def _read(path: Path, key: str) -> References | None:
 
 
 def prune(folder: Path, limit: int, keep: Path) -> None:
-    """Remove the files not used for longest until the rest fits into `limit` bytes, and what ended processes left behind."""
+    """Remove the least recently used files until the rest fits into `limit` bytes.
+
+    Temporary files of ended processes are removed as well. `keep` is never removed.
+    """
     files = []
     for path in folder.glob("*"):
         try:

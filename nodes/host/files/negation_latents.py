@@ -22,10 +22,10 @@ from . import latent_cache
 
 ENCODE_BATCH = 8
 KEPT_ENCODINGS = 8
-"""Encoded sets kept at hand per VAE, so that queueing again reads nothing."""
+"""Encoded sets kept in memory per VAE, so that queueing the workflow again reads nothing."""
 
 RESIDENT_SHARE = 0.25
-"""Share of a device's free memory that the references of one set may take; the rest is the model's."""
+"""Share of a device's free memory that the references of one set may take; the rest is for the model."""
 
 _encodings: weakref.WeakKeyDictionary[Any, OrderedDict[str, References]] = weakref.WeakKeyDictionary()
 
@@ -33,10 +33,10 @@ _encodings: weakref.WeakKeyDictionary[Any, OrderedDict[str, References]] = weakr
 def encode(
     negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout = PLAIN
 ) -> References:
-    """Latents (N, C, height, width) of the set's images in VAE space, half precision, with their regions.
+    """Return half-precision latents (N, C, height, width) of the set's images in VAE space, with regions.
 
-    They come from disk when this VAE has encoded the set at this size before. The host's VAEs encode to the posterior's mode,
-    not to a sample of it. Progress is shown, and interrupting the prompt interrupts.
+    They come from disk if this VAE has encoded the set at this size before. ComfyUI's VAEs encode to the
+    posterior's mode, not to a sample of it. Encoding shows its progress and can be interrupted.
     """
     known = _encodings.setdefault(vae.first_stage_model, OrderedDict())
     ratio = vae.spacial_compression_encode()
@@ -61,7 +61,7 @@ def encode(
 def _encoded(
     negation_set: NegationSet, vae: Any, height: int, width: int, layout: Layout
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Latents and regions, a batch at a time."""
+    """Yield latents and regions, one batch at a time."""
     ratio = vae.spacial_compression_encode()
     masked = any(mask is not None for mask in negation_set.masks)
     progress = comfy.utils.ProgressBar(len(negation_set) * layout.copies)
@@ -73,7 +73,8 @@ def _encoded(
         )
         if latents.ndim != 4:
             raise ValueError(
-                "The VAE makes video or audio latents, and a negation set has images. Connect the VAE of an image model."
+                "The VAE makes video or audio latents, and a negation set has images. "
+                "Connect the VAE of an image model."
             )
         if not bool(torch.isfinite(latents).all()):
             raise ValueError(
@@ -93,7 +94,7 @@ def _region(mask: Tensor | None, height: int, width: int) -> Tensor:
 
 
 def usual_size(negation_set: NegationSet, vae: Any) -> tuple[int, int]:
-    """Height and width in latent pixels of the size that most images of the set have."""
+    """Return the most frequent image size of the set as (height, width) in latent pixels."""
     sizes = [tuple(image.shape[:2]) for image in negation_set.images]
     height, width = max(set(sizes), key=sizes.count)
     ratio = vae.spacial_compression_encode()
@@ -101,11 +102,12 @@ def usual_size(negation_set: NegationSet, vae: Any) -> tuple[int, int]:
 
 
 def encode_images(images: Tensor, vae: Any) -> Tensor:
-    """Latents (B, C, h, w) in VAE space of images (B, H, W, C) in [0, 1] that a workflow made."""
+    """Encode a workflow's images (B, H, W, C) in [0, 1] to latents (B, C, h, w) in VAE space."""
     latents: Tensor = vae.encode(images[..., :3]).float()
     if latents.ndim != 4:
         raise ValueError(
-            "The VAE makes video or audio latents, and a negation set has images. Connect the VAE of an image model."
+            "The VAE makes video or audio latents, and a negation set has images. "
+            "Connect the VAE of an image model."
         )
     return latents.cpu()
 
@@ -117,7 +119,7 @@ def references_for(
     latent_shape: tuple[int, ...],
     layout: Layout = PLAIN,
 ) -> References:
-    """The set's references for a sampling run, in the space of the sampler's x and denoised predictions.
+    """Return the set's references for a sampling run, in the space of the sampler's x and predictions.
 
     Raises:
         ValueError: the VAE is not the model's.
@@ -128,7 +130,8 @@ def references_for(
     channels = encoded.latents.shape[1]
     if channels != latent_format.latent_channels:
         raise ValueError(
-            f"The VAE makes latents with {channels} channels, the model samples {latent_format.latent_channels}. "
+            f"The VAE makes latents with {channels} channels, "
+            f"the model samples {latent_format.latent_channels}. "
             "Connect the VAE that belongs to the model."
         )
     return References(encoded.latents, encoded.regions, prepare=latent_format.process_in)
@@ -137,9 +140,9 @@ def references_for(
 def earlier_references(
     model: ModelPatcher, latents: Tensor, latent_shape: tuple[int, ...]
 ) -> list[References]:
-    """Latents of a workflow as references for a sampling run; empty ones, all zero, are none.
+    """Convert a workflow's latents to references for a sampling run; empty (all-zero) latents are left out.
 
-    Those of another size are scaled until they fill the run's, and lose what overhangs.
+    Latents of another size are scaled to cover the run's size and cropped at the centre.
 
     Raises:
         ValueError: they are not latents of images of this model.
@@ -147,8 +150,9 @@ def earlier_references(
     latent_format = model.get_model_object("latent_format")
     if latents.ndim != 4 or latents.shape[1] != latent_format.latent_channels:
         raise ValueError(
-            f"The earlier latents have the shape {tuple(latents.shape)}, the model samples images with {latent_format.latent_channels} "
-            "channels. Connect latents that this model, or one of its family, made."
+            f"The earlier latents have the shape {tuple(latents.shape)}, "
+            f"the model samples images with {latent_format.latent_channels} channels. "
+            "Connect latents that this model, or one of its family, made."
         )
     if not bool(torch.isfinite(latents).all()):
         raise ValueError("The earlier latents have values that are not numbers. Check what made them.")
@@ -162,7 +166,10 @@ def earlier_references(
 
 
 def fitting_references(references: References, device: torch.device) -> References:
-    """The references in the device's own memory when they leave most of it free, else streamed there at every step."""
+    """Return the references in the device's own memory if they leave most of it free.
+
+    Otherwise return them unchanged, to be streamed to the device at every step.
+    """
     if references.nbytes > RESIDENT_SHARE * comfy.model_management.get_free_memory(device):
         return references
     return references.resident(device)

@@ -21,16 +21,19 @@ from ..files.negation_latents import fitting_references, references_for
 
 
 class LastComparison:
-    """Resources of a patched MODEL: the comparison of the last size sampled.
+    """Cache of a patched MODEL: the comparison for the last sampled size.
 
-    To compute it costs as much as several steps, and to queue again with another prompt or seed needs the same.
+    Computing a comparison costs as much as several steps. Another prompt or seed can use the same one.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, ...], Comparison] = {}
 
     def get(self, latent_shape: tuple[int, ...]) -> Comparison | None:
-        """Return the comparison for latents (B, C, h, w) of this size, ready for another run; None for another size."""
+        """Return the comparison for latents (B, C, h, w) of this size, ready for another run.
+
+        Return None if the kept comparison is for another size.
+        """
         kept = self._kept.get(latent_shape[1:])
         return None if kept is None else kept.for_another_run()
 
