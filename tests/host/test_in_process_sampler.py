@@ -13,7 +13,7 @@ from safe_guidance.evaluation.prompt_sets.prompts import load_prompts
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
-def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
+def test_the_in_process_sampler_draws_as_ksampler_does(host: Any) -> None:
     """A record alone: the same bits. In a batch the host rounds otherwise."""
     records = load_prompts()["named"][: BATCH + 1]
     drawn = InProcessSampler().draw(host.model, records)
@@ -27,7 +27,7 @@ def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
     torch.testing.assert_close(drawn[0], first, atol=0.02, rtol=0)
 
 
-def test_a_studio_takes_another_text_sampler_and_noise(host: Any) -> None:
+def test_the_in_process_sampler_takes_another_text_sampler_and_noise(host: Any) -> None:
     import comfy.samplers
 
     sampler, records = InProcessSampler(), load_prompts()["benign"][:2]
