@@ -1,9 +1,9 @@
 """Study of training sources for guideline tokens: sampling runs, noised images, and noised scenes.
 
-The sources are the model's own runs, the images of these runs under fresh noise, and drawn scenes under fresh noise.
-Each has the same number of images, half of them with stars. The test uses runs of other prompts and measures whether
-the maps are higher in images with a star, and whether they overlap with it. Masks of sampled stars come from
-`evaluation/judges/locate.py`. Takes minutes on a CPU.
+The sources are the model's own runs, the images of these runs under fresh noise, and drawn scenes under fresh
+noise. Each has the same number of images, half of them with stars. The test uses runs of other prompts and
+measures whether the maps are higher in images with a star, and whether they overlap with it. Masks of sampled
+stars come from `evaluation/judges/locate.py`. Takes minutes on a CPU.
 """
 
 from __future__ import annotations
