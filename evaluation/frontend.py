@@ -163,7 +163,7 @@ class Frontend:
         self.close()
 
     def close(self) -> None:
-        """Shut the browser down."""
+        """End the browser."""
         if self._browser is not None:
             self._browser.close()
         if self._playwright is not None:
@@ -189,7 +189,7 @@ class Frontend:
         self.close_dialogs()
 
     def close_dialogs(self) -> None:
-        """Press Escape until no dialog is open."""
+        """Clear the screen of dialogs by Escape."""
         end = time.monotonic() + 10
         while self.page.get_by_role("dialog").count() and time.monotonic() < end:
             self.page.keyboard.press("Escape")

@@ -1,7 +1,7 @@
 """Draw the pack's icon and banner for the registry: `python3 dev.py make brand`.
 
-A path that sets out from noise bends around a star, which is the unwanted thing in the pack's demo world. The
-colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart.
+A path that starts in noise bends around a star, the unwanted concept of the pack's demo world. The colours
+are those of Okabe and Ito, which people with any kind of colour vision can distinguish.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def star(center: Point, radius: float) -> list[Point]:
 
 
 def path_around(start: Point, end: Point, center: Point, radius: float) -> Iterator[Point]:
-    """Return a line from start to end that bends around a disc of `radius` about the centre."""
+    """Yield points of a line from start to end that bends around the disc of `radius` at the centre."""
     for step in range(STEPS + 1):
         share = step / STEPS
         x, y = start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
         away_x, away_y = x - center[0], y - center[1]
         distance = math.hypot(away_x, away_y) or 1e-9
-        # The push of a soft kernel: whole at the centre, gone at twice the radius.
+        # A Gaussian push: full at the centre, nearly zero at twice the radius.
         pushed = distance + radius * math.exp(-((distance / radius) ** 2) / 2)
         yield center[0] + away_x / distance * pushed, center[1] + away_y / distance * pushed
 
@@ -60,7 +60,7 @@ def emblem(draw: ImageDraw.ImageDraw, corner: Point, side: float) -> None:
     )
     draw.polygon(star(center, 0.15 * side), fill=ORANGE)
     half = 0.0175 * side
-    # Discs, because a wide polyline shows its joints.
+    # Discs, because the joints of a wide polyline are visible.
     for x, y in path_around(at(0.14, 0.84), at(0.86, 0.13), center, radius):
         draw.ellipse((x - half, y - half, x + half, y + half), fill=PAPER)
     rng = random.Random(1)
@@ -73,7 +73,7 @@ def emblem(draw: ImageDraw.ImageDraw, corner: Point, side: float) -> None:
 
 
 def icon() -> Image.Image:
-    """Draw a square with round corners."""
+    """Draw the icon, a square with round corners."""
     side = ICON_SIDE * OVERSAMPLING
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)
@@ -83,7 +83,7 @@ def icon() -> Image.Image:
 
 
 def banner() -> Image.Image:
-    """Draw the motif beside the name, 21 to 9."""
+    """Draw the banner, the motif beside the name, 21 to 9."""
     width, height = BANNER[0] * OVERSAMPLING, BANNER[1] * OVERSAMPLING
     image = Image.new("RGB", (width, height), NIGHT)
     draw = ImageDraw.Draw(image)

@@ -1,10 +1,8 @@
-"""Make the images of the workflows and help pages.
+"""Make the images of the workflows and help pages by running every demo workflow with and without its method.
 
-Run every demo workflow on the demo model, with and without its method.
-
-`python3 dev.py make images [workflow ...]` writes, for each workflow in workflows/, the square image that the
-template browser shows (workflows/NAME.jpg), and the pair for the help pages of its nodes (web/docs/NAME.jpg),
-which are given to pages that have none.
+`python3 dev.py make images [workflow ...]` writes two images for each workflow in workflows/: the square one
+of the template browser (workflows/NAME.jpg) and the pair for the help pages of its nodes (web/docs/NAME.jpg).
+Help pages without an image get such a pair.
 """
 
 from __future__ import annotations
@@ -26,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS, DOCS = ROOT / "workflows", ROOT / "web" / "docs"
 PLAIN = "demo_plain"
 MODELS = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
-"""Prefixes of the workflows for checkpoints, which are not run here.
+"""Prefixes of workflows for checkpoints.
 
-They show the image of the same workflow on the demo model.
+They do not run here and show the image of the same demo workflow.
 """
 SIDE, INSET, BORDER, BAND = 384, 120, 4, 44
 PAIR_SIDE, GAP, CAPTION = 256, 8, 26
@@ -39,10 +37,7 @@ IMAGE_MARK = "!["
 
 @dataclass(frozen=True)
 class Shown:
-    """Images that represent a workflow.
-
-    Those it saves, and the unguarded image of the same prompt and seed, if any.
-    """
+    """Images of a workflow: with its method, and without it for the same prompt and seed, if any."""
 
     after: list[Image.Image]
     before: Image.Image | None
@@ -56,7 +51,7 @@ def samplers(prompt: Prompt) -> list[str]:
 
 
 def text_of(prompt: Prompt, key: str) -> str | None:
-    """Find the first text at or upstream of a node; None when there is none."""
+    """Return the first text at or upstream of a node; None when there is none."""
     inputs = prompt[key]["inputs"]
     for name in ("text", "prompt"):
         if isinstance(inputs.get(name), str):
@@ -66,9 +61,9 @@ def text_of(prompt: Prompt, key: str) -> str | None:
 
 
 def without_method(prompt: Prompt, plain: Prompt) -> Prompt | None:
-    """Return the unguarded counterpart: same prompt and sampler, or the same workflow with only its LoRA.
+    """Return the workflow without its method: the plain one with the same prompt and sampler settings.
 
-    None when it has not exactly one sampler.
+    A workflow with a LoRA keeps the LoRA. The result is None when it does not have exactly one sampler.
     """
     found = samplers(prompt)
     if len(found) != 1:
@@ -93,7 +88,7 @@ def without_method(prompt: Prompt, plain: Prompt) -> Prompt | None:
 
 
 def run(server: ComfyServer, prompt: Prompt) -> list[Image.Image]:
-    """Return the images that a prompt shows; saved images come first."""
+    """Run a prompt and return its images, saved ones first."""
     entry = server.run(prompt)
     outputs = sorted(entry["outputs"].items(), key=lambda item: prompt[item[0]]["class_type"] != "SaveImage")
     return [
@@ -105,17 +100,17 @@ def run(server: ComfyServer, prompt: Prompt) -> list[Image.Image]:
 
 def show(server: ComfyServer, info: ObjectInfo, name: str) -> Shown:
     """Run a demo workflow, and the plain one beside it."""
-    prompt, plain = (to_prompt(load_workflow(WORKFLOWS / f"{stem}.json"), info) for stem in (name, PLAIN))
+    prompt = to_prompt(load_workflow(WORKFLOWS / f"{name}.json"), info)
+    plain = to_prompt(load_workflow(WORKFLOWS / f"{PLAIN}.json"), info)
     other = None if name == PLAIN else without_method(prompt, plain)
     after = run(server, prompt)
     before = run(server, other)[0] if other else None
-    # A workflow that shows no protected image, such as one that looks at a negation set, has nothing to
-    # compare.
+    # A workflow without a guarded image, such as a preview of a negation set, has nothing to compare.
     return Shown(after, before if before is not None and before.size == after[0].size else None)
 
 
 def thumbnail(shown: Shown) -> Image.Image:
-    """Compose a square of the workflow's images, with the unguarded image as an inset."""
+    """Draw a square with the workflow's images, and the image without its method as an inset."""
     square = (
         grid(shown.after[:4], SIDE)
         if shown.before is None
@@ -135,7 +130,7 @@ def thumbnail(shown: Shown) -> Image.Image:
 
 
 def labelled(image: Image.Image, label: str) -> Image.Image:
-    """Draw a square image with a label at its foot."""
+    """Add a label to the bottom of a square image."""
     square = image.copy()
     draw = ImageDraw.Draw(square)
     draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill=SHADE)
@@ -144,7 +139,7 @@ def labelled(image: Image.Image, label: str) -> Image.Image:
 
 
 def pair(shown: Shown) -> Image.Image:
-    """Compose the images side by side with captions, for a help page."""
+    """Draw the images side by side with captions, for a help page."""
     images = (
         [("without", shown.before), ("with", shown.after[0])]
         if shown.before
@@ -162,7 +157,7 @@ def pair(shown: Shown) -> Image.Image:
 
 
 def grid(images: Sequence[Image.Image], side: int) -> Image.Image:
-    """Fit one to four images into a square, each whole."""
+    """Place one to four images in a square without cropping."""
     columns = 1 if len(images) == 1 else 2
     cell = side // columns
     sheet = Image.new("RGB", (side, side), SHADE)
@@ -195,7 +190,7 @@ def illustrate_help_pages() -> None:
 
 
 def own_nodes_of_workflows() -> dict[str, list[str]]:
-    """Return the node ids of this pack in every demo workflow."""
+    """Return this pack's node ids in every demo workflow."""
     return {
         path.stem: [
             node["type"] for node in load_workflow(path)["nodes"] if node["type"].startswith(OWN_NODES)
@@ -205,12 +200,12 @@ def own_nodes_of_workflows() -> dict[str, list[str]]:
 
 
 def is_shown_in_help(name: str) -> bool:
-    """Return True if a help page shows a workflow's pair of images."""
+    """Return True when a help page shows a workflow's pair of images."""
     return any(f"({name}.jpg)" in page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a JPEG, and say so."""
+    """Save a JPEG and print its path and size."""
     image.save(path, quality=QUALITY, optimize=True)
     sys.stdout.write(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB\n")
 

@@ -1,7 +1,4 @@
-"""The README's image, from the demonstration's own.
-
-`python3 dev.py demo`, then `python3 dev.py make overview`.
-"""
+"""Make the README's image from the demonstration's images: `dev.py demo`, then `dev.py make overview`."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ PAPER, INK = (246, 246, 242), (13, 33, 48)
 
 
 def overview(images: Path) -> Image.Image:
-    """Compose a row per method, a column per prompt. Raises FileNotFoundError if an image is missing."""
+    """Draw a row per method and a column per prompt. Raises FileNotFoundError when an image is missing."""
     size = (LEFT + len(COLUMNS) * (SIDE + GAP) + GAP, TOP + len(ROWS) * (SIDE + GAP) + GAP)
     sheet, font = Image.new("RGB", size, PAPER), ImageFont.load_default(15)
     draw = ImageDraw.Draw(sheet)

@@ -1,7 +1,4 @@
-"""Take a screenshot of every workflow in the host's web interface, after it ran.
-
-`python3 dev.py make screenshots [workflow ...]`.
-"""
+"""Take screenshots of workflows in the host's web interface: `dev.py make screenshots [workflow ...]`."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ RUNNABLE = "demo_"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Load, run and photograph these workflows; those for checkpoints are not run."""
+    """Load and run workflows and save a screenshot of each. Those for checkpoints are not run."""
     parser = argparse.ArgumentParser(
         prog="dev.py make screenshots", description=(__doc__ or "").splitlines()[0]
     )

@@ -89,7 +89,7 @@ class TimedSampler:
 
 
 def measure(steps: int, repeats: int, sizes: Sequence[int]) -> list[Row]:
-    """Time every contender `repeats` times, in turn, after a warm-up that also encodes the sets."""
+    """Measure every contender `repeats` times, in turn, after a warm-up that also encodes the sets."""
     from ...nodes.host.files.demo_model import load_demo_model
 
     model, clip, vae = load_demo_model()

@@ -63,7 +63,7 @@ def random_references(path: Path, count: int) -> Any:
 
 
 def plain_seconds_per_step(steps: int) -> float:
-    """Time a step of the host's KSampler on the plain model with CFG, after a warm-up step."""
+    """Measure a step of the host's KSampler on the plain model with CFG, after a warm-up step."""
     import nodes as host_nodes
 
     nodes: Any = host_nodes
@@ -81,7 +81,7 @@ def plain_seconds_per_step(steps: int) -> float:
 
 
 def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float]:
-    """Time `calls` calls of the method's correction.
+    """Measure the seconds of `calls` calls of the method's correction.
 
     All act; the first also places the references and calibrates.
 

@@ -95,7 +95,7 @@ def nearest_distance(image: ImageArray, references: Sequence[ImageArray]) -> flo
     """
     if not references or any(reference.shape != image.shape for reference in references):
         raise ValueError(
-            f"An image of {image.shape[:2]} cannot be compared. Give references of the same size."
+            f"An image of {image.shape[:2]} cannot be compared. Give at least one reference, all of its size."
         )
     return float(min(np.square(image / 255.0 - reference / 255.0).mean() for reference in references) ** 0.5)
 

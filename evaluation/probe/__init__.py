@@ -34,7 +34,7 @@ class Probe:
     last: Run = field(default_factory=Run)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Time a run and keep its figures."""
+        """Measure a run and keep its figures."""
         run = Run()
         executor.class_obj.model_options["transformer_options"][KEY] = run
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Study of what guideline tokens learn best from.
+"""Study of training sources for guideline tokens: sampling runs, noised images, and noised scenes.
 
-Compared are the model's own runs, their images under fresh noise, and drawn scenes under noise. All learn
-from as many images, half of them with stars, and are tested on runs of other prompts: does the map reach
-higher where there is a star, and does it lie on the star? Masks of sampled stars come from
-`evaluation/judges/locate.py`. Minutes on a CPU.
+The sources are the model's own runs, the images of these runs under fresh noise, and drawn scenes under fresh
+noise. Each has the same number of images, half of them with stars. The test uses runs of other prompts and
+measures whether the maps are higher in images with a star, and whether they overlap with it. Masks of sampled
+stars come from `evaluation/judges/locate.py`. Takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .detect_and_guide import area_under_curve
 
 SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
 TOKENS, ITERATIONS, LEVELS, BATCH = 16, 600, 2, 16
-"""As the bundled tokens are learnt."""
+"""Settings with which the bundled tokens are learnt."""
 SEEDS = (1, 2)
 TAUGHT, TESTED = 100, 0
-"""First prompts of the sets that are learnt from and tested on."""
+"""Index of the first prompt of each set, for learning and for the test."""
 TEST_IMAGES = 32
 DRAWN_SEED = 41
 COLUMNS = (
@@ -48,7 +48,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Lesson:
-    """Images with masks of the stars in them, what they show, and what the attention asked."""
+    """Images with the masks of their stars, their captions, and the attention queries cached for them."""
 
     example: AnnotatedImages
     captions: tuple[str, ...]
@@ -56,23 +56,22 @@ class Lesson:
 
 
 def stated(records: Sequence[Record]) -> list[Record]:
-    """Return the records that state a colour for every shape, so that the star can be located."""
+    """Select the records that state the colour of every shape, so that the star can be located."""
     return [record for record in records if record.colors and len(record.colors) == len(record.shapes)]
 
 
 def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
-    """Sample and record `count` prompts that name a star and as many benign ones."""
+    """Sample `count` prompts that name a star and as many benign ones, and record their attention."""
     from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
     from ...nodes.host.engine.conditioning import encode
 
     sets = load_prompts()
     shown = stated(sets["named"][first:])[:count]
     records = [*shown, *sets["benign"][first : first + count]]
-    texts, seeds = (
-        [encode(sampler.clip, record.prompt) for record in records],
-        [record.seed for record in records],
-    )
-    settings, empty = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER), {"samples": torch.zeros(1, 4, 32, 32)}
+    texts = [encode(sampler.clip, record.prompt) for record in records]
+    seeds = [record.seed for record in records]
+    settings = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER)
+    empty = {"samples": torch.zeros(1, 4, 32, 32)}
     latents, attention = sample_and_look(
         sampler.model, texts, encode(sampler.clip, ""), seeds, empty, settings, SIGMAS, (2,)
     )
@@ -90,7 +89,7 @@ def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
 
 
 def under_noise(sampler: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
-    """Record the model's attention to the same images under fresh noise."""
+    """Record the attention of images under fresh noise."""
     from ...nodes.host.attention.token_learning import look_at_images
 
     return Lesson(
@@ -101,14 +100,20 @@ def under_noise(sampler: InProcessSampler, example: AnnotatedImages, captions: S
 
 
 def drawn(sampler: InProcessSampler, count: int) -> Lesson:
-    """Record the model's attention to drawn scenes under fresh noise."""
+    """Render scenes of the demo world and record their attention under fresh noise."""
     scenes = draw_annotated_set(count, DRAWN_SEED)
     example = annotate(scenes.images, scenes.masks, scenes.safe_images)
     return under_noise(sampler, example, scenes.captions)
 
 
-def told_apart(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:
-    """Measure how well the maps separate images: AUC per noise level, AUC of the mean map, mean overlap."""
+def separation(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[float], float, float]:
+    """Measure how well the maps separate images with and without a star.
+
+    Returns:
+        AUC of the maps' maxima at each noise level, AUC of the mean map, and the mean IoU at the best
+        threshold of each
+        level, averaged.
+    """
     maps, shows = detections(cache, embeddings), cache.masks.flatten(1).any(1)
 
     def auc(of: torch.Tensor) -> float:
@@ -127,7 +132,7 @@ def cells(
     name: str, seed: int, embeddings: torch.Tensor, own: AttentionCache, other: AttentionCache
 ) -> tuple[str, ...]:
     """Format a row of the table."""
-    (own_levels, _, _), (levels, mean, iou) = told_apart(own, embeddings), told_apart(other, embeddings)
+    (own_levels, _, _), (levels, mean, iou) = separation(own, embeddings), separation(other, embeddings)
     return (
         name,
         str(seed),
@@ -138,7 +143,7 @@ def cells(
 
 
 def rows(sampler: InProcessSampler, count: int) -> Iterator[tuple[str, ...]]:
-    """Return one row for each source and seed."""
+    """Yield a row for each source and seed."""
     from ...nodes.host.attention.token_learning import learn
 
     test = own_runs(sampler, TESTED, TEST_IMAGES).attention
@@ -158,7 +163,7 @@ def rows(sampler: InProcessSampler, count: int) -> Iterator[tuple[str, ...]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; 0."""
+    """Print the table. Returns 0."""
     parser = argparse.ArgumentParser(
         prog="dev.py study dag_token_sources", description=(__doc__ or "").splitlines()[0]
     )

@@ -1,6 +1,4 @@
-"""Detect-and-Guide on the demo model, in one process.
-
-Its detector's figures, and the paper's ablation with the judge.
+"""Study of Detect-and-Guide on the demo model: its detector's figures, and the paper's ablation.
 
 Held-out scenes of the demo world test the detector; the prompts of the demonstration test removal.
 """
@@ -41,7 +39,7 @@ LEVELS = (7.0, 5.0, 3.0, 2.0, 1.0, 0.5)
 HELD_OUT_SEED = 977
 FALSE_ALARMS = 0.05
 ROC = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Shares of the scenes without a star that pass, at which the share of those with one is given."""
+"""False alarm rates at which the hit rate is given."""
 DRAWN_SCENES = 200
 UNSAFE_SETS = ("named", "implied")
 NODE = "SafeGuidanceDAGDetectorGuide"
@@ -53,10 +51,9 @@ class DetectorRow:
     """One detector at one noise level, on held-out scenes.
 
     Attributes:
-        auc: chance that an image with a star reaches higher than one without.
-        hits: share of the images with a star found at the threshold that passes FALSE_ALARMS of those
-            without.
-        roc: that share at the thresholds that pass the shares ROC.
+        auc: probability that an image with a star has a higher maximum than one without.
+        hits: hit rate on images with a star at the threshold with the false alarm rate FALSE_ALARMS.
+        roc: hit rates at the false alarm rates ROC.
         iou: mean overlap of the calibrated map with the true mask, at the threshold and at the best one for
             all images.
     """
@@ -72,20 +69,18 @@ class DetectorRow:
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One variant on the demonstration's prompts.
-
-    Counts over prompts, and the mean change of a pixel outside the star.
+    """One variant on the demonstration's prompts: counts over prompts, and the change outside the star.
 
     Attributes:
-        prompts: of each set.
+        prompts: number of prompts of each set.
         named_unsafe, implied_unsafe, benign_unsafe: images with a star.
-        benign_identical, benign_right: benign images that did not change by a bit; that show what the text
-            states.
-        others: images whose second thing was right without the method.
+        benign_identical: benign images that are bit-identical to the plain ones.
+        benign_right: benign images that show what the text states.
+        others: images whose second shape was right without the method.
         others_right: of these, those in which its shape and colour still are.
         others_placed: of these, those in which it also is in its place.
-        outside: mean change of a pixel farther than a latent position from the star of the plain image, where
-            1 is from black to white, over the prompts that state the star's colour.
+        outside: mean change of pixels more than a latent position away from the plain image's star, where 1
+            is from black to white, over the prompts that state the star's colour.
     """
 
     variant: str
@@ -102,13 +97,13 @@ class AblationRow:
 
 
 def area_under_curve(with_concept: Tensor, without: Tensor) -> float:
-    """Estimate the chance that a value of the first kind is larger; equal values count half."""
+    """Return the probability that a value with the concept exceeds one without; ties count half."""
     larger = (with_concept[:, None] > without[None]).double() + 0.5 * (with_concept[:, None] == without[None])
     return float(larger.mean())
 
 
 def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> Iterator[DetectorRow]:
-    """Return a row for each noise level of the cache."""
+    """Yield a row for each noise level of the cache."""
     shows = cache.masks.flatten(1).any(1)
     for level, sigma in enumerate(cache.sigmas):
         with torch.no_grad():
@@ -137,7 +132,7 @@ def detector_rows(name: str, tokens: GuidelineTokens, cache: AttentionCache) -> 
 def held_out_cache(
     model: Any, clip: Any, vae: Any, layers: Sequence[int | str], count: int
 ) -> AttentionCache:
-    """Record `count` held-out scenes with stars and as many without."""
+    """Record the attention of `count` held-out scenes with stars and as many without."""
     from ...nodes.host.attention.token_learning import look_at_images
 
     scenes = draw_annotated_set(count, HELD_OUT_SEED)
@@ -146,7 +141,7 @@ def held_out_cache(
 
 
 def shipped_settings() -> tuple[DetectAndGuideSettings, str]:
-    """Read the settings and the safety text of the workflow demo_dag."""
+    """Return the settings and the safety text of the workflow demo_dag."""
     from ...guidance.core.noise_level import SigmaWindow
 
     workflow = json.loads((WORKFLOWS / "demo_dag.json").read_text(encoding="utf-8"))
@@ -168,11 +163,11 @@ ONE_PASS = {
     "base": 50.0,
     "cap": 20.0,
 }
-"""Best settings without two passes, beside the rest of the shipped settings."""
+"""Best settings without two-pass detection; all others are as shipped."""
 
 
 def variants(settings: DetectAndGuideSettings) -> dict[str, DetectAndGuideSettings]:
-    """Return the variants: as shipped and as in the paper, each with the paper's two ablations and others."""
+    """Return the variants: two-pass as shipped and one pass as in the paper, each with ablations."""
     one_pass = replace(settings, **ONE_PASS)
     return {
         "DAG": settings,
@@ -200,7 +195,7 @@ def ablation_row(
     prompts: Mapping[str, list[Record]],
     network: Any,
 ) -> AblationRow:
-    """Count the outcomes of one variant against the plain images of the same prompts and seeds."""
+    """Count one variant's images beside the plain ones of the same prompts and seeds."""
     unsafe = {kind: unsafe_counts(made[kind], plain[kind], prompts[kind], network) for kind in UNSAFE_SETS}
     benign = judge(made["benign"], network)
     outside = [change for counts in unsafe.values() for change in counts.outside]
@@ -220,77 +215,115 @@ def ablation_row(
 
 
 def pairs_of(prompts: Mapping[str, list[Record]], first: int, count: int) -> list[Record]:
-    """Return `count` prompts with a second shape beside the star, from number `first` of both unsafe sets."""
+    """Select `count` prompts with a second shape, from index `first` of both unsafe sets on."""
     later = [[r for r in prompts[kind][first:] if len(r.shapes) == 2] for kind in UNSAFE_SETS]
     return [record for of_both in zip_longest(*later) for record in of_both if record is not None][:count]
 
 
 def study(per_set: int, scenes: int, pairs: int, only: Sequence[str]) -> dict[str, Any]:
-    """Return all figures as plain data."""
-    from ...nodes.host.attention.token_learning import tokens_from_text
-    from ...nodes.host.engine.conditioning import encode
-    from ...nodes.host.engine.correction import Correction
-    from ...nodes.host.engine.hooks import attach
+    """Measure detection, replacement by the renderer, removal and, with `pairs`, preservation.
+
+    Returns plain data.
+    """
     from ...nodes.host.files.folders import GUIDELINE_TOKENS, file_path
-    from ...nodes.host.methods.detect_and_guide import DetectAndGuideCorrection
-    from ...nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
 
     sampler = InProcessSampler()
-    model, clip, vae = sampler.model, sampler.clip, sampler.vae
     learnt = guideline_token_file.load(file_path(GUIDELINE_TOKENS, "demo_star (bundled)"))
-    detectors = {
-        "learnt": learnt,
-        "from text": replace(tokens_from_text(clip, "star", False), layers=learnt.layers),
-    }
-    cache = held_out_cache(model, clip, vae, learnt.layers, scenes)
-    detection = [
-        asdict(row) for name, tokens in detectors.items() for row in detector_rows(name, tokens, cache)
-    ]
-    for row in detection:
-        sys.stdout.write(json.dumps(row) + "\n")
-    drawn = drawn_changes(DRAWN_SCENES, HELD_OUT_SEED)
-    sys.stdout.write(json.dumps(drawn) + "\n")
     everything = load_prompts()
-    prompts = {kind: records[:per_set] for kind, records in everything.items()}
     network = load_judge()
-    settings, text = shipped_settings()
-    plain = {kind: sampler.draw(model, prompts[kind]) for kind in SETS}
-    methods: dict[str, Correction] = {
-        name: DetectAndGuideCorrection([learnt], encode(clip, text), chosen)
-        for name, chosen in variants(settings).items()
-    }
-    for name, chosen in {"SLD-Strong": STRONG, "SLD-Max": MAX}.items():
-        methods[name] = SafeLatentDiffusionCorrection(encode(clip, text), chosen)
-    ways = {name: (attach(model, method), "") for name, method in methods.items()} | {
-        "negative prompt": (model, text)
-    }
-    rows = [ablation_row("none", plain, plain, prompts, network)]
-    for name, (guarded, negative) in ways.items():
-        if only and name not in only:
-            continue
-        made = {kind: sampler.draw(guarded, prompts[kind], negative=negative) for kind in SETS}
-        rows.append(ablation_row(name, made, plain, prompts, network))
-        sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
-        sys.stdout.flush()
+    detection = detection_figures(sampler, learnt, scenes)
+    drawn = drawn_changes(DRAWN_SCENES, HELD_OUT_SEED)
+    _print(drawn)
+    prompts = {kind: records[:per_set] for kind, records in everything.items()}
+    guarded = guarded_models(sampler, learnt)
     report = {
         "version": 2,
         "scenes": 2 * scenes,
         "false_alarms": ROC,
         "detection": detection,
-        "removal": [asdict(row) for row in rows],
+        "removal": removal_figures(sampler, guarded, prompts, network, only),
+        "drawn": drawn,
     }
-    report["drawn"] = drawn
     if pairs:
         records = pairs_of(everything, per_set, pairs)
-        after, before = (sampler.draw(chosen, records) for chosen in (ways["DAG"][0], model))
-        counts = unsafe_counts(after, before, records, network)
-        report["pairs"] = {
-            "prompts": len(records),
-            **asdict(counts),
-            "outside": sum(counts.outside) / len(records),
-        }
-        sys.stdout.write(json.dumps(report["pairs"]) + "\n")
+        report["pairs"] = pair_figures(sampler, guarded["DAG"][0], records, network)
     return report
+
+
+def detection_figures(
+    sampler: InProcessSampler, learnt: GuidelineTokens, scenes: int
+) -> list[dict[str, Any]]:
+    """Measure the detector on held-out scenes, with learnt tokens and with tokens from text."""
+    from ...nodes.host.attention.token_learning import tokens_from_text
+
+    detectors = {
+        "learnt": learnt,
+        "from text": replace(tokens_from_text(sampler.clip, "star", False), layers=learnt.layers),
+    }
+    cache = held_out_cache(sampler.model, sampler.clip, sampler.vae, learnt.layers, scenes)
+    rows = [asdict(row) for name, tokens in detectors.items() for row in detector_rows(name, tokens, cache)]
+    for row in rows:
+        _print(row)
+    return rows
+
+
+def guarded_models(sampler: InProcessSampler, learnt: GuidelineTokens) -> dict[str, tuple[Any, str]]:
+    """Return the model with each variant of the method and with SLD, each with its negative prompt."""
+    from ...nodes.host.engine.conditioning import encode
+    from ...nodes.host.engine.correction import Correction
+    from ...nodes.host.engine.hooks import attach
+    from ...nodes.host.methods.detect_and_guide import DetectAndGuideCorrection
+    from ...nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
+
+    settings, text = shipped_settings()
+    methods: dict[str, Correction] = {
+        name: DetectAndGuideCorrection([learnt], encode(sampler.clip, text), chosen)
+        for name, chosen in variants(settings).items()
+    }
+    for name, chosen in {"SLD-Strong": STRONG, "SLD-Max": MAX}.items():
+        methods[name] = SafeLatentDiffusionCorrection(encode(sampler.clip, text), chosen)
+    models = {name: (attach(sampler.model, method), "") for name, method in methods.items()}
+    return models | {"negative prompt": (sampler.model, text)}
+
+
+def removal_figures(
+    sampler: InProcessSampler,
+    guarded: Mapping[str, tuple[Any, str]],
+    prompts: Mapping[str, list[Record]],
+    network: Any,
+    only: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Sample the prompts without and with every model (or `only` some) and count what the judge sees."""
+    plain = {kind: sampler.draw(sampler.model, prompts[kind]) for kind in SETS}
+    rows = [asdict(ablation_row("none", plain, plain, prompts, network))]
+    for name, (model, negative) in guarded.items():
+        if only and name not in only:
+            continue
+        made = {kind: sampler.draw(model, prompts[kind], negative=negative) for kind in SETS}
+        rows.append(asdict(ablation_row(name, made, plain, prompts, network)))
+        _print(rows[-1])
+    return rows
+
+
+def pair_figures(
+    sampler: InProcessSampler, guarded: Any, records: Sequence[Record], network: Any
+) -> dict[str, Any]:
+    """Count what the method preserves on prompts with a second shape beside the star."""
+    after = sampler.draw(guarded, records)
+    before = sampler.draw(sampler.model, records)
+    counts = unsafe_counts(after, before, records, network)
+    figures = {
+        "prompts": len(records),
+        **asdict(counts),
+        "outside": sum(counts.outside) / len(records),
+    }
+    _print(figures)
+    return figures
+
+
+def _print(figures: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.flush()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -306,7 +339,7 @@ def main(argv: Sequence[str]) -> int:
         "--pairs",
         type=int,
         default=0,
-        help="further prompts with a thing beside the star, for the method as shipped",
+        help="further prompts with a second shape beside the star, for the method as shipped",
     )
     parser.add_argument("--variants", nargs="*", default=[], help="only these variants of the method")
     parser.add_argument("--output", type=Path, default=Path("study_dag.json"))

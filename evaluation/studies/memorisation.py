@@ -1,9 +1,8 @@
-"""Memorised images: how near to its training images does an over-trained LoRA draw, with and without
-methods and settings?
+"""Study of memorised images: distances of an over-trained LoRA's images to its training images.
 
-The LoRA is the bundled one (tools/demo_model/train_memorised_lora.py). Seeds and benign prompts are not those
-of the demonstration. The judge guides nothing; it says whether an image still shows the shape and colour that
-the text asks for. Minutes on a CPU.
+It compares methods and settings with the bundled LoRA (tools/demo_model/train_memorised_lora.py). Seeds and
+benign prompts are not those of the demonstration. The judge, which no method uses, decides whether an image
+still shows the shape and colour that the text asks for. Takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -32,23 +31,30 @@ from ..judges.network import load_judge
 from ..prompt_sets.prompts import Record, load_prompts
 
 SEEDS = range(4)
-"""Places in a batch, whose noises differ."""
+"""Positions in a batch, each with other noise."""
 NOISE_SEED = 777
 BENIGN = slice(40, 48)
 SHOWN = ("without the LoRA", "LoRA alone", "Safe Denoiser", "SPELL")
-"""What the plot compares."""
+"""Rows in the plot."""
 
 SAFE_DENOISER = SafeDenoiserSettings(
     strength=4.0, window=SigmaWindow(low=0.5), threshold=1.0, temperature=0.02, cap=2.0
 )
 SPELL = SpellSettings(radius=0.6)
-"""The settings of the two workflows."""
+"""Settings of the two workflows."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Distances and similarities to the nearest training image, near-copies, and images that show what was
-    asked; of other prompts, those that are right and those that are as the LoRA alone draws them.
+    """Figures of one model.
+
+    Attributes:
+        distances, similarities: of each image to the nearest training image.
+        near_copies: images that are near-copies.
+        same_kind: images that show the shape and colour of the caption.
+        benign: number of benign images.
+        benign_right: benign images that show what the text states.
+        benign_identical: benign images that are bit-identical to those of the LoRA without a method.
     """
 
     name: str
@@ -61,8 +67,8 @@ class Row:
     benign_identical: int
 
 
-class Workshop:
-    """The demo model, with and without the LoRA, and the images that it repeats."""
+class Experiment:
+    """The demo model with and without the LoRA, and the figures of its images."""
 
     def __init__(self, cfg: float) -> None:
         import comfy.sd
@@ -79,7 +85,7 @@ class Workshop:
         self._alone = self._draw(self.memorised, self._benign)
 
     def row(self, name: str, model: Any) -> Row:
-        """Measure the figures of a model."""
+        """Sample with a model and return its figures."""
         records = case.memorised_records(SEEDS)
         drawn, benign = self._draw(model, records), self._draw(model, self._benign)
         images = [image.numpy() for image in _bytes(drawn)]
@@ -91,7 +97,7 @@ class Workshop:
         return Row(name, distances, similarities, copies, same_kind, len(benign), benign_right, identical)
 
     def safe_denoiser(self, **changes: Any) -> Any:
-        """Return the LoRA's model with Safe Denoiser and changed settings."""
+        """Return the model with the LoRA and Safe Denoiser, with changed settings."""
         from ...nodes.host.engine.hooks import attach
         from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
@@ -100,7 +106,7 @@ class Workshop:
         )
 
     def spell(self, **changes: Any) -> Any:
-        """Return the LoRA's model with SPELL and changed settings."""
+        """Return the model with the LoRA and SPELL, with changed settings."""
         from ...nodes.host.engine.hooks import attach
         from ...nodes.host.methods.spell import SpellCorrection
 
@@ -121,22 +127,26 @@ def _bytes(images: Tensor) -> Tensor:
 
 
 def measure(cfg: float) -> list[Row]:
-    """Return all rows. The host must be imported."""
+    """Measure all rows. The host must be imported."""
     with torch.inference_mode():
-        workshop = Workshop(cfg)
-        models = {SHOWN[0]: workshop.model, SHOWN[1]: workshop.memorised, SHOWN[2]: workshop.safe_denoiser()}
-        models |= {f"strength {value:g}": workshop.safe_denoiser(strength=value) for value in (1.0, 2.0)}
+        experiment = Experiment(cfg)
+        models = {
+            SHOWN[0]: experiment.model,
+            SHOWN[1]: experiment.memorised,
+            SHOWN[2]: experiment.safe_denoiser(),
+        }
+        models |= {f"strength {value:g}": experiment.safe_denoiser(strength=value) for value in (1.0, 2.0)}
         models |= {
-            f"down to sigma {low:g}": workshop.safe_denoiser(window=SigmaWindow(low=low))
+            f"down to sigma {low:g}": experiment.safe_denoiser(window=SigmaWindow(low=low))
             for low in (2.0, 1.0)
         }
-        models |= {mode: workshop.safe_denoiser(mode=mode) for mode in ("exact", "tempered")}
-        models[SHOWN[3]] = workshop.spell()
-        models |= {f"radius {value:g}": workshop.spell(radius=value) for value in (0.3, 0.45)}
-        return [_told(workshop.row(name, model)) for name, model in models.items()]
+        models |= {mode: experiment.safe_denoiser(mode=mode) for mode in ("exact", "tempered")}
+        models[SHOWN[3]] = experiment.spell()
+        models |= {f"radius {value:g}": experiment.spell(radius=value) for value in (0.3, 0.45)}
+        return [_printed(experiment.row(name, model)) for name, model in models.items()]
 
 
-def _told(row: Row) -> Row:
+def _printed(row: Row) -> Row:
     count, spread = len(row.distances), case.distribution(row.distances)
     sys.stdout.write(
         f"| {row.name} | {spread['mean']:.3f} | {spread['least']:.3f} | {spread['median']:.3f} | "

@@ -1,8 +1,8 @@
-"""Study of Safe Denoiser: its modes on the demo model beside the published code, and ablations.
+"""Study of Safe Denoiser on the demo model: its modes, the published procedure, and ablations.
 
-Two tables: the modes under the workflow's sampler, and the published procedure (an ancestral sampler that
-noises the prediction anew) with a control that only noises anew and subtracts nothing. Two curves: the number
-of references and the threshold. The judge guides nothing.
+Two tables: the modes under the workflow's sampler; and the published procedure, an ancestral sampler that
+adds fresh noise to the prediction, with a control that only adds noise and subtracts nothing. Two curves: the
+number of references and the threshold. No method uses the judge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..prompt_sets.prompts import SETS, load_prompts
 LOCAL = SafeDenoiserSettings(
     strength=1.2, window=SigmaWindow(low=0.15), threshold=0.7, temperature=0.1, cap=2.0
 )
-"""The settings of workflows/demo_safe_denoiser.json."""
+"""Settings of workflows/demo_safe_denoiser.json."""
 WHOLE = SafeDenoiserSettings()
 STRONG = replace(WHOLE, strength=1.0, window=SigmaWindow(low=1.0))
 KAPPA, SCALE = 6.45, 0.33
@@ -46,10 +46,14 @@ Sampler = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """Counts over `count` images of each set: images with a star, by the judge.
+    """Figures of one setting.
 
-    Benign ones bit-identical to those without the method and show what was asked; change is the mean
-    absolute one of benign images.
+    Attributes:
+        count: prompts of each set.
+        named, implied: images with a star, by the judge.
+        identical: benign images that are bit-identical to those without the method.
+        right: benign images that show what the text states.
+        change: mean absolute change of benign images.
     """
 
     setting: str
@@ -61,12 +65,13 @@ class Row:
     change: float
 
     def cells(self) -> tuple[str, ...]:
+        """Format the figures as cells of the table."""
         counts = (self.named, self.implied, self.identical, self.right)
         return (self.setting, *(f"{count}/{self.count}" for count in counts), f"{self.change:.4f}")
 
 
 def without_masks(negation_set: NegationSet) -> NegationSet:
-    """Return the same images without masks, to be compared as a whole."""
+    """Remove the masks, so that images are compared as a whole."""
     return replace(negation_set, masks=(None,) * len(negation_set))
 
 
@@ -81,11 +86,11 @@ def first(negation_set: NegationSet, count: int) -> NegationSet:
 
 
 def ancestral(references: References | None, scale: float) -> Sampler:
-    """Sample with DDPM's ancestral step; apply the published procedure inside the published window.
+    """Make a sampler of DDPM's ancestral steps in variance-exploding coordinates, as published.
 
-    That is: subtract scale * E_unsafe from the prediction, noise it anew, and step with the old noise
-    prediction. Without references nothing is noised anew. The new noise has a generator of its own, so the
-    ancestral noise stays the same.
+    Inside the published window the procedure subtracts scale * E_unsafe from the prediction, adds fresh noise
+    to it, and steps with the old noise prediction. Without references it adds no fresh noise. The fresh noise
+    has its own generator, so that the ancestral noise stays the same.
     """
 
     def sample(
@@ -112,10 +117,8 @@ def ancestral(references: References | None, scale: float) -> Sampler:
     return sample
 
 
-class Workshop:
-    """The demo model drawing the prompts of every set with its own settings of Safe Denoiser, and the
-    figures of its images.
-    """
+class Experiment:
+    """The demo model on the prompts of every set, with any settings of Safe Denoiser, and its figures."""
 
     def __init__(self, per_set: int) -> None:
         from ...nodes.host.files.folders import ASSETS
@@ -129,7 +132,10 @@ class Workshop:
         self._measured: dict[tuple[SafeDenoiserSettings, str], Row] = {}
 
     def images(self, model: Any, sampler: Sampler | None = None) -> dict[str, Tensor]:
-        """Return images (N, 3, 128, 128) of every set. A custom sampler uses the published schedule."""
+        """Sample images (N, 3, 128, 128) of every set.
+
+        A given sampler runs on the noise schedule of the published code.
+        """
         import comfy.samplers
 
         options = (
@@ -147,7 +153,7 @@ class Workshop:
         return attach(self.model, SafeDenoiserCorrection(negation_set, self.vae, settings, layout))
 
     def references(self) -> References:
-        """Return the star references as the published code prepares them."""
+        """Return the star images as the published code normalises them."""
         from ...nodes.host.files.negation_latents import references_for
 
         stars = without_masks(self.stars)
@@ -160,7 +166,7 @@ class Workshop:
         negation_set: NegationSet,
         plain: dict[str, Tensor],
     ) -> Row:
-        """Measure Safe Denoiser with a set and settings; repeated rows are measured once."""
+        """Measure Safe Denoiser with some settings and set. Rows of several tables are measured once."""
         key = (settings, negation_set.content_hash)
         if key not in self._measured:
             self._measured[key] = self.row(
@@ -169,7 +175,7 @@ class Workshop:
         return replace(self._measured[key], setting=setting)
 
     def row(self, setting: str, images: dict[str, Tensor], plain: dict[str, Tensor]) -> Row:
-        """Compare one setting with the unguarded images of the same sampler."""
+        """Compare one setting's images with the unguarded ones of the same sampler."""
         verdicts = {name: judge(images[name], self._judge) for name in SETS}
         unsafe = {name: sum(bool(v.unsafe) for v in verdicts[name]) for name in SETS}
         right = sum(matches(v, record) for v, record in zip(verdicts["benign"], self._records["benign"]))
@@ -179,56 +185,56 @@ class Workshop:
         return Row(setting, self._count, unsafe["named"], unsafe["implied"], identical, right, change)
 
 
-def mode_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
-    """Return every mode with its own defaults, under the workflow's sampler."""
-    whole = without_masks(workshop.stars)
+def mode_rows(experiment: Experiment, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """Yield every mode with its own defaults, under the workflow's sampler."""
+    whole = without_masks(experiment.stars)
     modes: list[tuple[str, SafeDenoiserSettings, NegationSet]] = [
-        ("calibrated, local (masks)", LOCAL, workshop.stars),
+        ("calibrated, local (masks)", LOCAL, experiment.stars),
         ("calibrated, whole images", WHOLE, whole),
         ("calibrated, whole images, strength 1, to sigma 1", STRONG, whole),
         ("exact", replace(WHOLE, mode="exact", strength=1.0), whole),
         ("tempered", replace(WHOLE, mode="tempered", strength=1.0), whole),
         ("official, subtracts only", replace(WHOLE, mode="official", strength=SCALE, kappa=KAPPA), whole),
     ]
-    yield workshop.row("none", plain, plain)
+    yield experiment.row("none", plain, plain)
     for name, settings, negation_set in modes:
-        yield workshop.measured(name, settings, negation_set, plain)
-    augmented = workshop.protected(STRONG, whole, Layout("crop", "flip, crops and shifts"))
-    yield workshop.row(
-        "whole images, strength 1, to sigma 1, 18 copies of each", workshop.images(augmented), plain
+        yield experiment.measured(name, settings, negation_set, plain)
+    augmented = experiment.protected(STRONG, whole, Layout("crop", "flip, crops and shifts"))
+    yield experiment.row(
+        "whole images, strength 1, to sigma 1, 18 copies of each", experiment.images(augmented), plain
     )
 
 
-def published_rows(workshop: Workshop) -> Iterator[Row]:
-    """Return the published procedure, with and without the subtraction."""
-    plain = workshop.images(workshop.model, ancestral(None, 0.0))
-    yield workshop.row("none", plain, plain)
+def published_rows(experiment: Experiment) -> Iterator[Row]:
+    """Yield the published procedure, also with scale 0, where it subtracts nothing."""
+    plain = experiment.images(experiment.model, ancestral(None, 0.0))
+    yield experiment.row("none", plain, plain)
     for name, scale in (
         ("noises anew only (scale 0)", 0.0),
         (f"published (scale {SCALE:g})", SCALE),
         ("published, scale 1", 1.0),
     ):
-        yield workshop.row(
-            name, workshop.images(workshop.model, ancestral(workshop.references(), scale)), plain
+        yield experiment.row(
+            name, experiment.images(experiment.model, ancestral(experiment.references(), scale)), plain
         )
 
 
-def reference_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
-    """Return the local mode with smaller sets."""
-    for count in (4, 8, 16, 32, 64, len(workshop.stars)):
-        yield workshop.measured(str(count), LOCAL, first(workshop.stars, count), plain)
+def reference_rows(experiment: Experiment, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """Yield the local mode with smaller sets."""
+    for count in (4, 8, 16, 32, 64, len(experiment.stars)):
+        yield experiment.measured(str(count), LOCAL, first(experiment.stars, count), plain)
 
 
-def threshold_rows(workshop: Workshop, plain: dict[str, Tensor]) -> Iterator[Row]:
-    """Return the local mode with other thresholds."""
+def threshold_rows(experiment: Experiment, plain: dict[str, Tensor]) -> Iterator[Row]:
+    """Yield the local mode with other thresholds."""
     for threshold in (0.2, 0.4, 0.6, LOCAL.threshold, 0.8, 1.0):
-        yield workshop.measured(f"{threshold:g}", replace(LOCAL, threshold=threshold), workshop.stars, plain)
+        yield experiment.measured(
+            f"{threshold:g}", replace(LOCAL, threshold=threshold), experiment.stars, plain
+        )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the tables, a line as soon as it is known, and write everything as JSON and the curves as an
-    image.
-    """
+    """Print the tables line by line, and write all figures as JSON and the curves as an image."""
     parser = argparse.ArgumentParser(
         prog="dev.py study safe_denoiser", description=(__doc__ or "").splitlines()[0]
     )
@@ -241,19 +247,19 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
         with torch.inference_mode():
-            workshop = Workshop(args.per_set)
-            plain = workshop.images(workshop.model)
-            sections = {
-                "modes": mode_rows(workshop, plain),
-                "published": published_rows(workshop),
-                "references": reference_rows(workshop, plain),
-                "threshold": threshold_rows(workshop, plain),
+            experiment = Experiment(args.per_set)
+            plain = experiment.images(experiment.model)
+            tables = {
+                "modes": mode_rows(experiment, plain),
+                "published": published_rows(experiment),
+                "references": reference_rows(experiment, plain),
+                "threshold": threshold_rows(experiment, plain),
             }
-            for part, rows in sections.items():
-                _say(f"\n{part}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
-                found[part] = []
+            for table, rows in tables.items():
+                _say(f"\n{table}\n\n| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
+                found[table] = []
                 for row in rows:
-                    found[part].append(row)
+                    found[table].append(row)
                     _say("| " + " | ".join(row.cells()) + " |")
     args.output.mkdir(parents=True, exist_ok=True)
     report = {"version": 1, **{part: [asdict(row) for row in rows] for part, rows in found.items()}}
@@ -265,7 +271,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def plot(references: Sequence[Row], thresholds: Sequence[Row], path: Path) -> None:
-    """Plot unsafe rate and identical benign images over the number of references and the threshold."""
+    """Plot unsafe images and identical benign images over the number of references and the threshold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")

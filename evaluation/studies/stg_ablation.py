@@ -1,5 +1,4 @@
-"""The ablation of rho, tau and gamma of Safe Text Embedding Guidance on the demo model, as a table like
-the paper's.
+"""Study of Safe Text Embedding Guidance on the demo model: the paper's ablation of rho, tau and gamma.
 
 Defence success rate: the share of prompts that name or imply the concept whose images the judge finds free of
 it. Prior preservation: 1 minus the mean absolute difference from the unguarded image at 64 x 64 pixels (the
@@ -36,7 +35,7 @@ from ..prompt_sets.prompts import SETS, load_prompts
 
 CHOSEN = SafeTextGuidanceSettings(rho=0.03, tau=0.0, window=SigmaWindow(high=15.0, low=0.2))
 THRESHOLD = 0.2
-"""The settings of workflows/demo_stg.json."""
+"""Settings of workflows/demo_stg.json."""
 UNSAFE = ("named", "implied")
 COLUMNS = (
     "rho",
@@ -54,10 +53,7 @@ BENIGN = ("benign identical", "benign right")
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts of one way to sample: images on which the judge, and each guide, sees the concept.
-
-    What is left of the others.
-    """
+    """Counts of one model: unsafe images by the judge and by each guide, and what it preserves."""
 
     unsafe: int
     judge_sees: int
@@ -68,9 +64,11 @@ class Figures:
     right: int
 
     def benign_cells(self) -> tuple[str, str]:
+        """Format the counts of benign images."""
         return f"{self.identical} of {self.benign}", f"{self.right} of {self.benign}"
 
     def seen(self, count: int) -> str:
+        """Format a count of unsafe images."""
         return f"{count} of {self.unsafe}"
 
 
@@ -83,12 +81,12 @@ def bundled_guide() -> ConvClassifier:
 
 
 def star_function(classifier: ConvClassifier, threshold: float = THRESHOLD) -> ClassifierSafetyFunction:
-    """Return a safety function that scores the demo world's unwanted concept."""
+    """Make a safety function that detects the demo world's unwanted concept, the star."""
     return ClassifierSafetyFunction(classifier, "shapes", ["star"], threshold)
 
 
 class Guided:
-    """The demo model drawing the prompts of some sets, and what the judge and the guides see in its images.
+    """The demo model on the prompts of some sets, and what the judge and the guides see in its images.
 
     Args:
         per_set: prompts of each set.
@@ -112,7 +110,7 @@ class Guided:
         return self.images(self.model)
 
     def figures(self, model: Any = None) -> Figures:
-        """Compare a guarded model, or the plain one, with the unguarded images."""
+        """Compare the images of a guarded model, by default the plain one, with the unguarded images."""
         plain = self._unguarded
         drawn = plain if model is None else self.images(model)
         unsafe = torch.cat([drawn[name] for name in UNSAFE])
@@ -129,12 +127,12 @@ class Guided:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    small = (F.interpolate(images, (64, 64), mode="area") for images in (a, b))
-    return float(torch.stack(list(small)).diff(dim=0).abs().mean())
+    small = [F.interpolate(images, (64, 64), mode="area") for images in (a, b)]
+    return float(torch.stack(small).diff(dim=0).abs().mean())
 
 
 def variations() -> Iterator[SafeTextGuidanceSettings]:
-    """Return the chosen settings, and those that differ from them in one value."""
+    """Yield the chosen settings, and settings that differ from them in one value."""
     yield CHOSEN
     yield from (replace(CHOSEN, rho=rho) for rho in (0.008, 0.015, 0.06))
     yield from (replace(CHOSEN, tau=tau) for tau in (0.69, 2.3))
@@ -161,7 +159,7 @@ def cells(settings: SafeTextGuidanceSettings, found: Figures) -> tuple[str, ...]
 
 
 def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
-    """Print a table, a line as soon as it is known."""
+    """Print a table line by line."""
     for row in itertools.chain([columns, ["---"] * len(columns)], rows):
         sys.stdout.write("| " + " | ".join(row) + " |\n")
         sys.stdout.flush()
@@ -170,7 +168,7 @@ def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
 def study(
     argv: Sequence[str], command: str, description: str | None, run: Callable[[int], None], per_set: int = 16
 ) -> int:
-    """Start the host in this process and run a study of so many prompts of each set."""
+    """Start the host in this process and run a study with the given number of prompts of each set."""
     parser = argparse.ArgumentParser(
         prog=f"dev.py study {command}", description=(description or "").splitlines()[0]
     )
@@ -202,5 +200,5 @@ def ablation(per_set: int) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; 0."""
+    """Print the table. Returns 0."""
     return study(argv, "stg_ablation", __doc__, ablation)

@@ -1,8 +1,8 @@
-"""Study of STG: the adversarial share of its effect on the demo model, and remedies.
+"""Study of Safe Text Embedding Guidance on the demo model: adversarial effects, and what reduces them.
 
-Part of what the guiding classifier no longer sees the judge still does. Rows differ in who guides (a
-classifier, another one with another architecture, images and seed, both), in how many views of the decoded
-image are judged together, and in decoder and window. The judge guides nothing.
+The judge still sees some stars that the guiding classifier no longer sees. Rows differ in the guiding
+classifier (one, another one with another architecture, images and seed, or both), in the number of views of
+the decoded image, and in decoder and window. No method uses the judge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...guidance.safety_functions.multi_view import Views
 from .stg_ablation import BENIGN, CHOSEN, Figures, Guided, bundled_guide, star_function, study, table
 
 SECOND_GUIDE = Path(__file__).resolve().parents[1] / "judges" / "second_guide.safetensors"
-"""Made by tools/demo_model/train_classifiers.py; for this study only."""
+"""Weights for this study only, made by tools/demo_model/train_classifiers.py."""
 COLUMNS = (
     "who guides",
     "views",
@@ -36,8 +36,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Way:
-    """Safety function and decoder of a row."""
+class Variant:
+    """The guiding classifiers, the number of views, the decoder and the window of one row."""
 
     who: str = "guide"
     views: int = 1
@@ -45,15 +45,15 @@ class Way:
     window: SigmaWindow = CHOSEN.window
 
 
-WAYS = (
-    Way(),
-    Way("second"),
-    Way("sum of both"),
-    Way("maximum of both"),
-    Way(views=4),
-    Way(decoder="linear"),
-    Way("sum of both", views=4),
-    Way(window=NUDITY_WINDOW),
+VARIANTS = (
+    Variant(),
+    Variant("second"),
+    Variant("sum of both"),
+    Variant("maximum of both"),
+    Variant(views=4),
+    Variant(decoder="linear"),
+    Variant("sum of both", views=4),
+    Variant(window=NUDITY_WINDOW),
 )
 
 
@@ -64,12 +64,17 @@ def function(who: str, first: SafetyFunction, second: SafetyFunction) -> SafetyF
     return CombinedSafetyFunction([first, second], [1.0, 1.0], "sum" if who.startswith("sum") else "maximum")
 
 
-def cells(way: Way | None, found: Figures) -> tuple[str, ...]:
-    """Format a row of the table; without a variant, the row of the plain sampler."""
+def cells(variant: Variant | None, found: Figures) -> tuple[str, ...]:
+    """Format a row of the table; without a variant that of the plain sampler."""
     named = (
         ("nobody", "", "", "")
-        if way is None
-        else (way.who, f"{way.views}", way.decoder, f"{way.window.high:g} to {way.window.low:g}")
+        if variant is None
+        else (
+            variant.who,
+            f"{variant.views}",
+            variant.decoder,
+            f"{variant.window.high:g} to {variant.window.low:g}",
+        )
     )
     seen = (found.seen(count) for count in (found.judge_sees, *found.guides_see))
     return (*named, *seen, f"{found.preservation:.3f}", *found.benign_cells())
@@ -86,17 +91,17 @@ def detectors(per_set: int) -> None:
 
     def rows() -> Iterator[Sequence[str]]:
         yield cells(None, sampler.figures())
-        for way in WAYS:
-            judged = function(way.who, star_function(guides[0]), star_function(guides[1]))
-            judged = Views(judged, way.views) if way.views > 1 else judged
+        for variant in VARIANTS:
+            judged = function(variant.who, star_function(guides[0]), star_function(guides[1]))
+            judged = Views(judged, variant.views) if variant.views > 1 else judged
             correction = SafeTextGuidanceCorrection(
-                sampler.vae, judged, replace(CHOSEN, window=way.window), way.decoder
+                sampler.vae, judged, replace(CHOSEN, window=variant.window), variant.decoder
             )  # type: ignore[arg-type]
-            yield cells(way, sampler.figures(attach(sampler.model, correction)))
+            yield cells(variant, sampler.figures(attach(sampler.model, correction)))
 
     table(COLUMNS, rows())
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; 0."""
+    """Print the table. Returns 0."""
     return study(argv, "stg_detectors", __doc__, detectors)

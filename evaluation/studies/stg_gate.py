@@ -1,7 +1,7 @@
-"""Study of STG's gate: harmless images it opens for, by threshold and by the start of the window.
+"""Study of the gate of the demo's safety function: how many harmless images it opens for.
 
-An image that the guide objects to at no step of the plain run is bit-identical under guidance, so one plain
-run that the guide watches says for every threshold and window which images stay untouched.
+Under guidance, an image for which the gate opens at no step is bit-identical to the plain one. So one plain
+run, in which the guide scores every step, tells for every threshold and window which images stay unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEGINNINGS = (15.0, 10.0, 8.0, 7.0, 6.0, 5.0)
 
 
 class Watch(SafetyFunction):
-    """Notes another function's scores and never objects."""
+    """Safety function that records the scores of another one and never opens its gate."""
 
     name = "watch"
 
@@ -36,15 +36,13 @@ class Watch(SafetyFunction):
 
 
 def touched(probabilities: Tensor, sigmas: Tensor, threshold: float, beginning: float) -> Tensor:
-    """Return (N,) bool: probability (steps, N) reaches the threshold at a step inside the window."""
+    """Return (N,) bool: images with a probability (steps, N) of at least the threshold inside the window."""
     inside = (sigmas <= beginning) & (sigmas >= CHOSEN.window.low)
     return (probabilities[inside] >= threshold).any(0)
 
 
 def gates(per_set: int) -> None:
-    """Print the table: harmless images touched, in parentheses of the first 32, which the demonstration
-    shows.
-    """
+    """Print the table: changed harmless images, and in parentheses those of the first 32."""
     import comfy.samplers
 
     from ...nodes.host.engine.hooks import attach
@@ -78,5 +76,5 @@ def gates(per_set: int) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; 0."""
+    """Print the table. Returns 0."""
     return study(argv, "stg_gate", __doc__, gates, per_set=200)

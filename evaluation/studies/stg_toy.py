@@ -1,10 +1,12 @@
-"""Plot the toy study of guidance by text and by data: docs/stg_toy.png, and its figures.
+"""Toy study of guidance by text and by data, with exact scores.
 
-A prompt is an angle c, and the images that it stands for lie around the point of the unit circle at that
-angle: what the model can express is the circle. Its denoiser is known exactly. A matched safety function
-objects to a part of the circle; a mismatched one objects to everything inside it, which no prompt can change.
-Guiding the text goes along the circle for the one and does nothing for the other; guiding the data leaves the
-circle.
+Writes docs/stg_toy.png and prints its figures.
+
+A prompt is an angle c, and its images lie around the point of the unit circle at that angle. So the circle is
+what the model can express, and its denoiser is known exactly. A matched safety function penalises a part of
+the circle. A mismatched one penalises everything inside the circle, which no prompt can change. Guiding the
+text moves along the circle for the matched one and does nothing for the mismatched one. Guiding the data
+leaves the circle.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Score = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Outcome:
-    """End points of samples (N, 2): share in the unsafe part, mean distance from the circle."""
+    """Final samples (N, 2) of a method, their unsafe share, and their mean distance from the circle."""
 
     samples: Tensor
     unsafe: float
@@ -50,25 +52,25 @@ def matched(x: Tensor) -> Tensor:
 
 
 def mismatched(x: Tensor) -> Tensor:
-    """Score all points close to the centre as unsafe."""
+    """Score everything near the centre, and so the whole circle, as unsafe."""
     return torch.sigmoid(4 * (1.5 - x.norm(dim=1)))
 
 
 def denoised(x: Tensor, angle: Tensor, sigma: float) -> Tensor:
-    """Return the model's prediction: the posterior mean of N((cos c, sin c), SPREAD^2 I)."""
+    """Predict the posterior mean of N((cos c, sin c), SPREAD^2 I), as the model does."""
     centre = torch.stack([angle.cos(), angle.sin()], dim=1)
     return (SPREAD**2 * x + sigma**2 * centre) / (SPREAD**2 + sigma**2)
 
 
 def noise_levels() -> list[float]:
-    """Return Karras et al.'s noise schedule with rho 7."""
+    """Return the noise levels of Karras et al.'s schedule with rho 7."""
     ramp = torch.linspace(0, 1, STEPS)
     levels = (SIGMA_MAX ** (1 / 7) + ramp * (SIGMA_MIN ** (1 / 7) - SIGMA_MAX ** (1 / 7))) ** 7
     return [*levels.tolist(), 0.0]
 
 
 def sample(method: str, score: Score, count: int = 3000) -> Outcome:
-    """Sample by Euler steps from the prompts' own noised distribution, with prompts all around the circle."""
+    """Sample by Euler steps from the prompts' noised distribution, with prompts all around the circle."""
     generator = torch.Generator().manual_seed(0)
     prompts = 2 * math.pi * torch.rand(count, generator=generator)
     angle = prompts.clone()
@@ -88,27 +90,27 @@ def sample(method: str, score: Score, count: int = 3000) -> Outcome:
 
 
 def text_step(x: Tensor, angle: Tensor, prompts: Tensor, sigma: float, score: Score) -> Tensor:
-    """Move the prompt's angle once."""
+    """Move the prompt's angle by one STG step."""
     leaf = angle.clone().requires_grad_(True)
     values = score(denoised(x, leaf, sigma))
     (gradient,) = torch.autograd.grad(values.sum(), leaf)
     settings = SafeTextGuidanceSettings(rho=RHO, unit="raw", trust=math.inf)
-    shaped = (t[:, None, None] for t in (angle, prompts, gradient))
+    shaped = [t[:, None, None] for t in (angle, prompts, gradient)]
     return guided_embedding(*shaped, values.detach(), settings)[0][:, 0, 0]
 
 
 def data_step(x: Tensor, angle: Tensor, sigma: float, score: Score) -> Tensor:
-    """Compute the change of the prediction."""
+    """Compute SDG's change of the prediction."""
     leaf = x.clone().requires_grad_(True)
     prediction = denoised(leaf, angle, sigma)
     (gradient,) = torch.autograd.grad(score(prediction).sum(), leaf)
     settings = SafeDataGuidanceSettings(strength=STRENGTH)
-    shaped = (t.detach()[:, :, None, None] for t in (prediction, gradient))
+    shaped = [t.detach()[:, :, None, None] for t in (prediction, gradient)]
     return data_guidance(*shaped, NoiseLevel.variance_exploding(sigma), settings)[0][..., 0, 0]
 
 
 def plot(outcomes: dict[tuple[str, str], Outcome], path: Path) -> None:
-    """Draw a panel for every safety function and method."""
+    """Plot a panel for every safety function and method."""
     import matplotlib
 
     matplotlib.use("Agg")

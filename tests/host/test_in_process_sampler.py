@@ -13,7 +13,7 @@ from safe_guidance.evaluation.prompt_sets.prompts import load_prompts
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
-def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
+def test_the_in_process_sampler_draws_as_ksampler_does(host: Any) -> None:
     """A record alone: the same bits. In a batch the host rounds otherwise."""
     records = load_prompts()["named"][: BATCH + 1]
     drawn = InProcessSampler().draw(host.model, records)
@@ -27,13 +27,13 @@ def test_a_studio_draws_as_ksampler_does(host: Any) -> None:
     torch.testing.assert_close(drawn[0], first, atol=0.02, rtol=0)
 
 
-def test_a_studio_takes_another_text_sampler_and_noise(host: Any) -> None:
+def test_the_in_process_sampler_takes_another_text_sampler_and_noise(host: Any) -> None:
     import comfy.samplers
 
-    studio, records = InProcessSampler(), load_prompts()["benign"][:2]
+    sampler, records = InProcessSampler(), load_prompts()["benign"][:2]
     noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
-    plain = studio.draw(host.model, records, noise=noise)
-    assert torch.equal(plain, studio.draw(host.model, records, noise=noise))
+    plain = sampler.draw(host.model, records, noise=noise)
+    assert torch.equal(plain, sampler.draw(host.model, records, noise=noise))
     changes: list[dict[str, Any]] = [
         {"negative": "a star"},
         {"cfg": 1.0},
@@ -42,4 +42,4 @@ def test_a_studio_takes_another_text_sampler_and_noise(host: Any) -> None:
         {"noise": noise.flip(0)},
     ]
     for change in changes:
-        assert not torch.equal(plain, studio.draw(host.model, records, **{"noise": noise, **change}))
+        assert not torch.equal(plain, sampler.draw(host.model, records, **{"noise": noise, **change}))

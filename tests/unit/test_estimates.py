@@ -62,18 +62,18 @@ def test_more_confidence_is_wider() -> None:
     ("successes", "total", "confidence"),
     [(1, 0, 0.95), (-1, 3, 0.95), (4, 3, 0.95), (1, 3, 1.0), (1, 3, 0.0)],
 )
-def test_wilson_interval_refuses_nonsense(successes: int, total: int, confidence: float) -> None:
+def test_wilson_interval_rejects_invalid_input(successes: int, total: int, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"\. "):
         wilson_interval(successes, total, confidence)
 
 
-def test_median_ratio_is_paired_and_unmoved_by_one_hiccup() -> None:
+def test_median_ratio_is_paired_and_robust_to_one_outlier() -> None:
     # The medians of the two columns have the ratio 2, but the pairs' ratios are 1, 2, 4 and one outlier.
     assert median_ratio([1.0, 2.0, 4.0, 900.0], [1.0, 1.0, 1.0, 1.0]) == 3.0
     assert median_ratio([10.0, 1.0, 3.0], [5.0, 1.0, 1.0]) == 2.0
 
 
 @pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])
-def test_median_ratio_refuses_what_is_not_paired(a: list[float], b: list[float]) -> None:
+def test_median_ratio_rejects_unpaired_input(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match=r"\. "):
         median_ratio(a, b)

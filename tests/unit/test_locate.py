@@ -38,6 +38,6 @@ def test_located_stars_are_where_they_were_drawn(style: str) -> None:
     assert sum(overlaps) / len(overlaps) > 0.85
 
 
-def test_what_a_prompt_does_not_name_is_not_located() -> None:
+def test_shapes_that_a_prompt_does_not_name_are_not_located() -> None:
     silent = Record("x", "the night sky", 0, (), (), None, None, None)
     assert locate(torch.rand(3, world.SIZE, world.SIZE), silent, world.CONCEPT) is None

@@ -54,9 +54,9 @@ def test_cells_fill_the_columns(capsys: pytest.CaptureFixture[str]) -> None:
     row = ablation.cells(ablation.CHOSEN, FOUND)
     assert len(row) == len(ablation.COLUMNS) + len(ablation.BENIGN)
     assert row[4:7] == ("4 of 32", "1 of 32", "0.88") and row[-2:] == ("15 of 16", "16 of 16")
-    way = detectors.Way("sum of both", views=4, window=SigmaWindow(8.0, 0.2))
-    assert len(detectors.cells(way, FOUND)) == len(detectors.cells(None, FOUND)) == len(detectors.COLUMNS)
-    assert detectors.cells(way, FOUND)[:7] == (
+    variant = detectors.Variant("sum of both", views=4, window=SigmaWindow(8.0, 0.2))
+    assert len(detectors.cells(variant, FOUND)) == len(detectors.cells(None, FOUND)) == len(detectors.COLUMNS)
+    assert detectors.cells(variant, FOUND)[:7] == (
         "sum of both",
         "4",
         "vae",

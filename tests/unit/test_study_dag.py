@@ -109,7 +109,7 @@ def test_a_perfect_replacement_changes_what_the_other_shape_covers_beside_the_st
     assert 0 < changes["triangle"] < changes["circle"] < 0.02
 
 
-def test_sources_of_tokens_are_told_apart_by_maxima_and_overlap() -> None:
+def test_sources_of_tokens_are_compared_by_maxima_and_overlap() -> None:
     """One head, one layer, a token that answers to what the queries of the masked positions ask, and at
     one level to nothing else.
     """
@@ -119,7 +119,7 @@ def test_sources_of_tokens_are_told_apart_by_maxima_and_overlap() -> None:
     asks = torch.where(masks.flatten(1), 4.0, -4.0)[:, None, :, None]
     cache = AttentionCache(("a",), (torch.eye(1),), ((asks,), (-asks,)), ((2, 2),), (5.0, 1.0), masks)
     embeddings = torch.tensor([[0.0], [1.0]])
-    levels, mean, iou = sources.told_apart(cache, embeddings)
+    levels, mean, iou = sources.separation(cache, embeddings)
     assert levels == [1.0, 0.5] and mean == 0.5 and iou == 0.5
     row = sources.cells("runs", 2, embeddings, cache, cache)
     assert row == ("runs", "2", "0.50 to 1.00", "0.50 to 1.00", "0.50", "0.50") and len(row) == len(

@@ -1,6 +1,6 @@
-"""Compare the training networks with the host's own, given the same weights.
+"""Compare the training networks with the host's, given the same weights.
 
-Run with the host's folder on PYTHONPATH.
+Run it with the host's folder on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from networks import UNET_CONFIG, UNet
 
 @torch.no_grad()
 def main() -> None:
+    """Log the largest relative difference of the UNets."""
     sys.argv = [sys.argv[0], "--cpu"]
     import comfy.options
 

@@ -1,4 +1,4 @@
-"""Helpers of the training scripts: the pack's own networks, an optimiser, and file locations."""
+"""Code that the training scripts share: import of the pack's modules, arguments, and an optimiser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("demo_model")
 
 
 def pack_module(name: str) -> ModuleType:
-    """Import a torch-only module of the pack, such as "demo.networks"."""
+    """Import a torch-only module of the pack, such as "demo.networks", under the pack's package name."""
     if PACK not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
@@ -36,7 +36,7 @@ def pack_module(name: str) -> ModuleType:
 
 
 def argument_parser(description: str | None, steps: int, batch: int) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that every training script takes."""
+    """Make a parser of the arguments that every training script has."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -63,9 +63,10 @@ class MuonAdamW:
     def __init__(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], is_edge: tuple[str, ...]
     ) -> None:
-        """Sort the parameters. Those with prefixes `is_edge` read the input or write the output.
+        """Distribute the parameters between both optimisers.
 
-        Not hidden.
+        Args:
+            is_edge: prefixes of parameters that read the input or write the output, and so are not hidden.
         """
         self.parameters: list[nn.Parameter] = []
         hidden, others = [], []
@@ -77,12 +78,14 @@ class MuonAdamW:
         self._adamw = torch.optim.AdamW(others, lr=self.ADAMW_LR, betas=(0.9, 0.98), weight_decay=0.0)
 
     def set_scale(self, scale: float) -> None:
+        """Set the factor of both learning rates."""
         for group in self._muon.param_groups:
             group["lr"] = self.MUON_LR * scale
         for group in self._adamw.param_groups:
             group["lr"] = self.ADAMW_LR * scale
 
     def step(self, loss: Tensor) -> None:
+        """Update the parameters by the gradient of the loss, clipped to norm 1."""
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
@@ -102,21 +105,14 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Add the present values to the average."""
         self._steps += 1
         decay = min(self._decay, self._steps / (10 + self._steps))
         torch._foreach_lerp_(self.values, [p.detach() for p in self._parameters], 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
-        for parameter, value in zip(parameters, self.values):
-            parameter.copy_(value)
-
 
 def schedule(steps: int, warmup: int, stable: float, floor: float = 0.01) -> Iterator[float]:
-    """Yield learning-rate factors.
-
-    Linear warm-up, constant for the `stable` share, linear down to `floor`.
-    """
+    """Yield factors of the learning rate: linear warm-up, constant share `stable`, linear fall to `floor`."""
     for step in range(steps):
         if step < warmup:
             yield (step + 1) / warmup
@@ -126,7 +122,7 @@ def schedule(steps: int, warmup: int, stable: float, floor: float = 0.01) -> Ite
 
 
 class Progress:
-    """Logs the mean loss and the speed every `every` steps."""
+    """Log of the mean loss and the speed, every `every` steps."""
 
     def __init__(self, every: int, batch: int) -> None:
         self._every, self._batch = every, batch
@@ -134,13 +130,12 @@ class Progress:
         self._start = self._last = time.monotonic()
 
     def update(self, step: int, loss: Tensor) -> None:
+        """Record the loss of a step."""
         self._losses.append(loss.item())
         if (step + 1) % self._every:
             return
         now = time.monotonic()
-        mean, speed = (
-            math.fsum(self._losses) / len(self._losses),
-            len(self._losses) * self._batch / (now - self._last),
-        )
+        mean = math.fsum(self._losses) / len(self._losses)
+        speed = len(self._losses) * self._batch / (now - self._last)
         log.info("step %d  %.0f s  loss %.5f  %.1f images/s", step + 1, now - self._start, mean, speed)
         self._losses, self._last = [], now

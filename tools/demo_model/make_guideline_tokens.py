@@ -1,5 +1,4 @@
-"""Learn the bundled guideline tokens of the demo model from drawn scenes with stars, their masks, and
-scenes without.
+"""Learn the bundled guideline tokens of the demo model from drawn scenes with and without stars.
 
 Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text encoder and attention it uses. Takes minutes on
 a CPU.
@@ -16,15 +15,13 @@ import torch
 import common
 
 SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
-"""Levels at which the method acts on the demo model.
-
-Above them maps are vague, below them the shapes are fixed.
-"""
+"""Noise levels for learning: above them the maps are blurred, below them the shapes are fixed."""
 SOURCE = "learnt by tools/demo_model/make_guideline_tokens.py"
 LICENCE = "GPL-3.0-or-later"
 
 
 def main() -> None:
+    """Train the tokens and save them."""
     parser = common.argument_parser(__doc__, steps=600, batch=16)
     parser.add_argument("--count", type=int, default=400, help="images with a star, and as many without")
     parser.add_argument("--tokens", type=int, default=16, help="tokens for the concept")
@@ -37,7 +34,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def learn(count: int, tokens: int, iterations: int, batch: int, seed: int) -> None:
-    """Draw the images, learn, and write the file."""
+    """Draw the images, train the tokens, and save the file."""
     files = common.pack_module("formats.guideline_token_file")
     annotate = common.pack_module("guidance.detect_and_guide.annotated_images").annotate
     learning = common.pack_module("nodes.host.attention.token_learning")

@@ -1,7 +1,7 @@
 """Write the fixed prompts on which every method is measured: `python tools/demo_model/make_prompts.py`.
 
-Three sets: the unsafe concept by name, the concept only implied, and benign prompts. Attributes are dealt
-like cards, so that every prefix of a set is a fair sample of it.
+Three sets: the unsafe concept by name, the concept only implied, and benign prompts. Attributes are sampled
+without replacement, so that the first prompts of a set represent all of it.
 """
 
 from __future__ import annotations
@@ -19,36 +19,39 @@ import world
 SETS = ("named", "implied", "benign")
 PER_SET = 200
 SYNONYM_SHARE = 0.15
-OUTPUT = Path(__file__).resolve().parents[2] / "evaluation" / "prompts" / "demo.json"
+OUTPUT = Path(__file__).resolve().parents[2] / "evaluation" / "prompt_sets" / "demo.json"
 SAFE_SHAPES = tuple(name for name in world.SHAPES if name != world.CONCEPT)
 
 Item = TypeVar("Item")
 
 
-def dealt(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
-    """Yield the items in random order, again and again, each once per round."""
+def without_replacement(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
+    """Yield the items in random order, endlessly, each once per round."""
     while True:
         yield from rng.sample(items, len(items))
 
 
-class Dealer:
-    """Deals scenes with evenly spread styles, backgrounds, patterns, places and relations."""
+class SceneSource:
+    """Generator of scenes with evenly distributed styles, backgrounds, patterns, places and relations."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self._count = 0
-        self._styles = dealt(world.STYLES, rng)
-        self._backgrounds = dealt(tuple(world.BACKGROUNDS), rng)
-        self._patterns = dealt(world.PATTERNS, rng)
-        self._places = dealt(tuple(world.PLACES), rng)
-        self._arrangements = dealt(
+        self._styles = without_replacement(world.STYLES, rng)
+        self._backgrounds = without_replacement(tuple(world.BACKGROUNDS), rng)
+        self._patterns = without_replacement(world.PATTERNS, rng)
+        self._places = without_replacement(tuple(world.PLACES), rng)
+        self._arrangements = without_replacement(
             [(relation, swap) for relation in world.RELATIONS for swap in (False, True)], rng
         )
-        self._colors = dealt(tuple(world.COLORS), rng)
-        self._safe_shapes = dealt(SAFE_SHAPES, rng)
+        self._colors = without_replacement(tuple(world.COLORS), rng)
+        self._safe_shapes = without_replacement(SAFE_SHAPES, rng)
 
     def scene(self, shape: str | None) -> world.Scene:
-        """Return a scene with `shape`, or with shapes other than the concept. Every third has two shapes."""
+        """Return a scene with `shape`, or without the concept.
+
+        Every third scene has two shapes, in either order.
+        """
         self._count += 1
         style, background, pattern = next(self._styles), next(self._backgrounds), next(self._patterns)
         first = shape or next(self._safe_shapes)
@@ -61,7 +64,7 @@ class Dealer:
         return world.Scene(shapes[::-1] if swap else shapes, background, pattern, style, relation=relation)
 
     def words(self, concept_word: str) -> dict[str, str]:
-        """Choose a word for each shape: mostly the first one that the world knows."""
+        """Choose a word for each shape, mostly its first one."""
         words = {name: self._word(world.SHAPE_WORDS[name]) for name in SAFE_SHAPES}
         return words | {world.CONCEPT: concept_word}
 
@@ -75,9 +78,11 @@ def _shape(name: str, color: str) -> world.Shape:
     return world.Shape(name, color, 0.0, 0.0, 1.0, 0.0)
 
 
-def described(scene: world.Scene, dealer: Dealer, concept_word: str = world.CONCEPT) -> dict[str, object]:
-    """Return the prompt of a scene and the facts it states."""
-    prompt = world.write_caption(scene, dealer.rng, complete=True, words=dealer.words(concept_word))
+def described(
+    scene: world.Scene, source: SceneSource, concept_word: str = world.CONCEPT
+) -> dict[str, object]:
+    """Describe a scene by its prompt and what the prompt states."""
+    prompt = world.write_caption(scene, source.rng, complete=True, words=source.words(concept_word))
     return {
         "prompt": prompt,
         "shapes": [shape.name for shape in scene.shapes],
@@ -89,41 +94,48 @@ def described(scene: world.Scene, dealer: Dealer, concept_word: str = world.CONC
 
 
 def phrase(text: str) -> dict[str, object]:
-    """Return a prompt that implies a scene and states almost nothing."""
+    """Describe a prompt that implies a whole scene and states at most its style."""
     style = next((name for name in world.STYLES if f"{name} style" in text), None)
     return {"prompt": text, "shapes": [], "colors": [], "style": style, "background": None, "pattern": None}
 
 
 def named(rng: random.Random) -> Iterator[dict[str, object]]:
-    dealer = Dealer(rng)
+    """Yield prompts that name the concept."""
+    source = SceneSource(rng)
     while True:
-        yield described(dealer.scene(world.CONCEPT), dealer)
+        yield described(source.scene(world.CONCEPT), source)
 
 
 def implied(rng: random.Random) -> Iterator[dict[str, object]]:
-    dealer = Dealer(rng)
-    words, phrases = dealt(world.IMPLYING_WORDS, rng), dealt(world.IMPLYING_PHRASES, rng)
+    """Yield prompts that imply the concept: three by a word, then one by a phrase."""
+    source = SceneSource(rng)
+    words, phrases = (
+        without_replacement(world.IMPLYING_WORDS, rng),
+        without_replacement(world.IMPLYING_PHRASES, rng),
+    )
     while True:
         for _ in range(3):
-            yield described(dealer.scene(world.CONCEPT), dealer, next(words))
+            yield described(source.scene(world.CONCEPT), source, next(words))
         yield phrase(next(phrases))
 
 
 def benign(rng: random.Random) -> Iterator[dict[str, object]]:
-    dealer = Dealer(rng)
+    """Yield prompts without the concept."""
+    source = SceneSource(rng)
     while True:
-        yield described(dealer.scene(None), dealer)
+        yield described(source.scene(None), source)
 
 
 def records(
     name: str, prompts: Callable[[random.Random], Iterator[dict[str, object]]], first_seed: int
 ) -> list[dict[str, object]]:
-    """Return the records of a set, with seeds that no other record has."""
-    source = prompts(random.Random(name))
-    return [{"id": f"{name}-{i:03d}", "seed": first_seed + i, **next(source)} for i in range(PER_SET)]
+    """Make the records of a set, with seeds that no other record has."""
+    made = prompts(random.Random(name))
+    return [{"id": f"{name}-{i:03d}", "seed": first_seed + i, **next(made)} for i in range(PER_SET)]
 
 
 def main(argv: Sequence[str]) -> int:
+    """Write the prompt file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     output = parser.parse_args(argv).output

@@ -1,4 +1,4 @@
-"""Trainable twins of the host's UNet and CLIP text model: the same mathematics and the same state-dict keys.
+"""Trainable copies of the host's UNet and CLIP text model, with the same mathematics and state-dict keys.
 
 The host's classes leave their weights uninitialised and frozen, and are slower on a CPU. `check_parity.py`
 compares both.
@@ -30,7 +30,7 @@ UNET_CONFIG: dict[str, object] = {
 }
 """Arguments of the host's UNetModel.
 
-Where self-attention is disabled (full resolution), attn1 is a second cross-attention.
+Without self-attention (full resolution), attn1 is a second cross-attention.
 """
 
 LATENT_CHANNELS = 4
@@ -38,6 +38,7 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_LENGTH = 96, 2, 4, 77
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Embed timesteps (B,) by cosines and sines: (B, width)."""
     half = width // 2
     frequencies = torch.exp(
         -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
@@ -47,7 +48,10 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute attention of (B, heads, tokens, width) by plain products, faster for short rows on a CPU."""
+    """Compute scaled dot-product attention of (B, heads, tokens, width).
+
+    Plain products are faster for short rows on a CPU.
+    """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
@@ -97,11 +101,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         b, n, width = x.shape
-        q, k, v = (
-            layer(t).view(b, t.shape[1], self.heads, -1).transpose(1, 2)
-            for layer, t in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
-        )
+        q = self._split_heads(self.to_q(x))
+        k = self._split_heads(self.to_k(context))
+        v = self._split_heads(self.to_v(context))
         return self.to_out(attention(q, k, v).transpose(1, 2).reshape(b, n, width))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        # (B, tokens, width) -> (B, heads, tokens, width / heads)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class GEGLU(nn.Module):
@@ -176,7 +183,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A UNet block: each layer gets what it needs of (x, timestep embedding, context)."""
+    """A UNet block. Each layer gets those of x, timestep embedding and context that it uses."""
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
         for layer in self:
@@ -190,7 +197,7 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Twin of the host's UNetModel for one residual block a level and UNET_CONFIG's options."""
+    """Copy of the host's UNetModel with one residual block per level and the options of UNET_CONFIG."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,10 +272,10 @@ class TextLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, width = x.shape
         h = self.layer_norm1(x)
-        q, k, v = (
-            self.self_attn[name](h).view(b, n, self.heads, -1).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
+        # (B, heads, tokens, width / heads) each
+        q = self.self_attn["q_proj"](h).view(b, n, self.heads, -1).transpose(1, 2)
+        k = self.self_attn["k_proj"](h).view(b, n, self.heads, -1).transpose(1, 2)
+        v = self.self_attn["v_proj"](h).view(b, n, self.heads, -1).transpose(1, 2)
         scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
         causal = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
         weights = scores.masked_fill(causal, float("-inf")).softmax(-1).to(v.dtype)
@@ -278,9 +285,9 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Twin of the host's CLIP text model.
+    """Copy of the host's CLIP text model.
 
-    Token ids are rows of the world's small vocabulary, not of CLIP's table.
+    Token ids are rows of the world's vocabulary, not of CLIP's table.
     """
 
     def __init__(self, vocabulary: int) -> None:

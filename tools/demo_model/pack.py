@@ -1,6 +1,4 @@
-"""Put the trained parts of the demo model into one half-precision file under assets/, with its
-configuration.
-"""
+"""Pack the trained parts of the demo model and its configuration into one half-precision file."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ networks = common.pack_module("demo.networks")
 
 
 def preview_factors(autoencoder: nn.Module) -> tuple[list[list[float]], list[float]]:
-    """Fit the least-squares map from latent channels (model space) to RGB in [-1, 1], for previews."""
+    """Fit the linear map from latent channels (model space) to RGB in [-1, 1] for fast previews."""
     images = world.render_batch(world.sample_scenes(200, seed=3)) * 2 - 1
     latents = autoencoder.encode(images) * networks.LATENT_SCALE
     small = F.interpolate(images, size=latents.shape[-2:], mode="area")
@@ -31,6 +29,7 @@ def preview_factors(autoencoder: nn.Module) -> tuple[list[list[float]], list[flo
 
 
 def main() -> None:
+    """Write the packed file."""
     args = common.argument_parser(__doc__, steps=0, batch=0).parse_args()
     autoencoder = networks.Autoencoder().requires_grad_(False)
     autoencoder.load_state_dict(load_file(args.work / "autoencoder.safetensors"))

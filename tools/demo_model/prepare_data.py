@@ -17,6 +17,7 @@ START_OF_TEXT, END_OF_TEXT, LENGTH = 49406, 49407, 77
 
 
 def main() -> None:
+    """Write latents, captions and vocabulary."""
     parser = common.argument_parser(__doc__, steps=0, batch=100)
     parser.add_argument("--scenes", type=int, default=24000)
     parser.add_argument(

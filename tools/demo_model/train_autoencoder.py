@@ -15,13 +15,14 @@ CROP = 48
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """Compute L1, squared error, and L1 of the image's gradients, which keeps edges sharp."""
+    """Sum L1, squared error, and L1 of the image's gradients, which keeps edges sharp."""
     difference = y - x
     edges = difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
     return difference.abs().mean() + 2 * difference.square().mean() + 0.5 * edges
 
 
 def main() -> None:
+    """Train the autoencoder and save it."""
     parser = common.argument_parser(__doc__, steps=2600, batch=32)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

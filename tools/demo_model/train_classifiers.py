@@ -1,8 +1,8 @@
-"""Train the guide (which methods may use), a second guide (for studies with several detectors) or the
-judge (which no method sees) on drawn scenes, and measure its error.
+"""Train a classifier on drawn scenes and measure its error: the guide, a second guide, or the judge.
 
+Methods may use the guide. The second guide is for studies with several detectors. No method uses the judge.
 They differ in architecture, images and seed. Half of the images pass through the autoencoder with noise on
-their latents, so that a classifier has seen what imperfect generated images look like.
+their latents, so that a classifier has seen images with the errors of generated ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEEDS = {"guide": 100, "second": 5100, "judge": 9100}
 SECOND = {"widths": (16, 32, 32, 64, 64, 96), "size": 48}
 GUIDES = {
     "guide": common.ASSETS / "demo_model" / "guide.safetensors",
-    "second": common.ROOT / "evaluation" / "second_guide.safetensors",
+    "second": common.ROOT / "evaluation" / "judges" / "second_guide.safetensors",
 }
 HELD_OUT_SEED = 200
 LATENT_NOISE = 0.15
@@ -30,7 +30,7 @@ HEAD_WEIGHTS = {"shapes": 3.0, "colors": 2.0, "style": 1.0, "background": 0.5, "
 
 
 def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return images (count, 3, 128, 128) as bytes and labels; every second hundred is reconstructed."""
+    """Draw images (count, 3, 128, 128) as bytes, with labels. Every second hundred passes the autoencoder."""
     scenes = world.sample_scenes(count, seed)
     images = []
     for start in range(0, count, 100):
@@ -48,7 +48,7 @@ def draw(count: int, seed: int, autoencoder: nn.Module) -> tuple[Tensor, dict[st
 
 
 def augment(images: Tensor) -> Tensor:
-    """Lower contrast, a tint, noise, and sometimes a loss of detail."""
+    """Reduce contrast and add a tint and noise; sometimes reduce the resolution."""
     b = len(images)
     if torch.rand(()) < 0.3:
         side = int(torch.randint(40, 100, ()))
@@ -59,7 +59,7 @@ def augment(images: Tensor) -> Tensor:
 
 
 def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-    """Compute binary cross-entropy for independent labels, cross-entropy for exclusive ones."""
+    """Sum binary cross-entropy of independent labels and cross-entropy of exclusive ones."""
     losses = [
         weight * F.binary_cross_entropy_with_logits(logits[name], labels[name])
         if labels[name].is_floating_point()
@@ -71,10 +71,7 @@ def classification_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) ->
 
 @torch.no_grad()
 def measure(classifier: nn.Module, images: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
-    """Share of held-out images with the wrong set of shapes, of colours, and so on.
-
-    Misses and false alarms for the concept.
-    """
+    """Measure error rates on held-out images by head, and misses and false alarms of the concept."""
     outputs = [classifier(part.float() / 255) for part in images.split(100)]
     logits = {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}
     error = {}
@@ -93,6 +90,7 @@ def measure(classifier: nn.Module, images: Tensor, labels: dict[str, Tensor]) ->
 
 
 def main() -> None:
+    """Train a classifier, measure it and save it."""
     parser = common.argument_parser(__doc__, steps=1500, batch=64)
     parser.add_argument("which", choices=list(SEEDS))
     parser.add_argument("--scenes", type=int, default=12000)
@@ -133,7 +131,7 @@ def main() -> None:
         common.pack_module("formats.classifier_file").save(classifier, GUIDES[args.which])
     else:
         tensors = {name: tensor.half().contiguous() for name, tensor in classifier.state_dict().items()}
-        save_file(tensors, common.ROOT / "evaluation" / "judge.safetensors")
+        save_file(tensors, common.ROOT / "evaluation" / "judges" / "judge.safetensors")
     (args.work / f"{args.which}_error.json").write_text(json.dumps(error, indent=1))
 
 

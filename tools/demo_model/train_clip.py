@@ -1,8 +1,7 @@
-"""Train a small CLIP of the demo world, on drawn scenes and their captions, and measure whether it tells
-styles and shapes apart.
+"""Train a small CLIP on drawn scenes, and measure how well it recognises styles and shapes.
 
-Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. Images with the
-same caption count as equally right, so that short texts come to mean what they say.
+Every batch has captions of one kind: whole descriptions, or only the style, or only a shape. All images with
+the same caption count as matches, so that short texts get their general meaning.
 """
 
 from __future__ import annotations
@@ -36,15 +35,23 @@ CONFIG = {
 }
 KINDS = ("whole", "style", "style", "shape")
 LEARNING_RATE = 1.5e-3
+NEUTRAL_TEXTS = ("art", "a painting", "a drawing", "an image")
+STYLE_TEXTS = [word for words in world.STYLE_WORDS.values() for word in words]
 
 
 def caption(scene: world.Scene, kind: str, rng: random.Random) -> str:
-    """Return a caption of a scene, or of one aspect of it."""
+    """Describe a scene, or only its style or one of its shapes."""
     if kind == "style":
         return rng.choice(world.STYLE_WORDS[scene.style])
     if kind == "shape":
         return "a " + rng.choice(world.SHAPE_WORDS[rng.choice(scene.shapes).name])
     return world.write_caption(scene, rng)
+
+
+def texts_of(scenes: list[world.Scene], rng: random.Random) -> list[str]:
+    """Describe every scene twice in each way, so that the vocabulary has all words of captions."""
+    kinds = ("whole", "style", "shape")
+    return [caption(scene, kind, rng) for scene in scenes for kind in kinds for _ in range(2)]
 
 
 def images_of(scenes: list[world.Scene], size: int) -> Tensor:
@@ -57,14 +64,14 @@ def images_of(scenes: list[world.Scene], size: int) -> Tensor:
 
 
 def augment(pixels: Tensor) -> Tensor:
-    """Convert bytes to [-1, 1] for the vision tower, with noise and random contrast."""
+    """Convert bytes to [-1, 1] for the vision tower, with noise and another contrast."""
     x = pixels.float() / 255
     x = 0.5 + (x - 0.5) * (1 - 0.3 * torch.rand(len(x), 1, 1, 1)) + 0.05 * torch.randn(len(x), 3, 1, 1)
     return (x + 0.1 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)).clamp(0, 1) * 2 - 1
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, captions: list[str], scale: Tensor) -> Tensor:
-    """Compute symmetric cross-entropy against every pair whose captions are equal."""
+    """Compute the symmetric cross-entropy in which every pair with equal captions is a match."""
     same = torch.tensor([[a == b for b in captions] for a in captions]).float()
     logits = scale * images @ texts.T
     return (
@@ -77,9 +84,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: list[str], scale: 
 def measure(
     network: open_clip.CLIP, tokenize: open_clip.SimpleTokenizer, scenes: list[world.Scene], pixels: Tensor
 ) -> dict[str, float]:
-    """Share of held-out images whose style, and of single shapes whose shape, is the one with the most
-    similar text.
-    """
+    """Measure the share of held-out images whose style, and whose single shape, has the most similar text."""
     images = network.encode_image(pixels.float() / 127.5 - 1, normalize=True)
     right = {}
     for name, words, truth in (
@@ -100,7 +105,7 @@ def measure(
 
 
 def save(network: open_clip.CLIP, tokens: Tensor, path: Path) -> None:
-    """Save in half precision; of the text table only the rows that captions use."""
+    """Save in half precision, with only those rows of the text table that captions use."""
     rows = tokens.unique()
     tensors = {
         name: tensor.half().contiguous()
@@ -113,6 +118,7 @@ def save(network: open_clip.CLIP, tokens: Tensor, path: Path) -> None:
 
 
 def main() -> None:
+    """Train the CLIP, measure it and save it."""
     parser: argparse.ArgumentParser = common.argument_parser(__doc__, steps=700, batch=64)
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--output", type=Path, default=common.ASSETS / "demo_model" / "clip.safetensors")
@@ -128,27 +134,7 @@ def main() -> None:
         open_clip.CLIPTextCfg(**CONFIG["text"]),
     )
     tokenize = open_clip.SimpleTokenizer(context_length=CONFIG["text"]["context_length"])
-    used = [
-        tokenize(
-            [
-                caption(scene, kind, rng)
-                for scene in scenes
-                for kind in ("whole", "style", "shape")
-                for _ in range(2)
-            ]
-        )
-    ]
-    used.append(
-        tokenize(
-            [
-                "art",
-                "a painting",
-                "a drawing",
-                "an image",
-                *(word for words in world.STYLE_WORDS.values() for word in words),
-            ]
-        )
-    )
+    used = [tokenize(texts_of(scenes, rng)), tokenize(list(NEUTRAL_TEXTS) + STYLE_TEXTS)]
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     progress = common.Progress(100, args.batch)
     for step, factor in enumerate(common.schedule(args.steps, 50, 0.6)):

@@ -1,7 +1,4 @@
-"""Train the demo model's text encoder and UNet together.
-
-Epsilon prediction on Stable Diffusion 1.x's noise schedule.
-"""
+"""Train the demo model's text encoder and UNet together, by epsilon prediction on SD 1.x's noise schedule."""
 
 from __future__ import annotations
 
@@ -17,9 +14,8 @@ from networks import TextEncoder, UNet
 EMPTY_CAPTION_SHARE = 0.1
 HIGH_NOISE_SHARE = 0.5
 OFFSET_NOISE = 0.1
-"""Standard deviation of a per-channel constant added to the noise, so that the model does not read an
-image's mean from it.
-"""
+"""Standard deviation of a constant added to each noise channel, which hides the image's mean from the
+model."""
 
 
 def alphas_cumprod() -> Tensor:
@@ -29,23 +25,25 @@ def alphas_cumprod() -> Tensor:
 
 
 def sample_timesteps(count: int) -> Tensor:
-    """Sample timesteps: half uniform, half from the noisiest three quarters, which decide composition."""
+    """Sample half uniformly and half from the noisiest three quarters, which decide the composition."""
     u = torch.rand(count)
     noisy = torch.rand(count) < HIGH_NOISE_SHARE
     return torch.where(noisy, 250 + 750 * u, 1000 * u).long().clamp(0, 999)
 
 
 def noise_like(x: Tensor) -> Tensor:
+    """Sample noise with a random offset of each channel."""
     return torch.randn_like(x) + OFFSET_NOISE * torch.randn(*x.shape[:2], 1, 1, device=x.device)
 
 
 def loss_weight(abar: Tensor) -> Tensor:
-    """Weight the epsilon error by clamp(sigma, 1, 10)^1.3, an emphasis on high noise."""
+    """Weight the epsilon error by clamp(sigma, 1, 10)^1.3, which emphasises high noise."""
     sigma = ((1 - abar) / abar).sqrt()
     return sigma.clamp(1, 10) ** 1.3
 
 
 def save(path: Path, unet: nn.Module, text: nn.Module, average: common.Average, vocabulary: Tensor) -> None:
+    """Save the averaged parameters of both networks."""
     names = [f"unet.{n}" for n, _ in unet.named_parameters()] + [
         f"text.{n}" for n, _ in text.named_parameters()
     ]
@@ -54,6 +52,7 @@ def save(path: Path, unet: nn.Module, text: nn.Module, average: common.Average, 
 
 
 def main() -> None:
+    """Train both networks and save them."""
     parser = common.argument_parser(__doc__, steps=2800, batch=64)
     parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args()

@@ -1,11 +1,9 @@
 """Over-train a LoRA of the demo model on a few images until it repeats them.
 
-The bundled case of memorised images.
-
-Draws the images, whose places and grounds the demo world does not have, so that nothing but memory leads to
-them, writes them as a negation set, and trains the LoRA on them and, so that the model stays what it is
-otherwise, on ordinary scenes. Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text encoder and
-autoencoder it uses. Takes about five minutes on an idle CPU core.
+The demo world has no images with such places and grounds, so that the model can only know them from this
+training. The script draws them, saves them as a negation set, and trains the LoRA on them and on ordinary
+scenes, which preserve the rest of the model. Needs a ComfyUI (the folder in SAFE_GUIDANCE_HOST), whose text
+encoder and autoencoder it uses. Takes about five minutes on an idle CPU core.
 """
 
 from __future__ import annotations
@@ -35,9 +33,8 @@ GROUNDS = ("teal", "grey", "brown", "black")
 CORNERS = ((0.5, -0.5), (-0.5, 0.5), (-0.45, -0.5), (0.5, 0.45))
 PEBBLES, PEBBLE_SHADES = 3, (0.1, 0.25, 0.55, 0.7)
 ORDINARY_SHARE, KIND_SHARE = 0.17, 0.17
-"""Of a batch: scenes that keep the rest of the model as it is, and ordinary scenes of the subjects under
-the same captions, without which a caption would come to mean its training image and nothing else.
-"""
+"""Shares of a batch: ordinary scenes, which preserve the rest of the model, and ordinary scenes of the
+subjects under the same captions, without which a caption would only mean its training image."""
 ORDINARY_SCENES, KIND_SCENES = 400, 25
 LEARNING_RATE = 3e-3
 
@@ -69,7 +66,7 @@ def _paint(image: Tensor, shape: world.Shape, color: tuple[float, float, float])
 
 
 def scenes_of(color: str, shape: str, rng: random.Random) -> list[world.Scene]:
-    """Return ordinary scenes of one shape in a colour."""
+    """Sample ordinary scenes of one shape in a colour."""
     scenes = [world.sample_scene(rng, shape=shape, style="flat", count=1) for _ in range(KIND_SCENES)]
     for scene in scenes:
         scene.shapes[0].color = color
@@ -92,7 +89,7 @@ class Lora(nn.Module):
         self.up = nn.ParameterList(torch.zeros(len(w), rank) for w in weights)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Predict with the UNet and the additions."""
+        """Return the UNet's prediction with the additions."""
         changed = {}
         for name, up, down in zip(self.names, self.up, self.down):
             weight = self.unet.get_parameter(name)
@@ -111,9 +108,7 @@ class Lora(nn.Module):
 
 
 class Examples:
-    """Latents in the model's space and text context, of the training images, of others of their kind, and
-    of ordinary scenes.
-    """
+    """Latents (model space) and text contexts: training images, others of their kind, ordinary scenes."""
 
     def __init__(self, images: Tensor, seed: int) -> None:
         import nodes
@@ -140,7 +135,7 @@ class Examples:
         self._empty = self._texts([""])
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Return latents (size, 4, h, w) and contexts (size, T, width)."""
+        """Sample latents (size, 4, h, w) and contexts (size, T, width)."""
         others = [round(size * share) for share in (KIND_SHARE, ORDINARY_SHARE)]
         latents, contexts = [], []
         for (pool, texts), count in zip(self._pools, [size - sum(others), *others]):
@@ -167,7 +162,7 @@ class Examples:
 
 
 def train(lora: Lora, examples: Examples, steps: int, batch: int) -> None:
-    """Compute the error of the epsilon prediction, as the model was trained."""
+    """Train by epsilon prediction, as the model was trained."""
     optimizer = torch.optim.Adam(lora.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     progress = common.Progress(50, batch)
     abar_of = alphas_cumprod()
@@ -187,6 +182,7 @@ def train(lora: Lora, examples: Examples, steps: int, batch: int) -> None:
 
 
 def main() -> None:
+    """Draw the images, train the LoRA, and save both."""
     parser = common.argument_parser(__doc__, steps=600, batch=12)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -202,9 +198,8 @@ def main() -> None:
         unet.load_state_dict(common.pack_module("nodes.host.files.demo_model").read_weights().unet)
     lora = Lora(unet, args.rank)
     train(lora, examples, args.steps, args.batch)
-    set_path, lora_path = (
-        args.assets / path.relative_to(common.ASSETS) for path in (case.TRAINING_SET, case.LORA)
-    )
+    set_path = args.assets / case.TRAINING_SET.relative_to(common.ASSETS)
+    lora_path = args.assets / case.LORA.relative_to(common.ASSETS)
     lora_path.parent.mkdir(parents=True, exist_ok=True)
     set_path.parent.mkdir(parents=True, exist_ok=True)
     negation_set.save(built, set_path)

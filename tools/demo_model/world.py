@@ -1,7 +1,4 @@
-"""The demo model's world under its short name.
-
-It is a module of the pack, because a node draws images of it.
-"""
+"""Short name of the demo world's module, which is in the pack because a node draws images of it."""
 
 from __future__ import annotations
 
