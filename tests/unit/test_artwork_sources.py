@@ -157,9 +157,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tool, tmp_path: Path) -> 
     def go(run, steps: int) -> None:  # type: ignore[no-untyped-def]
         for _ in range(steps):
             run.optimizer.set_scale(1.0)
-            run.optimizer.step((run.module(torch.randn(16, 4)) - 1).square().mean())
-            run.average.update()
-            run.step += 1
+            run.advance((run.module(torch.randn(16, 4)) - 1).square().mean())
 
     unbroken = make("a")
     go(unbroken, 6)

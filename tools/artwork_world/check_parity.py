@@ -10,7 +10,8 @@ import sys
 import torch
 
 import training
-from models import TEXT_HEADS, TEXT_LAYERS, TEXT_LENGTH, TEXT_WIDTH, UNET_CONFIG, TextEncoder, UNet
+from models import TEXT_HEADS, TEXT_LAYERS, TEXT_WIDTH, UNET_CONFIG
+from networks import TEXT_LENGTH, TextEncoder, UNet
 
 VOCABULARY = 49408
 """Rows of CLIP's token table, which the host's class always has."""
@@ -36,7 +37,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     operations = comfy.ops.disable_weight_init
-    unet = UNet()
+    unet = UNet(UNET_CONFIG)
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     config = {name: list(value) if isinstance(value, list) else value for name, value in UNET_CONFIG.items()}
@@ -47,7 +48,7 @@ def main() -> None:
     theirs = host_unet(x, timesteps, context=context)
     training.log.info("UNet: %.1e", largest_difference(unet(x, timesteps, context), theirs))
 
-    text = TextEncoder(VOCABULARY)
+    text = TextEncoder(VOCABULARY, TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS)
     host_text = comfy.clip_model.CLIPTextModel(
         {
             "hidden_size": TEXT_WIDTH,

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-import training
-from models import TEXT_LENGTH
+import training  # puts the folder of the next import on the path
+from networks import TEXT_LENGTH
 
 world = training.pack_module("demo.artwork_world")
 CAPTIONS_PER_SCENE = 4

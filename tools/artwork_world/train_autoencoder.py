@@ -87,9 +87,7 @@ def main() -> None:
             y = F.pixel_shuffle(autoencoder.decoder(noisy), DOWNSCALE).float()
         unit_variance = (z.square().mean((0, 2, 3)) - 1).square().mean()
         loss = reconstruction_loss(y, x) + 0.01 * unit_variance
-        run.optimizer.step(loss)
-        run.average.update()
-        run.step += 1
+        run.advance(loss)
         progress.update(run.step, loss)
         if run.step % args.save_every == 0 or run.step == args.steps:
             run.save()

@@ -89,9 +89,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             prediction = model(x, timesteps, tokens)
         loss = (loss_weight(abar) * (prediction.float() - noise).square()).mean()
-        run.optimizer.step(loss)
-        run.average.update()
-        run.step += 1
+        run.advance(loss)
         progress.update(run.step, loss)
         if run.step % args.save_every == 0 or run.step == args.steps:
             run.save()

@@ -139,6 +139,12 @@ class Run:
         self.average = common.Average(self.optimizer.parameters, ema_decay)
         self.step = 0
 
+    def advance(self, loss: Tensor) -> None:
+        """Make one optimiser step, update the running average and count the step."""
+        self.optimizer.step(loss)
+        self.average.update()
+        self.step += 1
+
     def save(self) -> None:
         """Write the checkpoint."""
         state = {

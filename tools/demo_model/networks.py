@@ -7,12 +7,13 @@ compares both.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-UNET_CONFIG: dict[str, object] = {
+UNET_CONFIG: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
@@ -197,66 +198,72 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Copy of the host's UNetModel with one residual block per level and the options of UNET_CONFIG."""
+    """Copy of the host's UNetModel for one residual block per level and the options of UNET_CONFIG.
 
-    def __init__(self) -> None:
+    Args:
+        config: arguments of the host's UNetModel, the demo model's or another model's.
+    """
+
+    def __init__(self, config: dict[str, Any] = UNET_CONFIG) -> None:
         super().__init__()
-        width, head_width, context = 32, 32, TEXT_WIDTH
-        multipliers, cross_only = (1, 2, 3), (True, False, False)
-        down_attention, up_attention = (False, True, True), ((True, True), (True, True), (False, True))
-        self.width = width
-        embedding = width * 4
+        self.width = config["model_channels"]
+        widths = [self.width * multiplier for multiplier in config["channel_mult"]]
+        context, head_width = config["context_dim"], config["num_head_channels"]
+        cross_only = config["disable_self_attentions"]
+        embedding = self.width * 4
+
+        def stage(inputs: int, level: int, attends: bool) -> list[nn.Module]:
+            outputs = widths[level]
+            layers: list[nn.Module] = [ResBlock(inputs, embedding, outputs)]
+            if attends:
+                layers.append(SpatialTransformer(outputs, outputs // head_width, context, cross_only[level]))
+            return layers
+
         self.time_embed = nn.Sequential(
-            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            nn.Linear(self.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-
-        def transformer(channels: int, cross: bool) -> SpatialTransformer:
-            return SpatialTransformer(channels, channels // head_width, context, cross)
-
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(LATENT_CHANNELS, width, 3, padding=1))])
-        skips, channels = [width], width
-        for level, multiplier in enumerate(multipliers):
-            layers: list[nn.Module] = [ResBlock(channels, embedding, multiplier * width)]
-            channels = multiplier * width
-            if down_attention[level]:
-                layers.append(transformer(channels, cross_only[level]))
-            self.input_blocks.append(Stage(*layers))
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(config["in_channels"], self.width, 3, padding=1))])
+        skips, channels = [self.width], self.width
+        for level in range(len(widths)):
+            attends = bool(config["transformer_depth"][level])
+            self.input_blocks.append(Stage(*stage(channels, level, attends)))
+            channels = widths[level]
             skips.append(channels)
-            if level < len(multipliers) - 1:
+            if level < len(widths) - 1:
                 self.input_blocks.append(Stage(Downsample(channels)))
                 skips.append(channels)
         self.middle_block = Stage(
             ResBlock(channels, embedding, channels),
-            transformer(channels, False),
+            SpatialTransformer(channels, channels // head_width, context, False),
             ResBlock(channels, embedding, channels),
         )
         self.output_blocks = nn.ModuleList()
-        for level, attends in zip(reversed(range(len(multipliers))), up_attention):
+        # The host takes the transformers' depths of the output blocks from the end of the list.
+        depths = list(config["transformer_depth_output"])
+        for level in reversed(range(len(widths))):
             for i in range(2):
-                layers = [ResBlock(channels + skips.pop(), embedding, multipliers[level] * width)]
-                channels = multipliers[level] * width
-                if attends[i]:
-                    layers.append(transformer(channels, cross_only[level]))
+                layers = stage(channels + skips.pop(), level, bool(depths.pop()))
+                channels = widths[level]
                 if level and i == 1:
                     layers.append(Upsample(channels))
                 self.output_blocks.append(Stage(*layers))
         self.out = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(width, LATENT_CHANNELS, 3, padding=1)
+            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, config["out_channels"], 3, padding=1)
         )
         for parameter in self.out[2].parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Predict the noise of x (B, 4, h, w) at DDPM timesteps (B,) with text context (B, T, 96)."""
+        """Predict the noise of x (B, 4, h, w) at DDPM timesteps (B,) with text context (B, T, width)."""
         embedding = self.time_embed(timestep_embedding(timesteps, self.width))
-        skips, h = [], x
+        hidden = []
         for block in self.input_blocks:
-            h = block(h, embedding, context)
-            skips.append(h)
-        h = self.middle_block(h, embedding, context)
+            x = block(x, embedding, context)
+            hidden.append(x)
+        x = self.middle_block(x, embedding, context)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding, context)
-        return self.out(h)
+            x = block(torch.cat([x, hidden.pop()], dim=1), embedding, context)
+        return self.out(x)
 
 
 class TextLayer(nn.Module):
@@ -285,31 +292,30 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Copy of the host's CLIP text model.
+    """Copy of the host's CLIP text model, of the demo model's size unless told otherwise.
 
     Token ids are rows of the world's vocabulary, not of CLIP's table.
     """
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(
+        self, vocabulary: int, width: int = TEXT_WIDTH, layers: int = TEXT_LAYERS, heads: int = TEXT_HEADS
+    ) -> None:
         super().__init__()
-        self.text_model = nn.ModuleDict(
+        embeddings = nn.ModuleDict(
             {
-                "embeddings": nn.ModuleDict(
-                    {
-                        "token_embedding": nn.Embedding(vocabulary, TEXT_WIDTH),
-                        "position_embedding": nn.Embedding(TEXT_LENGTH, TEXT_WIDTH),
-                    }
-                ),
-                "encoder": nn.ModuleDict(
-                    {"layers": nn.ModuleList(TextLayer(TEXT_WIDTH, TEXT_HEADS) for _ in range(TEXT_LAYERS))}
-                ),
-                "final_layer_norm": nn.LayerNorm(TEXT_WIDTH),
+                "token_embedding": nn.Embedding(vocabulary, width),
+                "position_embedding": nn.Embedding(TEXT_LENGTH, width),
             }
         )
-        nn.init.normal_(self.text_model["embeddings"]["token_embedding"].weight, std=0.3)
-        nn.init.normal_(self.text_model["embeddings"]["position_embedding"].weight, std=0.1)
+        encoder = nn.ModuleDict({"layers": nn.ModuleList(TextLayer(width, heads) for _ in range(layers))})
+        self.text_model = nn.ModuleDict(
+            {"embeddings": embeddings, "encoder": encoder, "final_layer_norm": nn.LayerNorm(width)}
+        )
+        nn.init.normal_(embeddings["token_embedding"].weight, std=0.3)
+        nn.init.normal_(embeddings["position_embedding"].weight, std=0.1)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return text embeddings (B, T, width) of token ids (B, T)."""
         embeddings = self.text_model["embeddings"]
         x = embeddings["token_embedding"](tokens) + embeddings["position_embedding"].weight[: tokens.shape[1]]
         for layer in self.text_model["encoder"]["layers"]:
