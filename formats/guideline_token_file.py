@@ -10,7 +10,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
@@ -52,24 +51,14 @@ def load(path: Path) -> GuidelineTokens:
 
 def _read(path: Path) -> tuple[Tensor, str]:
     """Return the embeddings and their description as JSON text."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path.name} does not hold guideline tokens. "
-                    "Choose a file that Save Guideline Tokens has written."
-                )
-            if list(file.keys()) != ["embeddings"]:
-                raise ValueError(
-                    f"{path.name} has tensors that do not belong to guideline tokens. "
-                    "Optimise and save the tokens again."
-                )
-            return file.get_tensor("embeddings"), metadata.get("tokens", "")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source."
-        ) from error
+    refusal = "does not hold guideline tokens. Choose a file that Save Guideline Tokens has written."
+    with tensor_file.opened(path, FORMAT, refusal) as file:
+        if list(file.keys()) != ["embeddings"]:
+            raise ValueError(
+                f"{path.name} has tensors that do not belong to guideline tokens. "
+                "Optimise and save the tokens again."
+            )
+        return file.get_tensor("embeddings"), file.metadata().get("tokens", "")
 
 
 def _tokens(embeddings: Tensor, description: dict[str, Any]) -> GuidelineTokens:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import tensor_file
@@ -175,19 +174,10 @@ def load(path: Path) -> NegationSet:
     Raises:
         ValueError: the file is damaged, of another format, or its content does not add up.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path.name} is not a negation set. "
-                    "Choose a file that Build Negation Set or Save Negation Set made."
-                )
-            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source."
-        ) from error
+    refusal = "is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
+    with tensor_file.opened(path, FORMAT, refusal) as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
     images = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
     masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(images)))
     expected = {f"picture.{i:06}" for i in range(len(images))} | {

@@ -1,12 +1,15 @@
-"""Writer of safetensors files, one tensor at a time, so that a file may be larger than memory."""
+"""The pack's safetensors files: a writer for files larger than memory, a reader that checks the format."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .atomic_file import replacing
@@ -47,3 +50,26 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(header(layout, metadata))
         for tensor in tensors.values():
             file.write(data(tensor))
+
+
+@contextmanager
+def opened(path: Path, file_format: str, refusal: str) -> Iterator[Any]:
+    """Open a file of one of the pack's formats, as `safetensors.safe_open` does.
+
+    Args:
+        path: the file.
+        file_format: the entry `format` that its metadata must have.
+        refusal: what follows the file's name in the error about another format.
+
+    Raises:
+        ValueError: the file is damaged, not a safetensors file, or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") != file_format:
+                raise ValueError(f"{path.name} {refusal}")
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is damaged or not a safetensors file ({error}). Copy it again from its source."
+        ) from error
