@@ -21,7 +21,7 @@ from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType, RecordedAttentionType
 from .parsing import captions_of, noise_levels
-from .shared_inputs import seed_input
+from .shared_inputs import origin_inputs, seed_input
 
 
 class LoadGuidelineTokens(io.ComfyNode):
@@ -74,20 +74,7 @@ class SaveGuidelineTokens(io.ComfyNode):
                 io.String.Input(
                     "name", default="my tokens", tooltip="Name of the file. Use / for a sub-folder."
                 ),
-                io.String.Input(
-                    "source",
-                    default="",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Where the training images come from, stored in the file.",
-                ),
-                io.String.Input(
-                    "licence",
-                    default="",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Licence of the tokens, stored in the file.",
-                ),
+                *origin_inputs("the training images", "the tokens"),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,

@@ -19,6 +19,7 @@ from .host.files.folders import (
 )
 from .host.files.image_folders import read_folder, state_of
 from .io_types import NegationSetType
+from .shared_inputs import origin_inputs
 
 CATEGORY = "safe guidance/negation sets"
 ALIASES = ["negative image", "avoid style", "unwanted images", "nsfw", "reference set", "concept erasing"]
@@ -87,7 +88,7 @@ class BuildNegationSet(io.ComfyNode):
                     default="my set",
                     tooltip="Name of the set, for people. It does not change what the set does.",
                 ),
-                *origin_inputs(),
+                *origin_inputs("the images", "the images"),
             ],
             outputs=[NegationSetType.Output(display_name="negation_set")],
         )
@@ -138,18 +139,14 @@ class NegationSetFromFolder(io.ComfyNode):
                     "value keeps more detail and takes more memory. Start with 1024; the size "
                     "you generate is enough.",
                 ),
-                io.Boolean.Input(
-                    "drop_duplicates",
-                    default=True,
-                    tooltip="Keep every image once. Exact copies would count twice. Start with on.",
-                ),
+                drop_duplicates_input(),
                 io.String.Input(
                     "name",
                     default="",
                     optional=True,
                     tooltip="Name of the set, for people. When empty, the folder's name is used.",
                 ),
-                *origin_inputs(),
+                *origin_inputs("the images", "the images"),
             ],
             outputs=[
                 NegationSetType.Output(display_name="negation_set"),
@@ -208,11 +205,7 @@ class CombineNegationSets(io.ComfyNode):
                 ),
                 NegationSetType.Input("third", optional=True, tooltip="Third negation set, if needed."),
                 NegationSetType.Input("fourth", optional=True, tooltip="Fourth negation set, if needed."),
-                io.Boolean.Input(
-                    "drop_duplicates",
-                    default=True,
-                    tooltip="Keep every image once. Exact copies would count twice. Start with on.",
-                ),
+                drop_duplicates_input(),
                 io.String.Input(
                     "name",
                     default="",
@@ -280,24 +273,13 @@ class SaveNegationSet(io.ComfyNode):
         )
 
 
-def origin_inputs() -> list[io.Input]:
-    """Return the inputs for the source and licence of images."""
-    return [
-        io.String.Input(
-            "source",
-            default="",
-            optional=True,
-            advanced=True,
-            tooltip="Where the images come from, stored in the file.",
-        ),
-        io.String.Input(
-            "licence",
-            default="",
-            optional=True,
-            advanced=True,
-            tooltip="Licence of the images, stored in the file.",
-        ),
-    ]
+def drop_duplicates_input() -> io.Input:
+    """Return the input that keeps every image once."""
+    return io.Boolean.Input(
+        "drop_duplicates",
+        default=True,
+        tooltip="Keep every image once. Exact copies would count twice. Start with on.",
+    )
 
 
 NODES: list[type[io.ComfyNode]] = [

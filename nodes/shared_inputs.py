@@ -48,6 +48,31 @@ def reference_inputs(optional: bool = False) -> list[io.Input]:
     ]
 
 
+def origin_inputs(images: str, licensed: str) -> list[io.Input]:
+    """Return the inputs for the source and licence that a saved file states.
+
+    Args:
+        images: the images whose source is meant, such as "the images".
+        licensed: what has the licence.
+    """
+    return [
+        io.String.Input(
+            "source",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip=f"Where {images} come from, stored in the file.",
+        ),
+        io.String.Input(
+            "licence",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip=f"Licence of {licensed}, stored in the file.",
+        ),
+    ]
+
+
 def layout_inputs() -> list[io.Input]:
     """Return the inputs for how reference images are fitted to the size of the run."""
     return [

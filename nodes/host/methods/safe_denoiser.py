@@ -27,19 +27,21 @@ class LastComparison:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], Comparison] = {}
+        self._size: tuple[int, ...] = ()
+        self._comparison: Comparison | None = None
 
     def get(self, latent_shape: tuple[int, ...]) -> Comparison | None:
         """Return the comparison for latents (B, C, h, w) of this size, ready for another run.
 
         Return None if the kept comparison is for another size.
         """
-        kept = self._kept.get(latent_shape[1:])
-        return None if kept is None else kept.for_another_run()
+        if self._comparison is None or self._size != latent_shape[1:]:
+            return None
+        return self._comparison.for_another_run()
 
     def keep(self, latent_shape: tuple[int, ...], comparison: Comparison) -> None:
         """Replace the comparison that is kept, without the state of its run."""
-        self._kept = {tuple(latent_shape[1:]): comparison.for_another_run()}
+        self._size, self._comparison = latent_shape[1:], comparison.for_another_run()
 
 
 @dataclass
