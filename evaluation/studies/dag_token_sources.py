@@ -111,8 +111,7 @@ def separation(cache: AttentionCache, embeddings: torch.Tensor) -> tuple[list[fl
 
     Returns:
         AUC of the maps' maxima at each noise level, AUC of the mean map, and the mean IoU at the best
-        threshold of each
-        level, averaged.
+        threshold of each level, averaged.
     """
     maps, shows = detections(cache, embeddings), cache.masks.flatten(1).any(1)
 

@@ -54,7 +54,7 @@ WIDGETS_SHOWN = """names => app.graph._nodes.flatMap(node =>
     (node.widgets ?? [])
         .filter(widget => names.includes(widget.name))
         .map(widget => [widget.name, node.isWidgetVisible(widget)]))"""
-"""Whether the interface shows these widgets when advanced ones are shown."""
+"""JavaScript that tells if the interface shows these widgets when advanced ones are shown."""
 SHOW_ADVANCED = "() => app.graph._nodes.forEach(node => { node.showAdvanced = true; })"
 
 BLUEPRINT = "Safe KSampler"

@@ -1,4 +1,4 @@
-"""What the registry gets: the metadata that its tools read, and the files that a user needs, no more.
+"""The package for the registry: metadata that its tools read, and only the files that a user needs.
 
 What loading them costs.
 """

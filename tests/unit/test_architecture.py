@@ -34,7 +34,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
     "nodes": BELOW_THE_HOST | HOST_ROOMS,
 }
-"""Which folder may import from which others. Folders of `guidance` are one room.
+"""Folders that each folder may import from. Folders of `guidance` are one room.
 
 Those of `nodes/host` are not.
 """
@@ -62,7 +62,7 @@ NEVER = {"pickle", "dill", "shelve", "marshal", "eval", "exec", "compile", "__im
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, as absolute names.
+    """Yield the imports of a file as absolute names.
 
     The pack's own begin with a dot-free path such as "guidance.core.composition".
     """

@@ -1,4 +1,4 @@
-"""What is said about a set: how alike its images are, and which ones nearly repeat."""
+"""Report on a negation set: similarity of its images, near-duplicates."""
 
 from __future__ import annotations
 

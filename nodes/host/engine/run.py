@@ -2,8 +2,8 @@
 
 Every evaluation arrives here as the denoised prediction of the guider in use. The active corrections may
 first steer: they change the run's conditioning, and the prediction is made again. Then they observe it and
-    ask for extra
-predictions, which are evaluated in one batch. At last their changes are added under a joint cap.
+ask for extra predictions, which are evaluated in one batch. At last their changes are added under a joint
+cap.
 """
 
 from __future__ import annotations
