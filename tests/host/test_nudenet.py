@@ -177,7 +177,7 @@ def test_the_detector_is_found_without_importing_its_package(host: Any) -> None:
     import subprocess
     import sys
 
-    root = Path(__file__).parents[2] / "nodes" / "host" / "safety_models.py"
+    root = Path(__file__).parents[2] / "nodes" / "host" / "files" / "safety_models.py"
     code = root.read_text(encoding="utf-8")
     assert "import nudenet" not in code and "import onnxruntime" not in code
     check = (

@@ -47,7 +47,7 @@ class RunContext:
         if len(self.latent_shape) != 4:
             raise ValueError(
                 f"{method} works on single images, and this model samples video or audio. "
-                "Remove its node from this MODEL."
+                "Remove the node from this MODEL."
             )
 
 

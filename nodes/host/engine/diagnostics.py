@@ -25,7 +25,7 @@ def missing_branch(name: str) -> str:
 
 def costly_branch(name: str) -> str:
     """Return the note for CFG 1, at which the negative prompt is evaluated only because a method needs it."""
-    return f"CFG is 1, so the negative prompt is evaluated for {name} only. A higher CFG costs no more time."
+    return f"CFG is 1, so the negative prompt is evaluated for {name} alone. More CFG costs nothing more."
 
 
 def outside_window(name: str, sigmas: Sequence[float]) -> str:
