@@ -376,7 +376,8 @@ class ScoreImages(io.ComfyNode):
             }
             for i, (score, gate, explanation) in enumerate(zip(found.score, found.gate, found.explanation))
         ]
-        report = json.dumps({"version": 1, "function": safety_function.name, "images": judged}, indent=1)
+        # The key of version 1, which workflows may read.
+        report = json.dumps({"version": 1, "function": safety_function.name, "pictures": judged}, indent=1)
         shown = torch.stack(
             [
                 overlay_regions(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))

@@ -61,8 +61,8 @@ def test_score_images_tells_the_unsafe_image(host: Any, nodes: Any) -> None:
     shown, report = result.args
     scores = json.loads(report)
     assert scores["version"] == 1 and scores["function"] == "classifier: star"
-    assert [image["unsafe"] for image in scores["images"]] == [True, False]
-    first, second = scores["images"]
+    assert [image["unsafe"] for image in scores["pictures"]] == [True, False]
+    first, second = scores["pictures"]
     assert first["score"] > 0.69 > second["score"] >= 0
     assert first["explanation"]["star"] > 0.5 and first["regions"] == []
     assert shown.shape == images.shape and result.ui is not None
@@ -71,9 +71,9 @@ def test_score_images_tells_the_unsafe_image(host: Any, nodes: Any) -> None:
 def test_classes_and_views_are_settings(host: Any, nodes: Any) -> None:
     images = make_images(host)
     circles = guide(nodes, classes="circle, square")
-    assert json.loads(nodes.ScoreImages.execute(images=images, safety_function=circles).args[1])["images"][1][
-        "unsafe"
-    ]
+    assert json.loads(nodes.ScoreImages.execute(images=images, safety_function=circles).args[1])["pictures"][
+        1
+    ]["unsafe"]
     plain, several = guide(nodes)(images.movedim(-1, 1)), guide(nodes, views=4)(images.movedim(-1, 1))
     assert several.gate.tolist() == [True, False]
     assert not torch.equal(plain.score, several.score)
@@ -193,7 +193,7 @@ def test_nudenet_by_its_node(host: Any, nodes: Any) -> None:
     ).args[0]
     assert function.classes == ("FACE_FEMALE", "FEET_EXPOSED")
     report = json.loads(nodes.ScoreImages.execute(images=make_images(host), safety_function=function).args[1])
-    assert [image["unsafe"] for image in report["images"]] == [False, False]
+    assert [image["unsafe"] for image in report["pictures"]] == [False, False]
 
 
 def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_folder: Path) -> None:
