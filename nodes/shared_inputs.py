@@ -23,10 +23,10 @@ PRESETS = {
     "every step": SigmaWindow(),
     "SD 1.x paper (sigma 4.67)": SigmaWindow(low=4.67),
     "SD3 published code (sigma 3.545)": SigmaWindow(low=3.545),
-    "large images (sigma 9)": SigmaWindow(low=9.0),
+    "large pictures (sigma 9)": SigmaWindow(low=9.0),
 }
 """In this order: all steps; DDPM timesteps 780 to 1000 of Stable Diffusion 1.x; the same integers read as
-SD3's flow time; the SD 1.x window at twice the image size."""
+SD3's flow time; the SD 1.x window at twice the image size. Saved workflows hold these names, so they stay."""
 
 HIDDEN = {"hidden": True}
 """`extra_dict` of an input that the interface does not show. API prompts and saved workflows still set it."""

@@ -552,3 +552,18 @@ def test_a_set_of_nothing_but_fine_images_is_refused(host: Any) -> None:
     model = protect(host, from_images(torch.rand(2, 64, 64, 3), torch.zeros(2, 64, 64)))
     with pytest.raises(ValueError, match="Combine them with unwanted ones"):
         host.sample(model, host.text(STAR))
+
+
+def test_window_names_that_saved_workflows_hold_are_still_options(host: Any) -> None:
+    """A saved workflow whose value is no longer an option is refused by the host."""
+    from safe_guidance.nodes.shared_inputs import window_inputs
+
+    names = [
+        "sigma",
+        "percent",
+        "every step",
+        "SD 1.x paper (sigma 4.67)",
+        "SD3 published code (sigma 3.545)",
+        "large pictures (sigma 9)",
+    ]
+    assert window_inputs()[0].options == names

@@ -49,8 +49,8 @@ LANGUAGES = ("en", "fr")
 HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
 NOT_A_TITLE = re.compile(r"(What|How|Whether|Where|Which|Who|When|Why)\b")
 DIALECT = {
-    # Keys of files and reports keep their names.
-    r"pictures?(?!\.[{0\"]|\":)": "image",
+    # Keys of files and reports, and values that saved workflows hold, keep their names.
+    r"pictures?(?!\.[{0\"]|\":| \(sigma 9\))": "image",
     r"looks? first|looking first": "two-pass",
     r"(?<![\".])rehears\w+(?![\":=])": "two-pass, first pass",
     r"the things?": "subject",
