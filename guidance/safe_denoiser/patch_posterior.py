@@ -138,7 +138,7 @@ def build_patch_library(latents: Tensor, regions: Tensor, temperature: float) ->
 
 
 def _some_of_both(regions: Tensor) -> Tensor:
-    """Return the indices of the images to use, in order: at most MOST_IMAGES, some with regions and some without.
+    """Return the indices of the images to use, in order: at most MOST_IMAGES, with regions and without.
 
     Images that are unwanted as a whole are left out. Of a larger set, images of both kinds are evenly spread,
     so that a few masked images among many neutral ones are not missed.

@@ -59,7 +59,9 @@ def test_every_size_and_mask_has_an_answer_or_a_clear_error(
     height: int, width: int, shares: list[float], flat: bool, seed: int
 ) -> None:
     latents = latents_of(len(shares), height, width, seed) * (0 if flat else 1)
-    regions = torch.cat([centred_mask(height, width, s) if s else torch.zeros(1, 1, height, width) for s in shares])
+    regions = torch.cat(
+        [centred_mask(height, width, s) if s else torch.zeros(1, 1, height, width) for s in shares]
+    )
     try:
         comparison = choose_comparison(References(latents, regions), SETTINGS)
     except ValueError as error:
