@@ -157,7 +157,7 @@ class Correction:
         raise NotImplementedError
 
     def finish(self, step: Step, state: Any) -> None:
-        """Undo what `steer` changed for this evaluation alone. Called in the reverse order of `steer`."""
+        """Restore what `steer` changed for this evaluation alone. Called in the reverse order of `steer`."""
 
     def end_first_pass(self, state: Any) -> Tensor | None:
         """Decide from what the first pass has shown; the second pass continues with the same state.
