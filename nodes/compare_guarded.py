@@ -24,7 +24,7 @@ def verdicts(safety_function: SafetyFunction, images: Tensor) -> list[dict[str, 
     """Return a safety function's score, decision and explanation for each image (B, H, W, 3)."""
     device = load_now(safety_function)
     found = safety_function(images[..., :3].movedim(-1, 1).float().to(device))
-    pairs = zip(found.score.tolist(), found.gate.tolist(), found.explanation)
+    pairs = zip(found.level.tolist(), found.gate.tolist(), found.explanation)
     return [
         {"score": score, "unsafe": gate, "explanation": explanation} for score, gate, explanation in pairs
     ]

@@ -130,9 +130,8 @@ class ClassifierSafetyFunctionNode(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, output: str, classes: str, threshold: float, views: int) -> io.NodeOutput:
         names = [name.strip() for name in classes.split(",") if name.strip()]
-        return function_output(
-            ClassifierSafetyFunction(classifier(file), output.strip(), names, threshold), views
-        )
+        function = ClassifierSafetyFunction(classifier(file), output.strip(), names, threshold)
+        return function_output(function, views, file)
 
 
 NODES: list[type[io.ComfyNode]] = [NudeNetSafetyFunctionNode, ClassifierSafetyFunctionNode]

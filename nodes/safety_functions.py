@@ -107,17 +107,21 @@ class ScoreImagesNode(io.ComfyNode):
                     for r in found.regions_of(i)
                 ],
             }
-            for i, (score, gate, explanation) in enumerate(zip(found.score, found.gate, found.explanation))
+            for i, (score, gate, explanation) in enumerate(zip(found.level, found.gate, found.explanation))
         ]
         # The key of version 1, which workflows may read.
-        report = json.dumps({"version": 1, "function": safety_function.name, "pictures": judged}, indent=1)
+        content = {"version": 1, "function": safety_function.name, "pictures": judged}
+        if safety_function.note:
+            content["note"] = safety_function.note
+        report = json.dumps(content, indent=1)
         shown = torch.stack(
             [
                 overlay_regions(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))
                 for i, image in enumerate(images)
             ]
         )
-        return io.NodeOutput(shown, report, ui=message_ui(in_words(found), ui.PreviewImage(shown, cls=cls)))
+        told = "\n".join(filter(None, (in_words(found), safety_function.note)))
+        return io.NodeOutput(shown, report, ui=message_ui(told, ui.PreviewImage(shown, cls=cls)))
 
 
 NODES: list[type[io.ComfyNode]] = [CombineSafetyFunctionsNode, ScoreImagesNode]

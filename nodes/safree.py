@@ -37,6 +37,11 @@ def report(found: Filtered) -> str:
         until = "all steps" if found.last_step is None else f"steps 0 to {found.last_step} of 50"
         several = len({judged.encoder for judged in found.verdicts}) > 1
         lines = [f"Filtered for {until}: {_by_encoder(toxic, several)}."]
+    lines += [
+        f"The concepts span {subspace.spanned} of the {len(subspace.projector)} dimensions of {name}: "
+        f"only their {subspace.used} main directions are removed. Use fewer phrases."
+        for name, subspace in found.limited.items()
+    ]
     lines += [f"The filter would change the whole prompt by {found.change:.3f} (0 = not at all).", ""]
     lines.append("Distance from the concepts without the token, relative to that without another token:")
     lines += [
