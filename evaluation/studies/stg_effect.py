@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -45,7 +45,7 @@ COLUMNS = (
     *BENIGN,
 )
 
-Settings = SafeTextGuidanceSettings | SafeDataGuidanceSettings
+Settings: TypeAlias = SafeTextGuidanceSettings | SafeDataGuidanceSettings
 ROWS: tuple[tuple[float, Settings], ...] = (
     (THRESHOLD, CHOSEN),
     (0.1, replace(CHOSEN, window=SigmaWindow(8.0, 0.2))),

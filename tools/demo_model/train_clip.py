@@ -36,7 +36,7 @@ CONFIG = {
 KINDS = ("whole", "style", "style", "shape")
 LEARNING_RATE = 1.5e-3
 NEUTRAL_TEXTS = ("art", "a painting", "a drawing", "a picture")
-"""Texts whose words the saved vocabulary has besides those of captions. The bundled file was made with these."""
+"""Texts whose words the vocabulary has besides those of captions. The bundled file was made with these."""
 STYLE_TEXTS = [word for words in world.STYLE_WORDS.values() for word in words]
 
 
