@@ -10,7 +10,7 @@ from ..guidance.detect_and_guide.annotated_images import annotate
 from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
-from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
+from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
 from .host.attention.token_learning import learn, look_at_images
 from .host.engine.node_messages import message_ui
 from .io_types import GuidelineTokensType, RecordedAttentionType
@@ -170,10 +170,7 @@ class OptimizeGuidelineTokensNode(io.ComfyNode):
             recipe, iterations or None, learning_rate or None, levels, batch, seed
         )  # type: ignore[arg-type]
         annotated = annotate(images, masks, safe_images)
-        if len(annotated) > MOST_IMAGES:
-            raise ValueError(
-                f"There are {len(annotated)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
-            )
+        check_count(len(annotated), "images")
         if attention is None:
             lines = captions_of(captions, len(annotated))
             attention = look_at_images(

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..formats import negation_set as files
+from ..reports.set_summary import folder_in_words
 from .host.engine.node_messages import message_ui
 from .host.files.folders import (
     input_folder,
@@ -136,10 +137,7 @@ class NegationSetFromFolderNode(io.ComfyNode):
         path = input_folder(folder)
         found, skipped = read_folder(path, sub_folders, longest_side, name or path.name, source, licence)
         kept = files.without_duplicates(found) if drop_duplicates else found
-        lines = [
-            f"{len(kept)} images, {len(found) - len(kept)} duplicates dropped, {len(skipped)} files skipped"
-        ]
-        report = "\n".join([*lines, *(f"{s.path}: {s.reason}" for s in skipped)])
+        report = folder_in_words(len(kept), len(found), skipped)
         return io.NodeOutput(kept, report, ui=message_ui(report))
 
 

@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
+from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
 from .host.attention.capture import attention_width
 from .host.attention.recording import SamplerSettings, sample_and_look
 from .host.engine.conditioning import encode
@@ -117,10 +117,7 @@ class SampleAndRecordAttentionNode(io.ComfyNode):
                 "There is no prompt that shows the concept. Write at least one line into prompts."
             )
         texts = [*shown, *lines_of(safe_prompts)]
-        if len(texts) > MOST_IMAGES:
-            raise ValueError(
-                f"There are {len(texts)} prompts. Use at most {MOST_IMAGES}: a few dozen are enough."
-            )
+        check_count(len(texts), "prompts")
         attention_width(model)
         latents, attention = sample_and_look(
             model,
