@@ -18,6 +18,7 @@ from .host.engine.hooks import trace_of, unguarded
 from .host.engine.ksampler import sample
 from .host.engine.node_messages import message_ui
 from .io_types import SafetyFunctionType, SafetyTraceType
+from .model_inputs import prompt_inputs
 from .shared_inputs import changing_seed_input, sampler_inputs
 
 
@@ -37,16 +38,10 @@ class GuardedAndUnguardedNode(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The guarded model. The unguarded image is made with the same model without "
-                    "the safety methods.",
+                    tooltip="Model with the safety methods attached. The unguarded image is made with the "
+                    "same model without them.",
                 ),
-                io.Conditioning.Input("positive", tooltip="Positive prompt: what the image should show."),
-                io.Conditioning.Input(
-                    "negative", tooltip="Negative prompt: what the image should not show, in words."
-                ),
-                io.Latent.Input(
-                    "latent_image", tooltip="Latent image to start from: an empty one, or an encoded image."
-                ),
+                *prompt_inputs(),
                 io.Vae.Input("vae", tooltip="VAE of the model. It decodes both images."),
                 *sampler_inputs(changing_seed_input("Random seed of both images.")),
                 io.Float.Input(

@@ -70,9 +70,9 @@ class DAGDetectorGuideNode(io.ComfyNode):
                     "host_mask",
                     options=["SEGA", "SLD"],
                     default=DEFAULTS.host_mask,
-                    tooltip="Which values are changed inside the detected regions. SEGA changes the "
-                    "tenth that differs most from the safety text; SLD changes all values where "
-                    "the prompt leans towards it, which is more. Start with SEGA.",
+                    tooltip="Which values are changed inside the detected regions. SEGA changes the tenth "
+                    "that responds most strongly to the safety text; SLD changes all values where the"
+                    " prompt leans towards the safety text, which is more. Start with SEGA.",
                 ),
                 *detection_inputs(),
                 *window_inputs(),

@@ -63,9 +63,9 @@ class NudeNetSafetyFunctionNode(io.ComfyNode):
                     max=1280,
                     step=32,
                     advanced=True,
-                    tooltip="Side in pixels to which images are scaled for the detector. A higher value "
-                    "finds smaller details and costs more. Start with 320, for which this "
-                    "detector was made; the paper uses another one at 640.",
+                    tooltip="Side in pixels to which images are scaled for the detector. A higher value finds"
+                    " smaller details and costs more. Start with 320, for which this detector was "
+                    "made; the paper uses a detector made for 640.",
                 ),
                 views_input(),
             ],

@@ -14,6 +14,7 @@ from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
 from .host.attention.token_learning import learn, look_at_images
 from .host.engine.node_messages import message_ui
 from .io_types import GuidelineTokensType, RecordedAttentionType
+from .model_inputs import clip_input
 from .parsing import captions_of, noise_levels
 from .shared_inputs import seed_input
 
@@ -38,9 +39,7 @@ class OptimizeGuidelineTokensNode(io.ComfyNode):
                     tooltip="Model whose attention should find the concept. The tokens also fit models "
                     "fine-tuned from it.",
                 ),
-                io.Clip.Input(
-                    "clip", tooltip="Text encoder of the model. It encodes the words and captions."
-                ),
+                clip_input("the words and captions"),
                 io.Vae.Input("vae", tooltip="VAE of the model. It encodes the images into latents."),
                 io.Image.Input(
                     "images",

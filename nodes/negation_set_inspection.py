@@ -19,6 +19,16 @@ from .io_types import NegationSetType
 from .negation_set_inputs import CATEGORY
 
 
+def compared_vae_input() -> io.Input:
+    """Return the input for the VAE with which images are compared."""
+    return io.Vae.Input(
+        "vae",
+        optional=True,
+        tooltip="VAE of the model. With it, latents are compared, as in Safe Denoiser; without it, small "
+        "copies of the images.",
+    )
+
+
 class PreviewNegationSetNode(io.ComfyNode):
     """Shows the images and measures of a set."""
 
@@ -43,12 +53,7 @@ class PreviewNegationSetNode(io.ComfyNode):
                     tooltip="Largest number of images on the sheet, spread evenly over the set. More "
                     "make a larger sheet. Start with 64.",
                 ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="VAE for the measures. With it, latents are compared as in Safe Denoiser; "
-                    "without it, small copies of the images.",
-                ),
+                compared_vae_input(),
             ],
             outputs=[io.Image.Output(display_name="sheet"), io.String.Output(display_name="summary")],
         )
@@ -99,12 +104,7 @@ class FindClosestReferencesNode(io.ComfyNode):
                     max=64,
                     tooltip="Number of references to list per image. Start with 3.",
                 ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="VAE for the comparison. With it, latents are compared as in Safe Denoiser; "
-                    "without it, small copies of the images.",
-                ),
+                compared_vae_input(),
             ],
             outputs=[
                 io.Image.Output(

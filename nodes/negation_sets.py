@@ -48,7 +48,7 @@ class BuildNegationSetNode(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my set",
-                    tooltip="Name of the set, for people. It does not change what the set does.",
+                    tooltip="Name of the set, shown in reports. It has no effect on images.",
                 ),
                 *origin_inputs("the images", "the images"),
             ],
@@ -90,7 +90,7 @@ class NegationSetFromFolderNode(io.ComfyNode):
                 io.Boolean.Input(
                     "sub_folders",
                     default=True,
-                    tooltip="Also use the images in the folders inside it. Start with on.",
+                    tooltip="Also use the images in sub-folders of the folder. Start with on.",
                 ),
                 io.Int.Input(
                     "longest_side",
@@ -106,7 +106,7 @@ class NegationSetFromFolderNode(io.ComfyNode):
                     "name",
                     default="",
                     optional=True,
-                    tooltip="Name of the set, for people. When empty, the folder's name is used.",
+                    tooltip="Name of the set, shown in reports. When empty, the folder's name is used.",
                 ),
                 *origin_inputs("the images", "the images"),
             ],
@@ -159,8 +159,8 @@ class CombineNegationSetsNode(io.ComfyNode):
                 NegationSetType.Input(
                     "second",
                     tooltip="Second negation set. To define a style, combine unmasked style images with "
-                    "neutral images that have empty masks. Otherwise combine sets with masks "
-                    "only with sets with masks.",
+                    "neutral images that have empty masks. Otherwise do not mix sets with masks and "
+                    "sets without.",
                 ),
                 NegationSetType.Input("third", optional=True, tooltip="Third negation set, if needed."),
                 NegationSetType.Input("fourth", optional=True, tooltip="Fourth negation set, if needed."),
@@ -169,7 +169,8 @@ class CombineNegationSetsNode(io.ComfyNode):
                     "name",
                     default="",
                     optional=True,
-                    tooltip="Name of the set, for people. When empty, the names of the sets are joined.",
+                    tooltip="Name of the set, shown in reports. When empty, the names of the sets are "
+                    "joined.",
                 ),
             ],
             outputs=[NegationSetType.Output(display_name="negation_set")],

@@ -13,6 +13,7 @@ from .host.engine.hooks import attach
 from .host.engine.node_messages import message_ui
 from .host.methods.safree import filter_text, has_several_encoders
 from .host.methods.safree_reattention import ReattentionCorrection
+from .model_inputs import clip_input
 from .parsing import phrases_of
 
 CATEGORY = "safe guidance/text"
@@ -56,9 +57,7 @@ class SafreeTextFilterNode(io.ComfyNode):
                 "toxic",
             ],
             inputs=[
-                io.Clip.Input(
-                    "clip", tooltip="Text encoder of the model. It encodes the prompt and the concepts."
-                ),
+                clip_input("the prompt and the concepts"),
                 io.String.Input(
                     "text",
                     multiline=True,
@@ -87,11 +86,11 @@ class SafreeTextFilterNode(io.ComfyNode):
                     "steps",
                     options=[AS_PUBLISHED, *VALIDATIONS],
                     default=AS_PUBLISHED,
-                    tooltip="For how many steps the filtered prompt is used before the original prompt "
-                    "takes over. self-validating: longer the more the filter changes the "
-                    "prompt, up to a fifth of the run. all: every step, the strongest. as "
-                    "published (start here): self-validating for models with one text encoder, "
-                    "all for models with several.",
+                    tooltip="For how many steps the filtered prompt is used before the original prompt takes "
+                    "over. self-validating: the more the filter changes the prompt, the longer, up to"
+                    " a fifth of the run. self-validating, artist: the same with the paper's values "
+                    "for an artist's name. all: every step, the strongest. as published (start here):"
+                    " self-validating for models with one text encoder, all for models with several.",
                 ),
             ],
             outputs=[

@@ -14,6 +14,7 @@ from .host.attention.recording import SamplerSettings, sample_and_look
 from .host.engine.conditioning import encode
 from .host.engine.node_messages import message_ui
 from .io_types import RecordedAttentionType
+from .model_inputs import clip_input
 from .parsing import LARGEST_SEED, lines_of, noise_levels, seeds_of
 from .shared_inputs import sampler_inputs, seed_input
 
@@ -40,7 +41,7 @@ class SampleAndRecordAttentionNode(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="Model whose attention should find the concept."),
-                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the prompts."),
+                clip_input("the prompts"),
                 io.Vae.Input("vae", tooltip="VAE of the model. It decodes the images."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt of all images, as in KSampler."),
                 io.Latent.Input(
@@ -71,9 +72,9 @@ class SampleAndRecordAttentionNode(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="One seed per image, separated by commas, images with the concept first. "
-                    "Missing seeds count on from the last one; when empty, all count on from "
-                    "seed.",
+                    tooltip="One seed per image, separated by commas; images with the concept come first. If "
+                    "there are too few, further images continue counting from the last one. When "
+                    "empty, counting starts at the input seed.",
                 ),
                 *attention_inputs(),
             ],
