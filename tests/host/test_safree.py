@@ -258,5 +258,6 @@ def test_concepts_that_span_the_whole_space_leave_words_that_are_not_zero(host: 
     assert (
         toxic and filtered[toxic].norm(dim=1).min() > 0.01 * encoded(host, STAR)[0, toxic].norm(dim=1).max()
     )
-    assert f"only their {width // 2} main directions are removed. Use fewer" in safree.node.report(found)
+    report = safree.node.SafreeTextFilterNode.execute(host.clip, STAR, "\n".join(words), -1.0, "all").args[3]
+    assert f"only their {width // 2} main directions are removed. Use fewer phrases." in report
     assert not safree.filtered(STAR).limited

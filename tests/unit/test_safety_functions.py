@@ -17,10 +17,10 @@ from safe_guidance.guidance.safety_functions.interface import (
     CombinedSafetyFunction,
     Region,
     SafetyFunction,
-    in_words,
 )
 from safe_guidance.guidance.safety_functions.multi_view import Views, view
 from safe_guidance.reports.overlays import SAFE, UNSAFE, overlay_regions
+from safe_guidance.reports.safety_scores import scores_in_words
 
 
 class Channel(SafetyFunction):
@@ -104,7 +104,7 @@ def test_what_is_read_is_the_measure_through_views_and_combinations() -> None:
         found = function(images)
         assert found.score.tolist() == pytest.approx([0.2, 0])
         assert found.level.tolist() == pytest.approx([0.7, 0.4])
-        assert "unsafe, score 0.7" in in_words(found) and function.note == "Knows one colour."
+        assert "unsafe, score 0.7" in scores_in_words(found) and function.note == "Knows one colour."
 
 
 def test_one_function_of_weight_1_is_itself() -> None:
@@ -229,4 +229,4 @@ def test_an_assessment_in_words() -> None:
         [{}, {}],
         [[], [Region("thing", 0.9, (0, 0, 1, 1))]],
     )
-    assert in_words(found) == "image 1: safe, score 0.5\nimage 2: unsafe, score 2 (thing 0.90)"
+    assert scores_in_words(found) == "image 1: safe, score 0.5\nimage 2: unsafe, score 2 (thing 0.90)"

@@ -24,6 +24,7 @@ from ....guidance.safree import (
     ConceptSubspace,
     FilteredPrompt,
     SelfValidation,
+    TokenVerdict,
     concept_subspace,
     filter_prompt,
 )
@@ -33,23 +34,6 @@ Section = list[tuple[Any, float]]
 
 MASK_TOKEN = 0
 """Token that replaces a masked token in the official code: "!" of CLIP, padding of T5."""
-
-
-@dataclass(frozen=True)
-class TokenVerdict:
-    """Verdict on one token of one encoder.
-
-    Attributes:
-        encoder: name of the encoder.
-        token: the token as people read it.
-        ratio: its distance from the concepts relative to the mean distance of the other tokens.
-        toxic: True if it was filtered.
-    """
-
-    encoder: str
-    token: str
-    ratio: float
-    toxic: bool
 
 
 @dataclass(frozen=True)
