@@ -10,8 +10,8 @@ from comfy_api.latest import io, ui
 
 from ..guidance.core.noise_level import SigmaWindow
 from ..guidance.detect_and_guide.attention_maps import Normalization
-from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
+from ..guidance.detect_and_guide.settings import DetectAndGuideSettings
 from ..reports.overlays import overlay_map
 from .dag_inputs import ALIASES, CATEGORY
 from .host.attention.detection_maps import detect

@@ -16,7 +16,9 @@ from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
 from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
-from .host.attention.token_learning import learn, look_at_images, tokens_from_text
+from .host.attention.given_images import record_images
+from .host.attention.token_learning import learn
+from .host.attention.tokens_from_text import tokens_from_text
 from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType, RecordedAttentionType
@@ -297,7 +299,7 @@ class OptimizeGuidelineTokens(io.ComfyNode):
             )
         if attention is None:
             lines = captions_of(captions, len(annotated))
-            attention = look_at_images(
+            attention = record_images(
                 model, clip, vae, annotated, lines, noise_levels(sigmas), SCALES[scales], seed
             )
         learnt = learn(model, clip, annotated, attention, words, tokens, settings)

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
 from .host.attention.capture import attention_width
-from .host.attention.recording import SamplerSettings, sample_and_look
+from .host.attention.sampled_images import SamplerSettings, sample_and_record
 from .host.engine.conditioning import encode
 from .host.engine.node_messages import message_ui
 from .io_types import RecordedAttentionType
@@ -122,7 +122,7 @@ class SampleAndRecordAttention(io.ComfyNode):
                 f"There are {len(texts)} prompts. Use at most {MOST_IMAGES}: a few dozen are enough."
             )
         attention_width(model)
-        latents, attention = sample_and_look(
+        latents, attention = sample_and_record(
             model,
             [encode(clip, text) for text in texts],
             negative,
