@@ -45,8 +45,6 @@ class ComfyServer(ServerClient):
         options: further arguments of the host.
         device: "auto" uses a GPU if there is one.
         host: folder of ComfyUI; by default the one that dev.py found.
-        python: interpreter that runs the host; by default this one.
-        pack: folder of this pack.
         threads: threads that its computations may use; by default all.
     """
 
@@ -57,8 +55,6 @@ class ComfyServer(ServerClient):
         options: Sequence[str] = (),
         device: Literal["auto", "cpu"] = "auto",
         host: Path | None = None,
-        python: Path | None = None,
-        pack: Path = PACK,
         threads: int | None = None,
     ) -> None:
         if host is None and not os.environ.get(HOST_VARIABLE):
@@ -67,9 +63,8 @@ class ComfyServer(ServerClient):
                 f"Start through dev.py, or set {HOST_VARIABLE} to the folder of a ComfyUI."
             )
         self.host = Path(os.environ[HOST_VARIABLE]) if host is None else host
-        self.python = Path(sys.executable) if python is None else python
         self.options = tuple(options)
-        self.packs = {PACK_NAME: pack, **{path.name: path for path in packs}}
+        self.packs = {PACK_NAME: PACK, **{path.name: path for path in packs}}
         self.device = device
         self.threads = threads
         self.port = 0
@@ -163,12 +158,12 @@ class ComfyServer(ServerClient):
                     raise
 
     def _command(self) -> list[str]:
-        command = [str(self.python), "main.py", "--base-directory", str(self.base)]
+        command = [sys.executable, "main.py", "--base-directory", str(self.base)]
         command += ["--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs]
         command += self.options
-        if self.device == "cpu" or not has_cuda(self.python):
+        if self.device == "cpu" or not has_cuda(Path(sys.executable)):
             command.append("--cpu")
         return command
 
@@ -238,6 +233,6 @@ class ComfyServer(ServerClient):
     def _log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
-    def log_tail(self, lines: int = LOG_LINES) -> str:
+    def log_tail(self) -> str:
         """Return the last lines of the server's log."""
-        return "\n".join(self._log_text().splitlines()[-lines:])
+        return "\n".join(self._log_text().splitlines()[-LOG_LINES:])

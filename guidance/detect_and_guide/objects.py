@@ -88,17 +88,16 @@ def _fill_one(values: Tensor, known: Tensor) -> Tensor:
     return filled
 
 
-def fill_blurred(values: Tensor, known: Tensor, std: float = BLUR_STD) -> Tensor:
+def fill_blurred(values: Tensor, known: Tensor) -> Tensor:
     """Return the Gaussian-weighted mean of the known values around every position; zero far from all of them.
 
     Args:
         values: (B, h, w).
         known: (B, h, w) bool.
-        std: standard deviation in positions.
     """
-    radius = round(3 * std)
+    radius = round(3 * BLUR_STD)
     offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
-    kernel = torch.exp(-0.5 * (offsets / std) ** 2)
+    kernel = torch.exp(-0.5 * (offsets / BLUR_STD) ** 2)
 
     def blurred(x: Tensor) -> Tensor:
         horizontally = F.conv2d(x[:, None], kernel.view(1, 1, 1, -1), padding=(0, radius))
