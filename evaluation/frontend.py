@@ -250,7 +250,7 @@ class Frontend:
 
     def screenshot(self, path: Path) -> None:
         """Save an image of the window with the whole workflow in view."""
-        self.page.mouse.click((WIDTH, HEIGHT)[0] // 2, (WIDTH, HEIGHT)[1] - 20)
+        self.page.mouse.click(WIDTH // 2, HEIGHT - 20)
         self.page.keyboard.press(".")
         self.page.wait_for_timeout(1200)
         self.page.screenshot(path=path)
