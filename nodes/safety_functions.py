@@ -17,8 +17,8 @@ from ..reports.overlays import overlay_regions
 from .host.autograd.auxiliary_models import load_now
 from .host.engine.node_messages import message_ui
 from .host.files.folders import BUNDLED_SUFFIX
-from .host.files.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names, safety_path
-from .host.files.safety_models import classifier, clip_model, nudenet_network
+from .host.files.safety_files import DEMO_CLIP, DEMO_GUIDE, safety_names
+from .host.files.safety_models import classifier, clip_model, detector_hash, nudenet_network
 from .io_types import SafetyFunctionType
 from .parsing import lines_of
 
@@ -95,6 +95,10 @@ class NudeNetSafety(io.ComfyNode):
             ],
             outputs=[SafetyFunctionType.Output(display_name="safety_function")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(None if file == PACKAGE else file)
 
     @classmethod
     def execute(cls, file: str, classes: str, threshold: float, size: int, views: int) -> io.NodeOutput:
@@ -179,6 +183,10 @@ class ClipConceptSafety(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
+
+    @classmethod
     def execute(
         cls, file: str, model: str, preset: str, texts: str, neutral: str, threshold: float, views: int
     ) -> io.NodeOutput:
@@ -219,6 +227,10 @@ class ClipStyleSafety(io.ComfyNode):
             ],
             outputs=[SafetyFunctionType.Output(display_name="safety_function")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
 
     @classmethod
     def execute(
@@ -274,8 +286,8 @@ class ClassifierSafety(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        return safety_path(file).stat().st_mtime
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
 
     @classmethod
     def execute(cls, file: str, output: str, classes: str, threshold: float, views: int) -> io.NodeOutput:
