@@ -94,9 +94,8 @@ class ClipConceptSafetyFunctionNode(io.ComfyNode):
         cls, file: str, model: str, preset: str, texts: str, neutral: str, threshold: float, views: int
     ) -> io.NodeOutput:
         texts, neutral = PRESETS.get(preset, (texts, neutral))
-        return function_output(
-            ClipSafetyFunction(clip_model(file, model), lines_of(texts), lines_of(neutral), threshold), views
-        )
+        function = ClipSafetyFunction(clip_model(file, model), lines_of(texts), lines_of(neutral), threshold)
+        return function_output(function, views)
 
 
 class ClipStyleSafetyFunctionNode(io.ComfyNode):
@@ -135,9 +134,8 @@ class ClipStyleSafetyFunctionNode(io.ComfyNode):
     def execute(
         cls, file: str, model: str, artist: str, neutral: str, threshold: float, views: int
     ) -> io.NodeOutput:
-        return function_output(
-            ClipSafetyFunction(clip_model(file, model), lines_of(artist), lines_of(neutral), threshold), views
-        )
+        function = ClipSafetyFunction(clip_model(file, model), lines_of(artist), lines_of(neutral), threshold)
+        return function_output(function, views)
 
 
 NODES: list[type[io.ComfyNode]] = [ClipConceptSafetyFunctionNode, ClipStyleSafetyFunctionNode]

@@ -14,6 +14,7 @@ from .host.attention.token_learning import tokens_from_text
 from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType
+from .model_inputs import clip_input
 from .shared_inputs import origin_inputs
 
 
@@ -112,7 +113,7 @@ class GuidelineTokensFromTextNode(io.ComfyNode):
             "fewer mistakes.",
             search_aliases=ALIASES,
             inputs=[
-                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the words."),
+                clip_input("the words"),
                 io.String.Input("words", default="nude person", tooltip="Concept to find, in few words."),
                 io.Boolean.Input(
                     "whole_phrase",

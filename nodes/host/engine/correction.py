@@ -111,6 +111,9 @@ class Correction:
     texts: dict[str, list[Any]] = {}
     """CONDITIONING by name. `wanted_texts` may ask for predictions of these."""
 
+    compared_with: str = UNCOND
+    """COND or UNCOND: the branch whose ControlNet, images, sizes, hooks and regions the texts share."""
+
     two_pass: bool = False
     """True to sample every run twice. In the first pass only `observe` of this correction is called."""
 
