@@ -176,9 +176,9 @@ def load(path: Path) -> NegationSet:
         ValueError: the file is damaged, of another format, or its content does not add up.
     """
     refusal = "is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
-    with tensor_file.opened(path, FORMAT, refusal) as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    file = tensor_file.opened(path, FORMAT, refusal)
+    metadata = file.metadata
+    tensors = {key: file.tensor(key) for key in sorted(file.shapes)}
     images = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
     masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(images)))
     expected = {f"picture.{i:06}" for i in range(len(images))} | {
