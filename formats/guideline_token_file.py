@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
-from . import tensor_file
+from . import finite_json, tensor_file
 
 FORMAT = "safe-guidance guideline tokens 1"
 
@@ -40,7 +40,7 @@ def load(path: Path) -> GuidelineTokens:
     """
     embeddings, description = _read(path)
     try:
-        return _tokens(embeddings, json.loads(description))
+        return _tokens(embeddings, finite_json.loads(description))
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"The description in {path.name} cannot be read. Optimise and save the tokens again."

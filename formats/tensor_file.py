@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import finite_json
 from .atomic_file import replacing
 
 ALIGNMENT = 64
@@ -179,7 +180,7 @@ def parsed(text: str) -> Any:
     if len(text) > MOST_TEXT:
         return None
     try:
-        return json.loads(text)
+        return finite_json.loads(text)
     except (ValueError, RecursionError):
         return None
 

@@ -13,6 +13,9 @@ MAX_TEXTS, LONGEST_TEXT = 64, 2000
 MAX_NUMBER = 1e12
 """Limits for trace files, far above what a run writes."""
 
+NOT_FINITE = 2.0**39
+"""Recorded instead of a number that is not finite: such a change is the largest one, and files stay JSON."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -43,7 +46,7 @@ class Record:
 
     @property
     def acted(self) -> bool:
-        return any(value > 0 for value in self.change)
+        return any(not value <= 0 for value in self.change)
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,11 @@ def sentence(summary: Summary, calls: int) -> str:
     """Describe one method's run in a sentence."""
     if summary.acted:
         extra = f", {summary.forwards} extra predictions" if summary.forwards else ""
-        change = f"changed the prediction by up to {summary.largest_change:.1%}"
+        change = (
+            f"changed the prediction by up to {summary.largest_change:.1%}"
+            if summary.largest_change < NOT_FINITE
+            else "made values that are not finite, which ruin the image. Check its settings and what it gets"
+        )
         return f"{summary.method} acted at {summary.acted} of {calls} model calls and {change}{extra}."
     if summary.allowed:
         return f"{summary.method} watched {summary.allowed} of {calls} model calls and changed nothing."

@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a threshold that is no number": (
         lambda p: broken(p, calibration={"threshold": float("nan"), "background": 0}),
-        "lie between",
+        "cannot be read",
     ),
     "no calibration": (lambda p: broken(p, calibration=None), "cannot be read"),
     "negative noise": (lambda p: broken(p, sigmas=[-1.0]), "noise levels"),
