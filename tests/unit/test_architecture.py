@@ -100,7 +100,7 @@ def own(names: Iterator[str]) -> set[str]:
 
 
 def foreign(names: Iterator[str]) -> set[str]:
-    """Imports that are neither the pack's own nor the standard library's."""
+    """Return the imports that are neither the pack's own nor the standard library's."""
     return {
         name
         for name in names
