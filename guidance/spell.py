@@ -96,7 +96,7 @@ class _Repulsion:
 
         Args:
             others: (n, C, h, w).
-            signs: (n,) of +1 or -1, the direction in which to leave one that coincides with the sample; None
+            signs: (n,) of +1 or -1, the direction to move in when a reference coincides with the sample; None
                 for +1.
         """
         distance = (self.mask * (self.x - others).square()).flatten(1).sum(1).sqrt()  # (n,)

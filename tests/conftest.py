@@ -163,7 +163,9 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture
 def shown(host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Record the node messages by node id, with the host's own server class that records instead of sending."""
+    """Record the node messages by node id, with the host's own server class that records instead of
+    sending.
+    """
     import server
 
     found: dict[str, str] = {}

@@ -1,5 +1,5 @@
-"""The benchmark of STG on a small UNet: every variant is measured beside the plain sampler and acts as it
-says.
+"""The benchmark of STG on a small UNet: every variant is measured beside the plain sampler and acts as
+it says.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ PROMPT = "a yellow star in the center on a black plain background, flat style"
 
 @pytest.fixture
 def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make an input folder and a model folder for this test, with five images, two of them equal, and a text
-    file.
+    """Make an input folder and a model folder for this test, with five images, two of them equal, and a
+    text file.
     """
     import folder_paths
 
@@ -268,7 +268,9 @@ def test_encoding_tells_its_progress(host: Any) -> None:
 
 
 def test_latents_are_the_posteriors_mode(host: Any, tiny: Any) -> None:
-    """The latent is the mean half of the encoder's moments, not a sample, for the demo VAE and a usual one."""
+    """The latent is the mean half of the encoder's moments, not a sample, for the demo VAE and a usual
+    one.
+    """
     from safe_guidance.nodes.host.files.negation_latents import encode_images
 
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))

@@ -109,7 +109,9 @@ def test_two_part_sampling_equals_one_run(host: Any, copies: NegationSet) -> Non
 
 @pytest.mark.parametrize("bounds", [(0, 8, 12), (0, 3, 6, 9, 12)], ids=str)
 def test_what_the_local_search_decided_holds_in_the_next_part(host: Any, bounds: tuple[int, ...]) -> None:
-    """Below sigma 1 nothing new is decided. Without the decisions of the run before, the star would return."""
+    """Below sigma 1 nothing new is decided. Without the decisions of the run before, the star would
+    return.
+    """
     from safe_guidance.formats.negation_set import load
     from safe_guidance.nodes.host.files.folders import ASSETS
 
@@ -298,7 +300,9 @@ def test_masked_sets_are_looked_for_locally(host: Any) -> None:
 
 
 def test_the_bundled_masked_set_takes_a_star_away_and_spares_other_shapes(host: Any) -> None:
-    """The settings are those of the workflow. A judge that guides nothing decides on a batch of four images."""
+    """The settings are those of the workflow. A judge that guides nothing decides on a batch of four
+    images.
+    """
     from safe_guidance.evaluation.judges.judge import judge
     from safe_guidance.evaluation.judges.network import load_judge
     from safe_guidance.formats.negation_set import load

@@ -45,7 +45,9 @@ def between(host: Any, a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def distances(host: Any, samples: torch.Tensor, negation_set: NegationSet) -> torch.Tensor:
-    """Return the distance of every sample to its closest reference: root mean square, in the sampler's space."""
+    """Return the distance of every sample to its closest reference: root mean square, in the sampler's
+    space.
+    """
     from safe_guidance.nodes.host.files.negation_latents import references_for
 
     references = references_for(host.model, host.vae, negation_set, tuple(samples.shape)).read(slice(None))

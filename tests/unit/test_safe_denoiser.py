@@ -90,8 +90,8 @@ def ring_samples() -> dict[float, Tensor]:
 
 
 def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
-    """The paper's Figure 3: half the weight leaves unsafe samples, the exact weight keeps every safe mode,
-    and double the weight depletes them.
+    """The paper's Figure 3: half the weight leaves unsafe samples, the exact weight keeps every safe
+    mode, and double the weight depletes them.
     """
     ring = mixture.ring()
     for weight, expected in {0.0: 0.2495, 0.25: 0.168, 0.5: 0.073, 1.0: 0.0, 2.0: 0.0}.items():
@@ -107,8 +107,8 @@ def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
 
 
 def share_with_references(count: int, seed: int) -> float:
-    """Return the unsafe share of ring samples made by the pack's estimator on `count` references in 60 Euler
-    steps.
+    """Return the unsafe share of ring samples made by the pack's estimator on `count` references in 60
+    Euler steps.
     """
     ring = mixture.ring()
     generator = torch.Generator().manual_seed(seed)
@@ -221,8 +221,8 @@ def test_official_mode_is_the_published_kernel_with_a_bandwidth_independent_of_t
 
 
 def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> None:
-    """This is the bandwidth of the released fast modules: 1e-8 dominates the kernel sum, so almost nothing is
-    subtracted.
+    """This is the bandwidth of the released fast modules: 1e-8 dominates the kernel sum, so almost
+    nothing is subtracted.
     """
     references = References(
         torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=unit_pixels

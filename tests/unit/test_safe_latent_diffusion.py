@@ -183,7 +183,9 @@ def test_a_whole_run_equals_the_published_loop_on_noise_predictions(seed: int, n
 
 
 def test_a_velocity_model_gives_what_the_same_noise_model_gives() -> None:
-    """v-prediction is another form of the same denoised prediction, so thresholds must give the same result."""
+    """v-prediction is another form of the same denoised prediction, so thresholds must give the same
+    result.
+    """
     generator = torch.Generator().manual_seed(4)
     x = 3.0 * torch.randn(1, 4, 5, 5, generator=generator, dtype=torch.float64)
     sigma = 3.0

@@ -1,5 +1,5 @@
-"""The toy study: a matched function is followed along what the model can express, and a mismatched one is
-not.
+"""The toy study: a matched function is followed along what the model can express, and a mismatched one
+is not.
 """
 
 from __future__ import annotations
