@@ -73,7 +73,7 @@ class SpellResult:
 
 
 def with_unit_pixels(references: References) -> References:
-    """Return references with pixels as unit vectors over the channels, as the published code has them."""
+    """Return references whose pixels are unit vectors over the channels, as in the published code."""
     return references.then(partial(unit_pixels, least=COINCIDENT))
 
 
