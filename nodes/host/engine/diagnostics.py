@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from ....guidance.core.noise_level import NoiseLevel
+from ....reports.plain_text import log
 from ....reports.trace import Trace, first_pass_sentences, sentence
 from .correction import Attachment, Correction
 from .node_messages import show_message
@@ -52,7 +53,7 @@ def _is_on(correction: Correction) -> bool:
 def show_messages(attachments: Sequence[Attachment], trace: Trace) -> None:
     """Show what each correction did as a message on its node, and log the notes on settings."""
     for note in trace.notes:
-        logging.warning("Safe Guidance: %s", note)
+        log(logging.WARNING, note)
     for attachment, name in zip(attachments, trace.methods):
         if not attachment.correction.name:
             continue

@@ -18,6 +18,7 @@ from torch import Tensor
 from ....formats import latent_file
 from ....formats.atomic_file import TEMPORARY_SUFFIX
 from ....guidance.core.references import References
+from ....reports.plain_text import log
 
 LIMIT = 16 * 2**30
 """Largest total size of all encoded sets in bytes; the least recently used are removed first."""
@@ -67,11 +68,7 @@ def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Ten
         prune(directory(), LIMIT, keep=path)
         return latent_file.read(path, key)
     except (OSError, ValueError) as error:
-        logging.warning(
-            "Safe Guidance: encoded images cannot be kept in %s (%s). They stay in memory.",
-            path.parent,
-            error,
-        )
+        log(logging.WARNING, f"encoded images cannot be kept on the disk ({error}). They stay in memory.")
         return gathered(encode())
 
 
@@ -90,7 +87,7 @@ def _read(path: Path, key: str) -> References | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        logging.warning("Safe Guidance: %s The images are encoded again.", error)
+        log(logging.WARNING, f"{error} The images are encoded again.")
         return None
 
 
@@ -121,4 +118,4 @@ def _remove(path: Path) -> None:
         path.unlink()
     except OSError as error:
         # Another process removed it, or has it open on a system that then keeps it.
-        logging.debug("Safe Guidance: %s stays (%s).", path, error)
+        log(logging.DEBUG, f"{path} stays ({error}).")
