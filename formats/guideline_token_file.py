@@ -8,18 +8,25 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 from . import tensor_file
+from .atomic_file import replacing
 
 FORMAT = "safe-guidance guideline tokens 1"
 
 
 def save(tokens: GuidelineTokens, path: Path) -> None:
     """Write a file of tokens; an existing file stays as it is until the new one is complete."""
+    with replacing(path) as file:
+        write_into(file, tokens)
+
+
+def write_into(file: BinaryIO, tokens: GuidelineTokens) -> None:
+    """Write the content of a file of tokens into an open one."""
     description = {
         field.name: getattr(tokens, field.name)
         for field in fields(tokens)
@@ -29,7 +36,7 @@ def save(tokens: GuidelineTokens, path: Path) -> None:
         "format": FORMAT,
         "tokens": json.dumps({**description, "calibration": asdict(tokens.calibration)}),
     }
-    tensor_file.write(path, {"embeddings": tokens.embeddings}, metadata)
+    tensor_file.write_into(file, {"embeddings": tokens.embeddings}, metadata)
 
 
 def load(path: Path) -> GuidelineTokens:

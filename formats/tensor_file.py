@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,11 +45,16 @@ def data(tensor: Tensor) -> bytes:
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a whole file; an existing file stays as it is until the new one is complete."""
-    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replacing(path) as file:
-        file.write(header(layout, metadata))
-        for tensor in tensors.values():
-            file.write(data(tensor))
+        write_into(file, tensors, metadata)
+
+
+def write_into(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the content of a file into an open one, tensor by tensor."""
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    file.write(header(layout, metadata))
+    for tensor in tensors.values():
+        file.write(data(tensor))
 
 
 @contextmanager

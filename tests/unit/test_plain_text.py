@@ -113,7 +113,9 @@ def test_errors_of_every_kind_are_cleaned(error: Exception) -> None:
     shown = "".join(traceback.format_exception(cleaned))
     shown.encode("utf-8")
     assert "\n" not in str(cleaned) and "/secret" not in str(cleaned)
-    assert isinstance(cleaned, OSError if isinstance(error, OSError) else (ValueError, RuntimeError, type(error)))
+    assert isinstance(
+        cleaned, OSError if isinstance(error, OSError) else (ValueError, RuntimeError, type(error))
+    )
     assert cleaned.__traceback__ is not None and len(str(cleaned)) <= LONGEST
 
 

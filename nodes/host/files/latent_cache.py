@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,15 +15,12 @@ import torch
 from torch import Tensor
 
 from ....formats import latent_file
-from ....formats.atomic_file import TEMPORARY_SUFFIX
+from ....formats.atomic_file import remove_abandoned
 from ....guidance.core.references import References
 from ....reports.plain_text import log
 
 LIMIT = 16 * 2**30
 """Largest total size of all encoded sets in bytes; the least recently used are removed first."""
-
-ABANDONED = 24 * 3600
-"""Seconds after which a temporary file belongs to a process that ended."""
 
 SUFFIX = ".latents"
 
@@ -44,7 +40,9 @@ def vae_hash(vae: Any) -> str | None:
         weights = network.state_dict()
         for name, tensor in weights.items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            # hashlib reads the array where it is: no copy of the weights.
+            digest.update(memoryview(numbers))
         _vae_hashes[network] = digest.hexdigest() if weights else ""
     return _vae_hashes[network] or None
 
@@ -96,15 +94,14 @@ def prune(folder: Path, limit: int, keep: Path) -> None:
 
     Temporary files of ended processes are removed as well. `keep` is never removed.
     """
+    remove_abandoned(folder)
     files = []
     for path in folder.glob("*"):
         try:
             status = path.stat()
         except OSError:
             continue
-        if path.suffix == TEMPORARY_SUFFIX and status.st_mtime < time.time() - ABANDONED:
-            _remove(path)
-        elif path.suffix == SUFFIX:
+        if path.suffix == SUFFIX:
             files.append((path == keep, status.st_mtime, status.st_size, path))
     total = 0
     for kept, _, size, path in sorted(files, reverse=True):
