@@ -22,6 +22,8 @@ from . import tensor_file
 from .atomic_file import replacing
 
 FORMAT = "safe-guidance negation set 1"
+LONGEST_TEXT = 100_000
+"""Most characters of the name, the source and the licence each; a longer header could not be read again."""
 MAX_SIDE = 2048
 """Longest side of a stored image. Larger images are reduced when a set is built."""
 
@@ -49,6 +51,10 @@ class NegationSet:
     def __post_init__(self) -> None:
         for text in ("name", "source", "licence"):
             object.__setattr__(self, text, getattr(self, text).encode("utf-8", "replace").decode())
+            if len(getattr(self, text)) > LONGEST_TEXT:
+                raise ValueError(
+                    f"The {text} of the negation set has more than {LONGEST_TEXT} characters. Shorten it."
+                )
         if not self.images:
             raise ValueError("The negation set has no images. Give it at least one.")
         if len(self.masks) != len(self.images):

@@ -38,8 +38,8 @@ def is_encodable(text: str) -> bool:
 def one_line(text: str, longest: int = LONGEST) -> str:
     """Return a text as one harmless line of at most `longest` characters.
 
-    Long texts keep their beginning and their end, which say what is wrong and what to do; they are cut between
-    words. Absolute paths keep their last part.
+    Long texts keep their beginning and their end, which say what is wrong and what to do; they are cut
+    between words. Absolute paths keep their last part.
     """
     # A text of megabytes is cut before it is searched. Its ends cannot be longer than the result.
     head, tail = (text, "") if len(text) <= 8 * longest else (text[: 4 * longest], text[-4 * longest :])
@@ -91,8 +91,8 @@ def _cut(line: str, longest: int) -> str:
 def clean_error(error: Exception) -> Exception:
     """Return an error whose message, and whose chain of causes, is harmless: itself if possible.
 
-    A changed message stays in the same object, so that its type and the attributes of libraries stay, or comes
-    as an error of the same type. A chain with a message that no log can write is cut off.
+    A changed message stays in the same object, so that its type and the attributes of libraries stay, or
+    comes as an error of the same type. A chain with a message that no log can write is cut off.
     """
     text = one_line(str(error))
     cleaned = error if str(error) == text else _with_message(error, text)
@@ -107,7 +107,7 @@ def clean_error(error: Exception) -> Exception:
 
 
 def _with_message(error: Exception, text: str) -> Exception:
-    """Return an error with another message: the same object, one of its type, or a ValueError or RuntimeError."""
+    """Return an error with another message: the same object, or another of its type or a general one."""
     try:
         error.args = (text,)
         if str(error) == text:

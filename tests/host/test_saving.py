@@ -176,7 +176,7 @@ def test_files_whose_names_are_no_text_are_not_listed(models: Path) -> None:
 def test_a_disk_that_fills_up_at_the_last_image_is_cleaned(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last images are written when the folder has been read, and a part of them when the file is closed."""
+    """The last images are written when the folder has been read, and some when the file is closed."""
     from PIL import Image
 
     from safe_guidance.formats import image_store

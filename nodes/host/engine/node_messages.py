@@ -45,7 +45,7 @@ def message_ui(text: str, images: ui.PreviewImage | None = None) -> dict[str, An
 
 @contextmanager
 def errors_shown_at(node: str | None) -> Iterator[None]:
-    """Show an error raised in the block as a message on a node, and raise it again as `clean_error` returns it.
+    """Show an error raised in the block as a message on a node, and raise it again, harmless.
 
     The interface itself only marks the node. An interruption by the user passes as it is.
     """

@@ -155,7 +155,7 @@ def _save(
     may_replace: Callable[[Path], bool],
     overwrite: bool,
 ) -> str:
-    """Write a file of a kind under a name, or the name with the first number that is free; return its name."""
+    """Write a file of a kind under a name, or the name with the first free number; return its name."""
     path, folder = path_to_save(kind, name)
     try:
         if overwrite:

@@ -64,7 +64,7 @@ def input_file(name: str, suffixes: Sequence[str]) -> Path:
     path = Path(os.path.realpath(root / name)) if is_encodable(name) and "\0" not in name else root
     if not path.is_relative_to(root) or not os.path.isfile(path) or path.suffix.lower() not in suffixes:
         raise FileNotFoundError(
-            f"There is no file '{short(name)}' of the kind {' or '.join(suffixes)} under the host's input folder. "
-            "Put it there, or choose another."
+            f"There is no file '{short(name)}' of the kind {' or '.join(suffixes)} under the host's input "
+            "folder. Put it there, or choose another."
         )
     return path
