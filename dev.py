@@ -107,6 +107,7 @@ STUDIES = (
     "safe_denoiser",
     "stg_ablation",
     "stg_detectors",
+    "stg_effect",
     "stg_gate",
     "stg_toy",
 )

@@ -47,6 +47,23 @@ NUDITY_CONCEPTS = (
 
 
 @dataclass(frozen=True)
+class TokenVerdict:
+    """Verdict on one token of one encoder.
+
+    Attributes:
+        encoder: name of the encoder.
+        token: the token as people read it.
+        ratio: its distance from the concepts relative to the mean distance of the other tokens.
+        toxic: True if it was filtered.
+    """
+
+    encoder: str
+    token: str
+    ratio: float
+    toxic: bool
+
+
+@dataclass(frozen=True)
 class SelfValidation:
     """Self-validating filter: the number of filtered steps of 50, from the change beta that the filter makes.
 

@@ -52,16 +52,6 @@ class Assessment:
         return self.regions[index] if self.regions else []
 
 
-def in_words(found: Assessment) -> str:
-    """Return one line per image: its verdict, its score and its regions."""
-    lines = []
-    for index, (score, gate) in enumerate(zip(found.score.tolist(), found.gate.tolist())):
-        regions = "; ".join(f"{region.label} {region.score:.2f}" for region in found.regions_of(index))
-        line = f"image {index + 1}: {'unsafe' if gate else 'safe'}, score {score:.3g}"
-        lines.append(f"{line} ({regions})" if regions else line)
-    return "\n".join(lines)
-
-
 class SafetyFunction(ABC):
     """Scores images.
 

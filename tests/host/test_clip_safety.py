@@ -4,6 +4,7 @@ gradients that mean something.
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from safe_guidance.guidance.safety_functions.clip import (
     PAPER_THRESHOLD,
@@ -154,3 +155,14 @@ def test_presets_make_a_function(bundled: ClipModel, preset: str) -> None:
 
 def test_the_bundled_file_is_small(host: Any) -> None:
     assert (ROOT / "assets" / "demo_model" / "clip.safetensors").stat().st_size < 2_000_000
+
+
+def test_the_bundled_vocabulary_has_the_neutral_texts_of_the_tool_that_made_it() -> None:
+    source = ast.parse((ROOT / "tools" / "demo_model" / "train_clip.py").read_text(encoding="utf-8"))
+    texts = next(
+        ast.literal_eval(line.value)
+        for line in source.body
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "NEUTRAL_TEXTS"
+    )
+    vocabulary = load_file(ROOT / "assets" / "demo_model" / "clip.safetensors")["vocabulary"]
+    assert torch.isin(open_clip.SimpleTokenizer(context_length=32)(list(texts)), vocabulary).all()

@@ -17,10 +17,10 @@ from safe_guidance.guidance.safety_functions.interface import (
     CombinedSafetyFunction,
     Region,
     SafetyFunction,
-    in_words,
 )
 from safe_guidance.guidance.safety_functions.multi_view import Views, view
 from safe_guidance.reports.overlays import SAFE, UNSAFE, overlay_regions
+from safe_guidance.reports.safety_scores import scores_in_words
 
 
 class Channel(SafetyFunction):
@@ -190,4 +190,4 @@ def test_an_assessment_in_words() -> None:
         [{}, {}],
         [[], [Region("thing", 0.9, (0, 0, 1, 1))]],
     )
-    assert in_words(found) == "image 1: safe, score 0.5\nimage 2: unsafe, score 2 (thing 0.90)"
+    assert scores_in_words(found) == "image 1: safe, score 0.5\nimage 2: unsafe, score 2 (thing 0.90)"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import comfy.model_management
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
-from torch import nn
+from torch import Tensor, nn
 
-from ....guidance.safety_functions.interface import SafetyFunction
+from ....guidance.safety_functions.interface import Assessment, SafetyFunction
 from ..engine.correction import KEY
 from .gradients import reserve_memory
 
@@ -39,6 +39,12 @@ def load_now(function: SafetyFunction) -> torch.device:
     """Let the host load a safety function's networks, and return the device on which they are."""
     comfy.model_management.load_models_gpu([auxiliary_patcher(network) for network in function.networks])
     return comfy.model_management.get_torch_device()
+
+
+def assess(function: SafetyFunction, images: Tensor) -> Assessment:
+    """Let the host load a safety function, and assess images (B, H, W, C) in [0, 1], of which it gets RGB."""
+    device = load_now(function)
+    return function(images[..., :3].movedim(-1, 1).float().to(device))  # (B, 3, H, W)
 
 
 def load_along(model: ModelPatcher, patchers: Sequence[ModelPatcher], function: SafetyFunction) -> None:

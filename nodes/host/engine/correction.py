@@ -101,8 +101,8 @@ class Correction:
       run.
 
     At each evaluation the engine calls the hooks of all active corrections in this order: `steer`, `observe`,
-    `wanted_texts`, `correct`. Only `steer` and `correct` change the image. `wanted_texts` changes nothing at
-    all.
+    `wanted_texts`, `correct`, `finish`. Only `steer` and `correct` change the image. `wanted_texts` changes
+    nothing at all.
     """
 
     name: str = "correction"
@@ -110,6 +110,9 @@ class Correction:
 
     texts: dict[str, list[Any]] = {}
     """CONDITIONING by name. `wanted_texts` may ask for predictions of these."""
+
+    compared_with: str = UNCOND
+    """COND or UNCOND: the branch whose ControlNet, images, sizes, hooks and regions the texts share."""
 
     two_pass: bool = False
     """True to sample every run twice. In the first pass only `observe` of this correction is called."""
@@ -155,6 +158,9 @@ class Correction:
     def correct(self, step: Step, state: Any) -> Change | None:
         """Return the change of the denoised prediction at this step, or None for no change."""
         raise NotImplementedError
+
+    def finish(self, step: Step, state: Any) -> None:
+        """Restore what `steer` changed for this evaluation alone. Called in the reverse order of `steer`."""
 
     def end_first_pass(self, state: Any) -> Tensor | None:
         """Decide from what the first pass has shown; the second pass continues with the same state.

@@ -20,30 +20,19 @@ from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
 from ....guidance.core.paper_schedule import TIMESTEPS, timestep_of_step
-from ....guidance.safree import FilteredPrompt, SelfValidation, filter_prompt, subspace_projector
+from ....guidance.safree import (
+    FilteredPrompt,
+    SelfValidation,
+    TokenVerdict,
+    filter_prompt,
+    subspace_projector,
+)
 
 Section = list[tuple[Any, float]]
 """Tokens of one chunk of a prompt, of the encoder's fixed length, with their weights."""
 
 MASK_TOKEN = 0
 """Token that replaces a masked token in the official code: "!" of CLIP, padding of T5."""
-
-
-@dataclass(frozen=True)
-class TokenVerdict:
-    """Verdict on one token of one encoder.
-
-    Attributes:
-        encoder: name of the encoder.
-        token: the token as people read it.
-        ratio: its distance from the concepts relative to the mean distance of the other tokens.
-        toxic: True if it was filtered.
-    """
-
-    encoder: str
-    token: str
-    ratio: float
-    toxic: bool
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ NEAR_DUPLICATE = 0.95
 
 
 @dataclass(frozen=True)
-class SetReport:
+class SetStatistics:
     """Statistics of a set's images, or of STATISTICS_SAMPLE images spread over the set.
 
     Attributes:
@@ -53,7 +53,7 @@ def thumbnail(image: Tensor) -> Tensor:
     return fit(image.movedim(-1, 0), THUMBNAIL, THUMBNAIL)
 
 
-def report(references: References, temperature: float, pairs: int = 3) -> SetReport:
+def set_statistics(references: References, temperature: float, pairs: int = 3) -> SetStatistics:
     """Compare the references with each other, at the temperature that Safe Denoiser uses."""
     sample = evenly_spread(len(references), STATISTICS_SAMPLE)
     chosen = References(references.latents[sample], prepare=references.prepare)
@@ -65,6 +65,6 @@ def report(references: References, temperature: float, pairs: int = 3) -> SetRep
     best = values.topk(min(pairs, len(values))).indices.tolist()
     closest = [(values[i].item(), int(sample[first[i]]), int(sample[second[i]])) for i in best]
     typical = leave_one_out(among, temperature).item()
-    return SetReport(
+    return SetStatistics(
         len(sample), values.mean().item(), typical, closest, int((values > NEAR_DUPLICATE).sum())
     )
