@@ -15,12 +15,14 @@ HTML = "<img src=x onerror=alert(1)> [[free|https://example.org]]"
 
 @pytest.fixture
 def nodes(host: Any) -> dict[str, Any]:
-    """The pack's nodes by class name, as the host gets them."""
+    """The pack's nodes by display name, as the host gets them."""
     import asyncio
 
     from safe_guidance.nodes.extension import SafeGuidanceExtension
 
-    return {node.__name__: node for node in asyncio.run(SafeGuidanceExtension().get_node_list())}
+    return {
+        node.GET_SCHEMA().display_name: node for node in asyncio.run(SafeGuidanceExtension().get_node_list())
+    }
 
 
 def texts_of(node: Any) -> list[str]:
@@ -42,7 +44,7 @@ def test_a_text_that_no_log_can_write_is_refused_at_every_node(nodes: dict[str, 
 
 
 def test_a_fingerprints_error_is_harmless(nodes: dict[str, Any]) -> None:
-    for name in ("LoadNegationSet", "LoadGuidelineTokens"):
+    for name in ("Load Negation Set", "Load Guideline Tokens"):
         with pytest.raises((FileNotFoundError, ValueError)) as raised:
             nodes[name].fingerprint_inputs(name="/etc/\udcff\nx")
         "".join(traceback.format_exception(raised.value)).encode("utf-8")
@@ -54,7 +56,7 @@ def test_names_of_sets_stay_text_in_messages(nodes: dict[str, Any], shown: dict[
 
     images = from_images(torch.rand(2, 16, 16, 3), name=HTML + "\nsecond line" + "y" * 3000)
     with CurrentNodeContext("prompt", "1"):
-        output = nodes["PreviewNegationSet"].EXECUTE_NORMALIZED(negation_set=images, most=4)
+        output = nodes["Preview Negation Set"].EXECUTE_NORMALIZED(negation_set=images, most=4)
     for text in (shown["1"], *output.ui["text"]):
         assert "<" not in text and "[[" not in text and "img src=x" in text
         assert all(len(line) <= 500 for line in text.split("\n"))

@@ -62,6 +62,7 @@ def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Ten
     if found is not None:
         return found
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         latent_file.write(path, key, count, encode())
         prune(directory(), LIMIT, keep=path)
         return latent_file.read(path, key)
