@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import tensor_file
 from .atomic_file import replacing
+from .pixel_values import to_bytes
 
 FORMAT = "safe-guidance negation set 1"
 LONGEST_TEXT = 100_000
@@ -153,7 +154,7 @@ def _to_bytes(image: Tensor, label: str) -> Tensor:
         rgb = F.interpolate(rgb[None].float(), size=size, mode="area")[0]
     if not bool(torch.isfinite(rgb).all()):
         raise ValueError(f"{label} has values that are not numbers. Check the node that makes it.")
-    return (rgb.float().clamp(0, 1) * 255).round().byte()
+    return to_bytes(rgb.float())
 
 
 def _mask_bytes(mask: Tensor, image: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ def _mask_bytes(mask: Tensor, image: Tensor) -> Tensor:
     resized = F.interpolate(
         mask[None, None].float(), size=image.shape[:2], mode="bilinear", align_corners=False
     )[0, 0]
-    return (resized.clamp(0, 1) * 255).round().byte()
+    return to_bytes(resized)
 
 
 def save(negation_set: NegationSet, path: Path) -> None:
@@ -192,9 +193,9 @@ def load(path: Path) -> NegationSet:
         ValueError: the file is damaged, of another format, or its content does not add up.
     """
     refusal = "is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
-    with tensor_file.opened(path, FORMAT, refusal) as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    file = tensor_file.opened(path, FORMAT, refusal)
+    metadata = file.metadata
+    tensors = {key: file.tensor(key) for key in sorted(file.shapes)}
     images = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
     masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(images)))
     expected = {f"picture.{i:06}" for i in range(len(images))} | {
