@@ -190,7 +190,7 @@ def load(path: Path) -> NegationSet:
     """Read and validate a set's file.
 
     Raises:
-        ValueError: the file is damaged, of another format, or its content does not add up.
+        ValueError: the file is damaged, of another format, or its parts contradict each other.
     """
     refusal = "is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
     file = tensor_file.opened(path, FORMAT, refusal)

@@ -166,7 +166,7 @@ class TensorFile:
         return found
 
     def error(self, problem: str) -> ValueError:
-        """Return the error for a file that is not as its format says."""
+        """Return the error for a file that violates its format."""
         advice = "Copy it again from its source or choose another file."
         return ValueError(f"{self.path.name} cannot be used: {problem}. {advice}")
 

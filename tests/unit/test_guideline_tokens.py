@@ -45,9 +45,9 @@ def tokens(**changes: object) -> GuidelineTokens:
 
 
 def cache(images: int = 6, planted: bool = True, safe: int = 2, size: int = 8) -> AttentionCache:
-    """Noise in which, inside a square, one direction of the queries is strong.
+    """Make noise in which one direction of the queries is strong inside a square.
 
-    Images, the last `safe` of them without.
+    The last `safe` images lack the square.
     """
     generator = torch.Generator().manual_seed(3)
     masks = torch.zeros(images, size, size, dtype=torch.bool)
@@ -209,7 +209,7 @@ def test_the_papers_loss_at_its_ends(map_value: float, expected: float) -> None:
 
 
 def test_the_papers_loss_of_logits_that_are_equal() -> None:
-    """A probability of 1/2 at one position of a map that spans [0, 1]: that position costs log 2."""
+    """A probability of 1/2 at one position of a map that spans [0, 1] costs log 2."""
     p = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
     mask = torch.tensor([False, True, True]).view(1, 1, 3)
     assert float(losses.paper_loss(p, mask)) == pytest.approx((2 * 0.31326169 + 0.69314718) / 3, abs=1e-6)
