@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .plain_text import is_encodable, short
+
 VERSION = 1
 MAX_CALLS, MAX_RECORDS, MAX_SAMPLES = 100_000, 200_000, 4096
 MAX_TEXTS, LONGEST_TEXT = 64, 2000
@@ -51,7 +53,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals of one method over a whole run; `allowed` and `acted` count model calls."""
+    """Totals of one method over a whole run; `allowed` and `acted` count model calls.
+
+    `touched` says of every image of the batch whether it was changed.
+    """
 
     method: str
     allowed: int
@@ -59,6 +64,7 @@ class Summary:
     largest_change: float
     forwards: int
     milliseconds: float
+    touched: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Trace:
             max((value for record in own for value in record.change), default=0.0),
             sum(record.forwards for record in own),
             sum(record.milliseconds for record in own),
+            tuple(any(not value <= 0 for value in values) for values in zip(*(r.change for r in own))),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +136,10 @@ def _read_trace(content: Any) -> Trace:
     if not isinstance(content, dict) or "version" not in content:
         raise ValueError("it has no version")
     if content["version"] != VERSION or isinstance(content["version"], bool):
-        raise ValueError(f"its version is {str(content['version'])[:20]}")
+        version = content["version"]
+        raise ValueError(
+            f"its version is {short(version) if isinstance(version, int | str) else 'no number'}"
+        )
     methods = tuple(_text(name, "methods") for name in _entries(content, "methods", MAX_TEXTS))
     sigmas = _numbers(content, "sigmas", MAX_CALLS)
     records = tuple(
@@ -189,7 +199,7 @@ def _count(values: dict[str, Any], name: str) -> int:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_encodable(value):
         raise ValueError(f"'{name}' holds something that is not a text of at most {LONGEST_TEXT} characters")
     return value
 
@@ -213,10 +223,23 @@ def sentence(summary: Summary, calls: int) -> str:
             if summary.largest_change < NOT_FINITE
             else "made values that are not finite, which ruin the image. Check its settings and what it gets"
         )
-        return f"{summary.method} acted at {summary.acted} of {calls} model calls and {change}{extra}."
+        calls_acted = f"{summary.acted} of {calls} model calls"
+        return f"{summary.method} acted at {calls_acted} and {change}{extra}.{_touched(summary)}"
     if summary.allowed:
         return f"{summary.method} watched {summary.allowed} of {calls} model calls and changed nothing."
     return f"{summary.method} was not active in this run."
+
+
+def _touched(summary: Summary) -> str:
+    """Return which images of a batch were changed, as a further sentence; empty for a single image."""
+    count = len(summary.touched)
+    if count < 2:
+        return ""
+    numbers = [str(index + 1) for index, touched in enumerate(summary.touched) if touched]
+    if len(numbers) == count:
+        return f" It changed all {count} images."
+    named = f"image {numbers[0]}" if len(numbers) == 1 else f"images {', '.join(numbers)}"
+    return f" It changed {named} of {count}."
 
 
 def first_pass_sentences(trace: Trace) -> list[str]:

@@ -38,7 +38,8 @@ def test_totals() -> None:
     assert summary.largest_change == 0.2 and summary.milliseconds == 4.5
     assert (
         sentence(summary, 4)
-        == "SLD acted at 2 of 4 model calls and changed the prediction by up to 20.0%, 6 extra predictions."
+        == "SLD acted at 2 of 4 model calls and changed the prediction by up to 20.0%, 6 extra predictions. "
+        "It changed image 1 of 2."
     )
     assert "watched 1 of 4" in sentence(TRACE.summary("Safe Denoiser"), 4)
     assert sentence(TRACE.summary("DAG"), 4) == "DAG was not active in this run."
@@ -90,7 +91,7 @@ def test_bars_stand_at_their_calls_and_in_their_lanes(theme: str) -> None:
 
 
 def contrast(a: str, b: str) -> float:
-    """Ratio of luminances as accessibility guidelines define it."""
+    """Return the contrast ratio of two luminances, as accessibility guidelines define it."""
 
     def luminance(color: str) -> float:
         channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
