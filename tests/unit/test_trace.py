@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_guidance.reports.trace import Record, Trace, numbered, sentence, table
+from safe_guidance.reports.trace import Record, Trace, numbered
 from safe_guidance.reports.trace_strip import LANE, MARGIN, OKABE_ITO, THEMES, WIDTH, strip
+from safe_guidance.reports.trace_text import sentence, table
 
 
 def record(method: str, call: int, change: float, forwards: int = 0) -> Record:

@@ -81,12 +81,6 @@ class Run:
             if value is not None:
                 correction.resume(state, value)
 
-    def note_remarks(self) -> None:
-        """Add what the corrections say about their settings to the notes of the run."""
-        for index, (correction, state) in enumerate(zip(self._corrections, self._states)):
-            for remark in correction.remarks(state):
-                self.recorder.note(index, remark)
-
     def resume_data(self) -> list[Any]:
         """Return every correction's data for a run that continues where this one stopped."""
         return [correction.resume_data(state) for correction, state in zip(self._corrections, self._states)]
