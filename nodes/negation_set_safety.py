@@ -1,0 +1,86 @@
+"""Node that makes a safety function from a negation set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..formats.negation_set import NegationSet
+from ..guidance.safety_functions.embedding_density import calibrate
+from ..guidance.safety_functions.multi_view import Views
+from ..guidance.safety_functions.negation_set import NegationSetSafetyFunction
+from ..reports.leave_one_out import in_words
+from .host.autograd.auxiliary_models import load_networks
+from .host.autograd.image_encoders import ClipVisionEncoder, OpenClipEncoder
+from .host.engine.node_messages import message_ui
+from .host.files.negation_embeddings import embed
+from .host.files.safety_models import clip_model
+from .io_types import NegationSetType, SafetyFunctionType
+from .shared_inputs import clip_inputs, views_input
+
+
+class NegationSetSafety(io.ComfyNode):
+    """Makes a safety function from the images of a negation set."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeGuidanceNegationSetSafetyFunction",
+            display_name="Negation Set Safety Function",
+            category="safe guidance/safety functions",
+            description="Scores how much an image means the same as the unwanted images of a negation "
+            "set, compared with its neutral images. Other people, poses and layouts count as well. "
+            "Connect a CLIP_VISION, as IP-Adapter workflows do.",
+            search_aliases=["images like these", "concept from images", "clip vision", "avoid images"],
+            inputs=[
+                NegationSetType.Input(
+                    "negation_set",
+                    tooltip="Images to keep away from. Images with an empty mask are neutral: what is left "
+                    "when the unwanted is gone. Start with 20 of each; more make it more certain.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Image encoder: CLIP, SigLIP or DINO from Load CLIP Vision. A larger one tells "
+                    "finer differences. Without it the file below is used.",
+                ),
+                *clip_inputs(),
+                io.Float.Input(
+                    "false_alarms",
+                    default=0.02,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="Share of neutral images that may count as unwanted. A higher value finds more "
+                    "and touches more harmless images. Start with 0.02.",
+                ),
+                views_input(),
+            ],
+            outputs=[SafetyFunctionType.Output(display_name="safety_function")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        negation_set: NegationSet,
+        file: str,
+        model: str,
+        false_alarms: float,
+        views: int,
+        clip_vision: Any = None,
+    ) -> io.NodeOutput:
+        encoder = (
+            OpenClipEncoder(clip_model(file, model), file)
+            if clip_vision is None
+            else ClipVisionEncoder(clip_vision)
+        )
+        load_networks(encoder.networks)
+        density = calibrate(*embed(negation_set, encoder), false_alarms)
+        name = f"images like {negation_set.name or 'the negation set'}"
+        function = NegationSetSafetyFunction(encoder, density, name)
+        output = Views(function, views) if views > 1 else function
+        return io.NodeOutput(output, ui=message_ui(in_words(density.check)))
+
+
+NODES: list[type[io.ComfyNode]] = [NegationSetSafety]
