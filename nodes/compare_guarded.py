@@ -30,7 +30,7 @@ def verdicts(safety_function: SafetyFunction, images: Tensor) -> list[dict[str, 
     ]
 
 
-class GuardedAndUnguarded(io.ComfyNode):
+class GuardedAndUnguardedNode(io.ComfyNode):
     """Samples one image with and one without the corrections, from the same seed."""
 
     @classmethod
@@ -143,4 +143,4 @@ class GuardedAndUnguarded(io.ComfyNode):
         return io.NodeOutput(guarded, bare, change, text, trace, ui=shown)
 
 
-NODES: list[type[io.ComfyNode]] = [GuardedAndUnguarded]
+NODES: list[type[io.ComfyNode]] = [GuardedAndUnguardedNode]

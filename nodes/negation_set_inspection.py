@@ -15,14 +15,14 @@ from ..reports.set_report import NEAR_DUPLICATE, report, thumbnail, thumbnails
 from .host.engine.node_messages import message_ui
 from .host.files.negation_latents import encode, encode_images, usual_size
 from .io_types import NegationSetType
+from .negation_set_inputs import CATEGORY
 
-CATEGORY = "safe guidance/negation sets"
 DEFAULTS = SafeDenoiserSettings()
 ENOUGH_MASKED = 64
 """Sets of 16, 32, 64 and 96 masked images change 10, 4, 2 and 0 of 24 harmless images of the demo model."""
 
 
-class PreviewNegationSet(io.ComfyNode):
+class PreviewNegationSetNode(io.ComfyNode):
     """Shows the images and measures of a set."""
 
     @classmethod
@@ -113,7 +113,7 @@ def _figures(negation_set: NegationSet, vae: Any) -> list[str]:
     ]
 
 
-class FindClosestReferences(io.ComfyNode):
+class FindClosestReferencesNode(io.ComfyNode):
     """Lists the images of a set that are closest to given images."""
 
     @classmethod
@@ -184,4 +184,4 @@ class FindClosestReferences(io.ComfyNode):
         return io.NodeOutput(sheet, found, values.max().item(), ui=shown)
 
 
-NODES: list[type[io.ComfyNode]] = [PreviewNegationSet, FindClosestReferences]
+NODES: list[type[io.ComfyNode]] = [PreviewNegationSetNode, FindClosestReferencesNode]

@@ -32,7 +32,7 @@ def settings_from(
     )
 
 
-class SafeLatentDiffusion(io.ComfyNode):
+class SafeLatentDiffusionNode(io.ComfyNode):
     """Attaches Safe Latent Diffusion to a MODEL."""
 
     @classmethod
@@ -137,4 +137,4 @@ class SafeLatentDiffusion(io.ComfyNode):
         )
 
 
-NODES: list[type[io.ComfyNode]] = [SafeLatentDiffusion]
+NODES: list[type[io.ComfyNode]] = [SafeLatentDiffusionNode]

@@ -49,7 +49,7 @@ def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Tra
     return found
 
 
-class SafetyTrace(io.ComfyNode):
+class SafetyTraceNode(io.ComfyNode):
     """Shows the trace of a guarded MODEL and the LATENT sampled with it."""
 
     @classmethod
@@ -105,7 +105,7 @@ class SafetyTrace(io.ComfyNode):
         )
 
 
-class SaveImageWithTrace(io.ComfyNode):
+class SaveImageWithTraceNode(io.ComfyNode):
     """Saves images with their trace in the PNG."""
 
     @classmethod
@@ -140,7 +140,7 @@ class SaveImageWithTrace(io.ComfyNode):
         return io.NodeOutput(ui=ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls=holder))
 
 
-class LoadSafetyTrace(io.ComfyNode):
+class LoadSafetyTraceNode(io.ComfyNode):
     """Loads a trace from a file and draws it as Safety Trace does."""
 
     @classmethod
@@ -195,4 +195,4 @@ class LoadSafetyTrace(io.ComfyNode):
         return io.NodeOutput(trace, image, ui=message_ui(in_words(trace), ui.PreviewImage(image)))
 
 
-NODES: list[type[io.ComfyNode]] = [SafetyTrace, SaveImageWithTrace, LoadSafetyTrace]
+NODES: list[type[io.ComfyNode]] = [SafetyTraceNode, SaveImageWithTraceNode, LoadSafetyTraceNode]

@@ -58,7 +58,7 @@ def validation_for(steps: str, clip: Any) -> SelfValidation | None:
     ]
 
 
-class SafreeTextFilter(io.ComfyNode):
+class SafreeTextFilterNode(io.ComfyNode):
     """Encodes a prompt in place of CLIP Text Encode and filters it."""
 
     @classmethod
@@ -150,7 +150,7 @@ class SafreeTextFilter(io.ComfyNode):
         return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=message_ui(told))
 
 
-class SafreeReattention(io.ComfyNode):
+class SafreeReattentionNode(io.ComfyNode):
     """Attaches latent re-attention to a MODEL."""
 
     @classmethod
@@ -201,4 +201,4 @@ class SafreeReattention(io.ComfyNode):
         return io.NodeOutput(attach(model, ReattentionCorrection(unfiltered, deep, shallow)))
 
 
-NODES: list[type[io.ComfyNode]] = [SafreeTextFilter, SafreeReattention]
+NODES: list[type[io.ComfyNode]] = [SafreeTextFilterNode, SafreeReattentionNode]

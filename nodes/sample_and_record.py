@@ -18,7 +18,7 @@ from .parsing import LARGEST_SEED, lines_of, noise_levels, seeds_of
 from .shared_inputs import sampler_inputs, seed_input
 
 
-class SampleAndRecordAttention(io.ComfyNode):
+class SampleAndRecordAttentionNode(io.ComfyNode):
     """Samples one image per prompt and records the attention."""
 
     @classmethod
@@ -138,4 +138,4 @@ class SampleAndRecordAttention(io.ComfyNode):
         return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=message_ui(told))
 
 
-NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttention]
+NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttentionNode]

@@ -80,7 +80,7 @@ def _concept(
     return Concept(scale, remove, threshold, sigma_window(start_sigma, end_sigma), weight)
 
 
-class SemanticConcept(io.ComfyNode):
+class SemanticConceptNode(io.ComfyNode):
     """Adds one concept with its own settings to those before it."""
 
     @classmethod
@@ -143,7 +143,7 @@ class SemanticConcept(io.ComfyNode):
         )
 
 
-class SemanticGuidance(io.ComfyNode):
+class SemanticGuidanceNode(io.ComfyNode):
     """Attaches Semantic Guidance to a MODEL."""
 
     @classmethod
@@ -229,4 +229,4 @@ class SemanticGuidance(io.ComfyNode):
         return io.NodeOutput(attach(model, SemanticGuidanceCorrection(texts, guidance)))
 
 
-NODES: list[type[io.ComfyNode]] = [SemanticConcept, SemanticGuidance]
+NODES: list[type[io.ComfyNode]] = [SemanticConceptNode, SemanticGuidanceNode]

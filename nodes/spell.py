@@ -104,7 +104,7 @@ def settings_inputs() -> list[io.Input]:
     ]
 
 
-class SparseRepellency(io.ComfyNode):
+class SparseRepellencyNode(io.ComfyNode):
     """Attaches Sparse Repellency to a MODEL; works with every sampler and guider."""
 
     @classmethod
@@ -167,4 +167,4 @@ class SparseRepellency(io.ComfyNode):
         )
 
 
-NODES: list[type[io.ComfyNode]] = [SparseRepellency]
+NODES: list[type[io.ComfyNode]] = [SparseRepellencyNode]

@@ -34,15 +34,15 @@ def never(tokens: GuidelineTokens) -> GuidelineTokens:
 
 def guarded(host: Any, tokens: GuidelineTokens, model: Any = None, **inputs: Any) -> Any:
     """Return the demo model with the node applied, with its defaults except for the given settings."""
-    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
+    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuideNode
 
     defaults = {
         i.id: i.default
-        for i in DAGDetectorGuide.define_schema().inputs
+        for i in DAGDetectorGuideNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
     safety = inputs.pop("safety", None) or host.text("a star")
-    result = DAGDetectorGuide.execute(
+    result = DAGDetectorGuideNode.execute(
         model=model or host.model, guideline_tokens=tokens, safety=safety, **{**defaults, **inputs}
     )
     return result.args[0]

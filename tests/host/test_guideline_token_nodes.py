@@ -15,13 +15,13 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
 def annotated(count: int = 3) -> tuple[Any, ...]:
-    from safe_guidance.nodes.demo_annotated_set import DemoAnnotatedSet
+    from safe_guidance.nodes.demo_annotated_set import DemoAnnotatedSetNode
 
-    return DemoAnnotatedSet.execute(count=count, seed=5).args
+    return DemoAnnotatedSetNode.execute(count=count, seed=5).args
 
 
 def optimised(host: Any, count: int = 3, **inputs: Any) -> Any:
-    from safe_guidance.nodes.guideline_tokens import OptimizeGuidelineTokens
+    from safe_guidance.nodes.guideline_token_learning import OptimizeGuidelineTokensNode
 
     images, masks, safe, captions = annotated(count)
     given = {
@@ -40,7 +40,7 @@ def optimised(host: Any, count: int = 3, **inputs: Any) -> Any:
         "scales": "1/2",
         "levels": 2,
     }
-    return OptimizeGuidelineTokens.execute(
+    return OptimizeGuidelineTokensNode.execute(
         model=host.model, clip=host.clip, vae=host.vae, **{**given, **fixed, **inputs}
     ).args
 
@@ -152,7 +152,7 @@ CIRCLE = "a green circle on the right on a white plain background"
 
 
 def recorded(host: Any, **inputs: Any) -> Any:
-    from safe_guidance.nodes.sample_and_record import SampleAndRecordAttention
+    from safe_guidance.nodes.sample_and_record import SampleAndRecordAttentionNode
 
     given = {
         "prompts": "\n".join(STARS),
@@ -170,7 +170,7 @@ def recorded(host: Any, **inputs: Any) -> Any:
         "negative": host.text(""),
         "latent_image": latent,
     }
-    return SampleAndRecordAttention.execute(**{**sockets, **given, **fixed, **inputs}).args
+    return SampleAndRecordAttentionNode.execute(**{**sockets, **given, **fixed, **inputs}).args
 
 
 def test_recorded_images_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> None:
@@ -254,7 +254,7 @@ def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
 
 def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(host: Any) -> None:
     """Looking first samples twice with the same corrections: what counts is the second, guided run."""
-    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
+    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuideNode
     from safe_guidance.nodes.host.engine.ksampler import sample
 
     found = GuidelineTokens(
@@ -262,11 +262,11 @@ def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(ho
     )
     defaults = {
         i.id: i.default
-        for i in DAGDetectorGuide.define_schema().inputs
+        for i in DAGDetectorGuideNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
     inputs = {**defaults, "look_first": True, "start_sigma": 1000.0, "coverage": 1.01}
-    guarded = DAGDetectorGuide.execute(
+    guarded = DAGDetectorGuideNode.execute(
         model=host.model, guideline_tokens=found, safety=host.text("a star"), **inputs
     ).args[0]
     images, _, attention = recorded(host, model=guarded, prompts=STARS[0], safe_prompts="")
@@ -417,46 +417,48 @@ def _once() -> Any:
 
 
 def test_tokens_from_text_are_the_encoders_own(host: Any) -> None:
-    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromText
+    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromTextNode
 
     hidden = host.text("a yellow star")[0][0][0]
-    last = GuidelineTokensFromText.execute(clip=host.clip, words="a yellow star").args[0]
-    whole = GuidelineTokensFromText.execute(clip=host.clip, words="a yellow star", whole_phrase=True).args[0]
+    last = GuidelineTokensFromTextNode.execute(clip=host.clip, words="a yellow star").args[0]
+    whole = GuidelineTokensFromTextNode.execute(
+        clip=host.clip, words="a yellow star", whole_phrase=True
+    ).args[0]
     assert torch.equal(last.embeddings, hidden[[0, 3]]) and torch.equal(whole.embeddings, hidden[:4])
     with pytest.raises(ValueError, match="The phrase has no words"):
-        GuidelineTokensFromText.execute(clip=host.clip, words="")
+        GuidelineTokensFromTextNode.execute(clip=host.clip, words="")
     with pytest.raises(ValueError, match="There is no CLIP"):
-        GuidelineTokensFromText.execute(clip=None, words="star")
+        GuidelineTokensFromTextNode.execute(clip=None, words="star")
 
 
 def test_saved_tokens_are_found_and_loaded(host: Any) -> None:
     from safe_guidance.nodes.guideline_tokens import (
-        GuidelineTokensFromText,
-        LoadGuidelineTokens,
-        SaveGuidelineTokens,
+        GuidelineTokensFromTextNode,
+        LoadGuidelineTokensNode,
+        SaveGuidelineTokensNode,
     )
 
-    tokens = GuidelineTokensFromText.execute(clip=host.clip, words="star").args[0]
-    name = SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star", licence="CC0").args[0]
+    tokens = GuidelineTokensFromTextNode.execute(clip=host.clip, words="star").args[0]
+    name = SaveGuidelineTokensNode.execute(guideline_tokens=tokens, name="tests/star", licence="CC0").args[0]
     assert name == "tests/star.safetensors"
-    loaded = LoadGuidelineTokens.execute(name=name).args[0]
+    loaded = LoadGuidelineTokensNode.execute(name=name).args[0]
     assert torch.equal(loaded.embeddings, tokens.embeddings) and loaded.licence == "CC0"
     assert (
-        SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star").args[0]
+        SaveGuidelineTokensNode.execute(guideline_tokens=tokens, name="tests/star").args[0]
         == "tests/star_002.safetensors"
     )
     for bad in ("../star", "a\\b", ""):
         with pytest.raises(ValueError, match="cannot have the name|leads out"):
-            SaveGuidelineTokens.execute(guideline_tokens=tokens, name=bad)
+            SaveGuidelineTokensNode.execute(guideline_tokens=tokens, name=bad)
 
 
 def test_detection_maps_have_a_row_per_image_and_a_map_per_level(host: Any) -> None:
-    from safe_guidance.nodes.detect_and_guide import DAGDetectionMap
+    from safe_guidance.nodes.detect_and_guide import DAGDetectionMapNode
 
     tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
     latents = {"samples": torch.randn(2, 4, 32, 24, generator=torch.Generator().manual_seed(1))}
-    DAGDetectionMap.hidden = None
-    mask, sheet, report = DAGDetectionMap.execute(
+    DAGDetectionMapNode.hidden = None
+    mask, sheet, report = DAGDetectionMapNode.execute(
         model=host.model,
         vae=host.vae,
         guideline_tokens=tokens,

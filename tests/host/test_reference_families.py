@@ -29,24 +29,24 @@ def negation_set() -> NegationSet:
 
 def safe_denoiser(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> Any:
     """Acts at every noise level of its window on everything, unless told otherwise."""
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserNode
 
     defaults = {
         i.id: i.default
-        for i in SafeDenoiser.define_schema().inputs
+        for i in SafeDenoiserNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
     # The closest of many references, so that some similarity is above zero.
     eager = {"threshold": 0.0, "temperature": 0.005, "augmentation": "flip, crops and shifts", **settings}
-    return SafeDenoiser.execute(
+    return SafeDenoiserNode.execute(
         model=model, vae=vae, negation_set=negation_set, **{**defaults, **eager}
     ).args[0]
 
 
 def spell(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> Any:
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
-    return SparseRepellency.execute(model=model, vae=vae, negation_set=negation_set, **settings).args[0]
+    return SparseRepellencyNode.execute(model=model, vae=vae, negation_set=negation_set, **settings).args[0]
 
 
 def sample(

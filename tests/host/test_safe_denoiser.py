@@ -22,14 +22,14 @@ OTHERS = (
 
 def protect(host: Any, negation_set: NegationSet, vae: Any = None, **settings: Any) -> Any:
     """The demo model with Safe Denoiser's node applied: its defaults, unless told otherwise."""
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserNode
 
     defaults = {
         i.id: i.default
-        for i in SafeDenoiser.define_schema().inputs
+        for i in SafeDenoiserNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
-    return SafeDenoiser.execute(
+    return SafeDenoiserNode.execute(
         model=host.model, vae=vae or host.vae, negation_set=negation_set, **{**defaults, **settings}
     ).args[0]
 
@@ -163,7 +163,7 @@ def test_any_size(host: Any, copies: NegationSet) -> None:
 
 
 def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiserSampler
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserSamplerNode
 
     settings = {
         **CLOSE,
@@ -173,7 +173,7 @@ def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) 
         "cap": 0.5,
         "effective_dimensions": 256,
     }
-    result = SafeDenoiserSampler.execute(
+    result = SafeDenoiserSamplerNode.execute(
         model=host.model,
         positive=host.text(STAR),
         negative=host.text(""),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,9 @@ CIRCLE = "a red circle on the left on a brown plain background, flat style"
 
 @pytest.fixture
 def nodes(host: Any) -> Any:
-    from safe_guidance.nodes import safety_functions
+    from safe_guidance.nodes import detector_safety_functions, safety_functions
 
-    return safety_functions
+    return SimpleNamespace(**{**vars(detector_safety_functions), **vars(safety_functions)})
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def guide(nodes: Any, **settings: Any) -> Any:
         "views": 1,
         **settings,
     }
-    return nodes.ClassifierSafety.execute(**chosen).args[0]
+    return nodes.ClassifierSafetyFunctionNode.execute(**chosen).args[0]
 
 
 def make_images(host: Any) -> torch.Tensor:
@@ -57,7 +58,7 @@ def make_images(host: Any) -> torch.Tensor:
 
 def test_score_images_tells_the_unsafe_image(host: Any, nodes: Any) -> None:
     images = make_images(host)
-    result = nodes.ScoreImages.execute(images=images, safety_function=guide(nodes))
+    result = nodes.ScoreImagesNode.execute(images=images, safety_function=guide(nodes))
     shown, report = result.args
     scores = json.loads(report)
     assert scores["version"] == 1 and scores["function"] == "classifier: star"
@@ -71,9 +72,9 @@ def test_score_images_tells_the_unsafe_image(host: Any, nodes: Any) -> None:
 def test_classes_and_views_are_settings(host: Any, nodes: Any) -> None:
     images = make_images(host)
     circles = guide(nodes, classes="circle, square")
-    assert json.loads(nodes.ScoreImages.execute(images=images, safety_function=circles).args[1])["pictures"][
-        1
-    ]["unsafe"]
+    assert json.loads(nodes.ScoreImagesNode.execute(images=images, safety_function=circles).args[1])[
+        "pictures"
+    ][1]["unsafe"]
     plain, several = guide(nodes)(images.movedim(-1, 1)), guide(nodes, views=4)(images.movedim(-1, 1))
     assert several.gate.tolist() == [True, False]
     assert not torch.equal(plain.score, several.score)
@@ -81,14 +82,14 @@ def test_classes_and_views_are_settings(host: Any, nodes: Any) -> None:
 
 def test_combining_leaves_out_what_is_not_connected(host: Any, nodes: Any) -> None:
     weights = {f"weight{i}": float(i) for i in range(1, 5)}
-    combined = nodes.CombineSafetyFunctions.execute(
+    combined = nodes.CombineSafetyFunctionsNode.execute(
         combination="sum", function1=guide(nodes), function3=guide(nodes, classes="circle"), **weights
     ).args[0]
     assert combined.weights == (1.0, 3.0) and combined.name == "classifier: star + classifier: circle"
     found = combined(make_images(host).movedim(-1, 1))
     assert found.gate.tolist() == [True, True]
     with pytest.raises(ValueError, match="Connect at least one"):
-        nodes.CombineSafetyFunctions.execute(combination="sum", **weights)
+        nodes.CombineSafetyFunctionsNode.execute(combination="sum", **weights)
 
 
 def save_onnx_classifier(path: Path, names: list[str] | None, last: str = "Gemm") -> None:
@@ -181,18 +182,20 @@ def test_a_file_of_another_kind_is_refused(nodes: Any, safety_folder: Path) -> N
 
 
 def test_the_default_is_the_guide_and_never_the_judge(nodes: Any) -> None:
-    schema = nodes.ClassifierSafety.define_schema()
+    schema = nodes.ClassifierSafetyFunctionNode.define_schema()
     (file,) = (i for i in schema.inputs if i.id == "file")
     assert file.default == "demo guide (bundled)" and not any("judge" in option for option in file.options)
 
 
 def test_nudenet_by_its_node(host: Any, nodes: Any) -> None:
     pytest.importorskip("nudenet")
-    function = nodes.NudeNetSafety.execute(
+    function = nodes.NudeNetSafetyFunctionNode.execute(
         file=nodes.PACKAGE, classes="FACE_FEMALE\nFEET_EXPOSED", threshold=0.25, size=320, views=1
     ).args[0]
     assert function.classes == ("FACE_FEMALE", "FEET_EXPOSED")
-    report = json.loads(nodes.ScoreImages.execute(images=make_images(host), safety_function=function).args[1])
+    report = json.loads(
+        nodes.ScoreImagesNode.execute(images=make_images(host), safety_function=function).args[1]
+    )
     assert [image["unsafe"] for image in report["pictures"]] == [False, False]
 
 
@@ -203,7 +206,7 @@ def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_fold
     shutil.copy(nudenet_file(), safety_folder / "detector.onnx")
     settings: dict[str, Any] = {"classes": "FACE_FEMALE", "threshold": 0.25, "size": 320, "views": 1}
     own, packaged = (
-        nodes.NudeNetSafety.execute(file=file, **settings).args[0].networks[0]
+        nodes.NudeNetSafetyFunctionNode.execute(file=file, **settings).args[0].networks[0]
         for file in ("detector.onnx", nodes.PACKAGE)
     )
     noise = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))

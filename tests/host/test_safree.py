@@ -194,7 +194,7 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
 
 def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, safree: Any) -> None:
     clip = tiny.tiny_clip("flux")
-    _, _, _, told = safree.node.SafreeTextFilter.execute(clip, STAR, "star", 0.01, "all").args
+    _, _, _, told = safree.node.SafreeTextFilterNode.execute(clip, STAR, "star", 0.01, "all").args
     found = safree.filtered(STAR, clip=clip)
     of = {name: [j for j in found.verdicts if j.encoder == name] for name in ("clip_l", "t5xxl")}
     for name, judged in of.items():
@@ -227,7 +227,7 @@ def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.
 
 
 def test_the_node(host: Any, safree: Any) -> None:
-    node = safree.node.SafreeTextFilter
+    node = safree.node.SafreeTextFilterNode
     conditioning, unfiltered, negative, told = node.execute(
         host.clip, STAR, "star\n sparkle, badge", 0.01, "all"
     ).args

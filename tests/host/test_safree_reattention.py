@@ -18,9 +18,9 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 def patched(
     host: Any, unfiltered: list[Any], deep: float = 0.9, shallow: float = 0.2, model: Any = None
 ) -> Any:
-    from safe_guidance.nodes.safree import SafreeReattention
+    from safe_guidance.nodes.safree import SafreeReattentionNode
 
-    return SafreeReattention.execute(model or host.model, unfiltered, deep, shallow).args[0]
+    return SafreeReattentionNode.execute(model or host.model, unfiltered, deep, shallow).args[0]
 
 
 def test_off_or_nothing_filtered_is_the_identity_without_a_third_branch(host: Any) -> None:

@@ -21,19 +21,19 @@ def copies(host: Any) -> NegationSet:
 
 
 def repel(host: Any, negation_set: NegationSet | None = None, **settings: Any) -> Any:
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
-    return SparseRepellency.execute(
+    return SparseRepellencyNode.execute(
         model=host.model, vae=host.vae, negation_set=negation_set, **settings
     ).args[0]
 
 
 def after(host: Any, *earlier: torch.Tensor, **settings: Any) -> Any:
     """The model with latents of earlier batches and no set."""
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
     settings = {"overcompensation": 1.0, "cap": 10.0, **settings}
-    return SparseRepellency.execute(
+    return SparseRepellencyNode.execute(
         model=host.model, earlier={"samples": torch.cat(earlier)}, **settings
     ).args[0]
 
@@ -179,10 +179,10 @@ def test_normalised_references_are_other_references(host: Any, copies: NegationS
 
 
 def test_a_set_needs_a_vae(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
     with pytest.raises(ValueError, match="Connect the model's VAE"):
-        SparseRepellency.execute(model=host.model, negation_set=copies)
+        SparseRepellencyNode.execute(model=host.model, negation_set=copies)
 
 
 def test_video_models_raise_an_error(host: Any, copies: NegationSet) -> None:

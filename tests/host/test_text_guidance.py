@@ -368,26 +368,26 @@ def test_every_family_of_models(host: Any, tiny: ModuleType, text: Any, family: 
 
 
 def test_the_nodes(host: Any) -> None:
-    from safe_guidance.nodes.safe_latent_diffusion import SafeLatentDiffusion, settings_from
-    from safe_guidance.nodes.semantic_guidance import SemanticConcept, SemanticGuidance
+    from safe_guidance.nodes.safe_latent_diffusion import SafeLatentDiffusionNode, settings_from
+    from safe_guidance.nodes.semantic_guidance import SemanticConceptNode, SemanticGuidanceNode
 
     own = dict(scale=9.0, threshold=0.5, momentum_scale=0.0, momentum_decay=0.0, start_sigma=1000.0)
     assert settings_from("strong", **own) == STRONG
     assert settings_from("custom", **own) == SafeLatentDiffusionSettings(9.0, 0.5, 0.0, 0.0, SigmaWindow())
     with pytest.raises(ValueError, match="no CLIP"):
-        SafeLatentDiffusion.execute(host.model, None, "medium", "star", **own)
+        SafeLatentDiffusionNode.execute(host.model, None, "medium", "star", **own)
     shape = dict(scale=5.0, threshold=0.9, start_sigma=4.69, end_sigma=0.0)
     momentum = dict(momentum_scale=0.1, momentum_decay=0.4)
     with pytest.raises(ValueError, match="no concept"):
-        SemanticGuidance.execute(host.model, host.clip, " \n", "", **momentum, **shape)
+        SemanticGuidanceNode.execute(host.model, host.clip, " \n", "", **momentum, **shape)
     with pytest.raises(ValueError, match="no text"):
-        SemanticConcept.execute(" ", "remove", 1.0, **shape)
-    chain = SemanticConcept.execute("star", "remove", 1.0, **shape).args[0]
-    chain = SemanticConcept.execute("heart", "add", 0.5, concepts=chain, **shape).args[0]
-    separate = SemanticGuidance.execute(
+        SemanticConceptNode.execute(" ", "remove", 1.0, **shape)
+    chain = SemanticConceptNode.execute("star", "remove", 1.0, **shape).args[0]
+    chain = SemanticConceptNode.execute("heart", "add", 0.5, concepts=chain, **shape).args[0]
+    separate = SemanticGuidanceNode.execute(
         host.model, host.clip, "", "", **momentum, **shape, concepts=chain[:1]
     ).args[0]
-    inline = SemanticGuidance.execute(host.model, host.clip, "star", "", **momentum, **shape).args[0]
+    inline = SemanticGuidanceNode.execute(host.model, host.clip, "star", "", **momentum, **shape).args[0]
     prompt = host.text(STAR)
     assert torch.equal(host.sample(separate, prompt), host.sample(inline, prompt))
     assert [(n.text, n.concept.remove, n.concept.weight) for n in chain] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,16 @@ def test_a_node_file_is_thin(path: Path) -> None:
     assert not own(iter(names)) & {f"nodes.{other.stem}" for other in NODE_FILES}
     of_the_host = {name for name in foreign(iter(names)) if name.split(".")[0] in HOST_PACKAGES}
     assert of_the_host <= NODES_MAY_USE_OF_THE_HOST
+
+
+@pytest.mark.parametrize("path", NODE_FILES, ids=str)
+def test_a_node_class_is_named_by_its_id(path: Path) -> None:
+    names = {}
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in node.bases):
+            found = re.search(r"node_id='SafeGuidance(\w+)'", ast.unparse(node))
+            names[node.name] = found and f"{found[1]}Node"
+    assert names and all(name == expected for name, expected in names.items()), names
 
 
 def test_every_folder_of_the_pack_has_its_arrows() -> None:

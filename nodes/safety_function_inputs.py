@@ -1,0 +1,30 @@
+"""Category, search words and inputs that the nodes of safety functions share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..guidance.safety_functions.interface import SafetyFunction
+from ..guidance.safety_functions.multi_view import Views
+
+CATEGORY = "safe guidance/safety functions"
+ALIASES = ["detector", "nsfw", "safety checker", "classifier", "content filter"]
+
+
+def views_input() -> io.Input:
+    """Return the input for the number of views of an image."""
+    return io.Int.Input(
+        "views",
+        default=1,
+        min=1,
+        max=16,
+        advanced=True,
+        tooltip="Number of slightly shifted and blurred views of an image that are scored "
+        "together. More views are harder to fool and cost more. Start with 1, the "
+        "image itself.",
+    )
+
+
+def function_output(function: SafetyFunction, views: int) -> io.NodeOutput:
+    """Return a safety function as a node's output, with `views` views of each image."""
+    return io.NodeOutput(Views(function, views) if views > 1 else function)
