@@ -17,10 +17,10 @@ from .host.engine.node_messages import message_ui
 from .host.files.negation_embeddings import embed
 from .host.files.safety_models import clip_model
 from .io_types import NegationSetType, SafetyFunctionType
-from .shared_inputs import clip_inputs, views_input
+from .safety_function_inputs import ALIASES, CATEGORY, clip_inputs, views_input
 
 
-class NegationSetSafety(io.ComfyNode):
+class NegationSetSafetyFunctionNode(io.ComfyNode):
     """Makes a safety function from the images of a negation set."""
 
     @classmethod
@@ -28,11 +28,17 @@ class NegationSetSafety(io.ComfyNode):
         return io.Schema(
             node_id="SafeGuidanceNegationSetSafetyFunction",
             display_name="Negation Set Safety Function",
-            category="safe guidance/safety functions",
+            category=CATEGORY,
             description="Scores how much an image means the same as the unwanted images of a negation "
             "set, compared with its neutral images. Other people, poses and layouts count as well. "
             "Connect a CLIP_VISION, as IP-Adapter workflows do.",
-            search_aliases=["images like these", "concept from images", "clip vision", "avoid images"],
+            search_aliases=[
+                *ALIASES,
+                "images like these",
+                "concept from images",
+                "clip vision",
+                "avoid images",
+            ],
             inputs=[
                 NegationSetType.Input(
                     "negation_set",
@@ -83,4 +89,4 @@ class NegationSetSafety(io.ComfyNode):
         return io.NodeOutput(output, ui=message_ui(in_words(density.check)))
 
 
-NODES: list[type[io.ComfyNode]] = [NegationSetSafety]
+NODES: list[type[io.ComfyNode]] = [NegationSetSafetyFunctionNode]

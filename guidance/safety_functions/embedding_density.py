@@ -97,7 +97,7 @@ def calibrate(unwanted: Tensor, neutral: Tensor | None, false_alarms: float) -> 
         unwanted: (N, D) unit embeddings, at least FEWEST.
         neutral: (M, D) unit embeddings, at least FEWEST, or None.
         false_alarms: wanted share of neutral images above the threshold, in [0, 1]. With less than one
-            expected image the threshold is their largest log-odds.
+            expected image the threshold is their largest log-odds. It is never below 0.
 
     Raises:
         ValueError: there are too few images of a class, or the embeddings are not finite.
@@ -115,7 +115,8 @@ def calibrate(unwanted: Tensor, neutral: Tensor | None, false_alarms: float) -> 
     concentration = _smoothest_concentration(unwanted, neutral)
     of_unwanted, of_neutral = _leave_one_out_odds(unwanted, neutral, concentration)
     rank = min(len(of_neutral), math.ceil((1 - false_alarms) * (len(of_neutral) + 1)))
-    threshold = _order_statistic(of_neutral, max(1, rank))
+    # Below log-odds of 0 an image is more like the neutral ones, however far apart the classes are.
+    threshold = max(0.0, _order_statistic(of_neutral, max(1, rank)))
     check = LeaveOneOut(
         int((of_unwanted > threshold).sum()),
         len(of_unwanted),

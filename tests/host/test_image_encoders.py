@@ -66,6 +66,7 @@ def clip_vision(request: pytest.FixtureRequest, host: Any) -> Any:
 
 def test_the_embedding_is_the_hosts_but_for_rounding_to_bytes(clip_vision: Any) -> None:
     from comfy.clip_model import clip_preprocess
+
     from safe_guidance.nodes.host.autograd.image_encoders import ClipVisionEncoder
 
     images = torch.rand(2, 3, 40, 64, generator=torch.Generator().manual_seed(1))
@@ -92,7 +93,9 @@ def test_gradients_flow_under_inference_mode_and_are_right(host: Any, clip_visio
         latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
         near = encoder(decoder(latents)).expand(4, -1)
         with torch.inference_mode(False):
-            far = F.normalize(torch.randn(4, near.shape[1], generator=torch.Generator().manual_seed(4)), dim=1)
+            far = F.normalize(
+                torch.randn(4, near.shape[1], generator=torch.Generator().manual_seed(4)), dim=1
+            )
             unwanted = F.normalize(near.clone() + 0.1 * far, dim=1)
             function = NegationSetSafetyFunction(encoder, calibrate(unwanted, far, 0.0))
         gradient = prediction_gradient(decoder, function, latents)
@@ -107,6 +110,7 @@ def test_gradients_flow_under_inference_mode_and_are_right(host: Any, clip_visio
 
 def test_embeddings_of_a_set_are_encoded_once(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy.clip_vision import ClipVisionModel
+
     from safe_guidance.formats.negation_set import NegationSet
     from safe_guidance.nodes.host.autograd.image_encoders import ClipVisionEncoder
     from safe_guidance.nodes.host.files.negation_embeddings import embed

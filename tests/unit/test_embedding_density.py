@@ -49,7 +49,11 @@ def test_leave_one_out_density_equals_the_density_of_the_others() -> None:
 def test_normalisation_integrates_to_one_in_three_dimensions() -> None:
     # In three dimensions the constant is kappa / (4 pi sinh kappa).
     for kappa in (4.0, 16.0, 64.0):
-        exact = math.log(kappa) - math.log(4 * math.pi) - (kappa + math.log1p(-math.exp(-2 * kappa)) - math.log(2))
+        exact = (
+            math.log(kappa)
+            - math.log(4 * math.pi)
+            - (kappa + math.log1p(-math.exp(-2 * kappa)) - math.log(2))
+        )
         # The expansion is made for large orders; at order 1/2 its first neglected term is 1 / (8 kappa).
         assert log_normalisation(kappa, 3) == pytest.approx(exact, abs=1 / (4 * kappa))
 
