@@ -152,6 +152,63 @@ def test_gamma_spares_steps(host: Any, stg: Any) -> None:
     assert rows == [2, 1, 2, 2, 2, 1, 2, 2]
 
 
+class SeenEmbeddings:
+    """Records the text embedding of the first sample at every evaluation of a model's positive branch."""
+
+    def __init__(self, model: Any) -> None:
+        from comfy.patcher_extension import WrappersMP
+
+        self.seen: list[Tensor] = []
+        self.model = model.clone()
+        self.model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "seen", self._record)
+
+    def _record(self, executor: Any, model: Any, conds: list[Any], *args: Any) -> Any:
+        self.seen.append(conds[0][0]["model_conds"]["c_crossattn"].cond[:1].float().clone())
+        return executor(model, conds, *args)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_without_accumulation_every_evaluation_starts_from_the_prompts_own_embedding(
+    host: Any, stg: Any, sampler: str
+) -> None:
+    """The paper's formula: the first prediction of an evaluation and its gradient are those of the prompt."""
+    text = host.text(STAR)
+    watched = SeenEmbeddings(stg(Brightness(), accumulate=False))
+    host.sample(watched.model, text, steps=3, sampler=sampler)
+    evaluations = 3 if sampler == "euler" else 5
+    # An evaluation predicts, takes a gradient and predicts again.
+    assert len(watched.seen) == 3 * evaluations
+    prompt = text[0][0].float()
+    for first, gradient, again in zip(*(watched.seen[i::3] for i in range(3))):
+        assert torch.equal(first, prompt) and torch.equal(gradient, prompt)
+        distance = (again - prompt).norm() / prompt.norm()
+        assert distance.item() == pytest.approx(0.02, rel=1e-3), "one move of rho, not the sum of several"
+
+
+def test_with_accumulation_moves_add_up_within_trust_of_the_prompt(host: Any, stg: Any) -> None:
+    text = host.text(STAR)
+    watched = SeenEmbeddings(stg(Brightness(), rho=0.05, trust=0.06))
+    host.sample(watched.model, text, steps=3)
+    prompt = text[0][0].float()
+    distances = [((seen - prompt).norm() / prompt.norm()).item() for seen in watched.seen]
+    assert distances == pytest.approx([0, 0, 0.05, 0.05, 0.05, 0.06, 0.06, 0.06, 0.06], abs=2e-4)
+
+
+def test_a_move_that_is_undone_leaves_another_nodes_accumulated_move(host: Any, stg: Any) -> None:
+    text = host.text(STAR)
+    prompt = text[0][0].float()
+    for first, second in ((False, True), (True, False), (False, False)):
+        model = stg(Brightness(), model=stg(Brightness(), accumulate=first), accumulate=second)
+        watched = SeenEmbeddings(model)
+        host.sample(watched.model, text, steps=2)
+        # Five evaluations a step: the prediction, and a gradient and another prediction for each node.
+        begin = watched.seen[5]
+        if first or second:
+            assert ((begin - prompt).norm() / prompt.norm()).item() == pytest.approx(0.02, rel=1e-2)
+        else:
+            assert torch.equal(begin, prompt)
+
+
 def test_guidance_decreases_the_score(host: Any, either: Any) -> None:
     def brightness(model: Any) -> float:
         return float(host.vae.decode(host.sample(model, host.text(STAR, HEART), steps=6)).mean())

@@ -101,8 +101,8 @@ class Correction:
       run.
 
     At each evaluation the engine calls the hooks of all active corrections in this order: `steer`, `observe`,
-    `wanted_texts`, `correct`. Only `steer` and `correct` change the image. `wanted_texts` changes nothing at
-    all.
+    `wanted_texts`, `correct`, `finish`. Only `steer` and `correct` change the image. `wanted_texts` changes
+    nothing at all.
     """
 
     name: str = "correction"
@@ -155,6 +155,9 @@ class Correction:
     def correct(self, step: Step, state: Any) -> Change | None:
         """Return the change of the denoised prediction at this step, or None for no change."""
         raise NotImplementedError
+
+    def finish(self, step: Step, state: Any) -> None:
+        """Restore what `steer` changed for this evaluation alone. Called in the reverse order of `steer`."""
 
     def end_first_pass(self, state: Any) -> Tensor | None:
         """Decide from what the first pass has shown; the second pass continues with the same state.

@@ -165,6 +165,9 @@ class Run:
             if change is not None:
                 self.recorder.changed(index, change, step.denoised)
                 changes.append(change)
+        for index in reversed(acting):
+            with self._hook_of(index):
+                self._corrections[index].finish(step, self._states[index])
         return combine(step.denoised, changes, step.denoise_mask)
 
     def _steer(self, index: int, step: Step, forward: GuiderForward) -> Step:
