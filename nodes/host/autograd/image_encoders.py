@@ -13,7 +13,7 @@ from ....guidance.safety_functions.clip import ClipModel
 from .auxiliary_models import use_patcher
 
 FLEXIBLE_SIDE = 256
-"""Side to which images are scaled for encoders of any size (SigLIP 2 NaFlex): its default, 16 x 16 patches."""
+"""Side to which images are scaled for encoders of any size (SigLIP 2 NaFlex): 16 x 16 patches."""
 
 
 class ClipVisionEncoder:
@@ -65,7 +65,7 @@ class OpenClipEncoder:
 
 
 def cover_and_crop(images: Tensor, side: int) -> Tensor:
-    """Scale images (B, 3, H, W) so that the shorter side is `side`, and crop the centre (B, 3, side, side)."""
+    """Scale images (B, 3, H, W) to a shorter side of `side`, and crop the centre: (B, 3, side, side)."""
     height, width = images.shape[-2:]
     if (height, width) == (side, side):
         return images
