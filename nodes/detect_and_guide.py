@@ -10,9 +10,9 @@ from comfy_api.latest import io, ui
 
 from ..guidance.core.noise_level import SigmaWindow
 from ..guidance.detect_and_guide.attention_maps import Normalization
-from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
-from ..reports.overlays import overlay_map
+from ..guidance.detect_and_guide.settings import DetectAndGuideSettings
+from ..reports.detection_report import detection_sheet, detections_in_words
 from .dag_inputs import ALIASES, CATEGORY
 from .detector_guide_inputs import (
     DEFAULTS,
@@ -70,9 +70,9 @@ class DAGDetectorGuideNode(io.ComfyNode):
                     "host_mask",
                     options=["SEGA", "SLD"],
                     default=DEFAULTS.host_mask,
-                    tooltip="Which values are changed inside the detected regions. SEGA changes the "
-                    "tenth that differs most from the safety text; SLD changes all values where "
-                    "the prompt leans towards it, which is more. Start with SEGA.",
+                    tooltip="Which values are changed inside the detected regions. SEGA changes the tenth "
+                    "that responds most strongly to the safety text; SLD changes all values where the"
+                    " prompt leans towards the safety text, which is more. Start with SEGA.",
                 ),
                 *detection_inputs(),
                 *window_inputs(),
@@ -184,26 +184,11 @@ class DAGDetectionMapNode(io.ComfyNode):
         shown = torch.nn.functional.interpolate(
             maps, size=images.shape[1:3], mode="bilinear", align_corners=False
         )
-        # A row per image: the image, then its map at every noise level.
-        rows = [
-            torch.cat([p, *(overlay_map(p, m) for m in of_image)], dim=1)
-            for p, of_image in zip(images, shown)
-        ]
-        report = "\n".join(_line(i, m, levels) for i, m in enumerate(maps))
-        sheet = torch.stack(rows)
+        sheet = detection_sheet(images, shown)
+        report = detections_in_words(maps, levels, DEFAULTS.detection_threshold)
         return io.NodeOutput(
             shown.amax(1), sheet, report, ui=message_ui(report, ui.PreviewImage(sheet, cls=cls))
         )
-
-
-def _line(index: int, maps: torch.Tensor, levels: tuple[float, ...]) -> str:
-    parts = []
-    for map_, level in zip(maps, levels):
-        highest, share = float(map_.max()), float((map_ >= DEFAULTS.detection_threshold).float().mean())
-        parts.append(
-            f"sigma {level:g}: {highest:.2f}" + (f", found on {share:.1%}" if share else ", not found")
-        )
-    return f"image {index + 1}: " + "; ".join(parts)
 
 
 NODES: list[type[io.ComfyNode]] = [DAGDetectorGuideNode, DAGDetectionMapNode]

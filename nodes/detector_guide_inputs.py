@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guidance.detect_and_guide.attention_maps import Normalization
-from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
+from ..guidance.detect_and_guide.settings import DetectAndGuideSettings
 from .shared_inputs import HIDDEN
 
 DEFAULTS = DetectAndGuideSettings()
@@ -44,9 +44,9 @@ def detection_inputs() -> list[io.Input]:
             "detection_threshold",
             DEFAULTS.detection_threshold,
             1.0,
-            "Certainty from which the concept counts as found. A higher value leaves "
-            "more images unchanged; a lower one catches more. Start with 0.5, for which "
-            "the tokens were calibrated.",
+            "How certain the detector must be before the concept counts as found. A higher value "
+            "leaves more images unchanged; a lower one catches more. Start with 0.5, for which the "
+            "tokens were calibrated.",
             advanced=False,
         ),
         _number(
@@ -61,9 +61,9 @@ def detection_inputs() -> list[io.Input]:
             "edit_threshold",
             DEFAULTS.edit_threshold,
             1.0,
-            "Certainty from which positions around a detection may change. A lower "
-            "value changes more around it. 0 is the paper's 0.01, or the tokens' "
-            "background noise where that is higher.",
+            "How certain the detector must be at a position around a detection before it may change. "
+            "A lower value changes a larger area. Start with 0, which uses the paper's 0.01, or the "
+            "tokens' background noise if that is higher.",
             step=0.001,
             hidden=True,
         ),
@@ -71,17 +71,18 @@ def detection_inputs() -> list[io.Input]:
             "core",
             DEFAULTS.core,
             1.0,
-            "Positions count as the subject from this share of the highest certainty "
-            "on. A higher value takes only the most certain centre. Start with 0, as in "
-            "the paper; use 0.6 for subjects of which only the centre is certain.",
+            "Positions below the detection threshold also count as the subject if their certainty "
+            "reaches this share of the image's highest; 0 is off. A higher value adds fewer "
+            "positions. Start with 0, as in the paper; use 0.6 if the detector is certain only of the"
+            " subject's centre.",
         ),
         _number(
             "reach",
             DEFAULTS.reach,
             1.0,
-            "How far around the subject the image may change, as a share of its side. A "
-            "lower value protects what is next to the subject. Start with 0, as in the "
-            "paper (no limit), or 0.06.",
+            "How far around the subject the image may change, as a share of the image's longer side; "
+            "0 sets no limit. A lower value protects what is next to the subject. Start with 0, as in"
+            " the paper, or 0.06.",
         ),
     ]
 
@@ -114,24 +115,25 @@ def scale_inputs() -> list[io.Input]:
             "base",
             DEFAULTS.base,
             1000.0,
-            "AreaScaler: guidance scale of a subject that fills the image; a smaller "
-            "subject gets its share. A higher value guides more strongly. Start with 5, "
-            "the paper's; small subjects need more, such as 50.",
+            "Guidance scale for a subject that fills the image; the scale shrinks with the subject's "
+            "area (AreaScaler). A higher value guides more strongly. Start with 5, the paper's; small"
+            " subjects need more, such as 50.",
         ),
         _number(
             "coverage",
             DEFAULTS.coverage,
             1.01,
-            "When this share of the image is above the edit threshold, the map is too "
-            "vague and nothing is done. A higher value acts on vaguer maps.",
+            "If this share of the image is above the edit threshold, the map is too vague and nothing"
+            " is changed. A higher value also acts on vaguer maps. Start with 0.8.",
             hidden=True,
         ),
         _number(
             "magnitude",
             DEFAULTS.magnitude,
             100.0,
-            "MagnitudeScaler: largest ratio between the guidance of certain and "
-            "uncertain positions; 1 is off. A higher value favours certain positions.",
+            "How many times more strongly the most certain positions may be guided than uncertain "
+            "ones (MagnitudeScaler); 1 is off. A higher value concentrates the guidance on certain "
+            "positions. Start with 5, the paper's.",
             step=0.1,
             least=1.0,
             hidden=True,
@@ -147,15 +149,15 @@ def scale_inputs() -> list[io.Input]:
             "quantile",
             DEFAULTS.quantile,
             1.0,
-            "SEGA: share of the positions of each channel that stay unchanged. A higher "
+            "For the SEGA mask: share of the positions in each channel that stay unchanged. A higher "
             "value changes less. Start with 0.9.",
         ),
         _number(
             "sld_threshold",
             DEFAULTS.sld_threshold,
             10.0,
-            "SLD: how far the prompt must be beyond the safety text to be left "
-            "unchanged. A higher value changes more.",
+            "For the SLD mask: a value changes unless the prompt exceeds the safety text by at least "
+            "this much. A higher value changes more. Start with 0.025, the paper's.",
             step=0.001,
             least=-10.0,
             hidden=True,

@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ..guidance.safety_functions import nudenet
 from ..guidance.safety_functions.classifier import ClassifierSafetyFunction
 from .host.files.folders import BUNDLED_SUFFIX
-from .host.files.safety_files import DEMO_GUIDE, safety_names, safety_path
-from .host.files.safety_models import classifier, nudenet_network
+from .host.files.safety_files import DEMO_GUIDE, safety_names
+from .host.files.safety_models import classifier, detector_hash, nudenet_network
 from .io_types import SafetyFunctionType
+from .parsing import names_of
 from .safety_function_inputs import ALIASES, CATEGORY, function_output, views_input
 
 PACKAGE = "from the nudenet package"
@@ -62,9 +63,9 @@ class NudeNetSafetyFunctionNode(io.ComfyNode):
                     max=1280,
                     step=32,
                     advanced=True,
-                    tooltip="Side in pixels to which images are scaled for the detector. A higher value "
-                    "finds smaller details and costs more. Start with 320, for which this "
-                    "detector was made; the paper uses another one at 640.",
+                    tooltip="Side in pixels to which images are scaled for the detector. A higher value finds"
+                    " smaller details and costs more. Start with 320, for which this detector was "
+                    "made; the paper uses a detector made for 640.",
                 ),
                 views_input(),
             ],
@@ -72,11 +73,14 @@ class NudeNetSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(None if file == PACKAGE else file)
+
+    @classmethod
     def execute(cls, file: str, classes: str, threshold: float, size: int, views: int) -> io.NodeOutput:
         network = nudenet_network(None if file == PACKAGE else file)
-        return function_output(
-            nudenet.NudeNetSafetyFunction(network, nudenet.classes_from(classes), threshold, size), views
-        )
+        unsafe = nudenet.classes_from(classes)
+        return function_output(nudenet.NudeNetSafetyFunction(network, unsafe, threshold, size), views)
 
 
 class ClassifierSafetyFunctionNode(io.ComfyNode):
@@ -124,15 +128,13 @@ class ClassifierSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        return safety_path(file).stat().st_mtime
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
 
     @classmethod
     def execute(cls, file: str, output: str, classes: str, threshold: float, views: int) -> io.NodeOutput:
-        names = [name.strip() for name in classes.split(",") if name.strip()]
-        return function_output(
-            ClassifierSafetyFunction(classifier(file), output.strip(), names, threshold), views
-        )
+        function = ClassifierSafetyFunction(classifier(file), output.strip(), names_of(classes), threshold)
+        return function_output(function, views, file)
 
 
 NODES: list[type[io.ComfyNode]] = [NudeNetSafetyFunctionNode, ClassifierSafetyFunctionNode]

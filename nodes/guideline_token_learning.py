@@ -10,10 +10,12 @@ from ..guidance.detect_and_guide.annotated_images import annotate
 from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
-from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
-from .host.attention.token_learning import learn, look_at_images
+from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
+from .host.attention.given_images import record_images
+from .host.attention.token_learning import learn
 from .host.engine.node_messages import message_ui
 from .io_types import GuidelineTokensType, RecordedAttentionType
+from .model_inputs import clip_input
 from .parsing import captions_of, noise_levels
 from .shared_inputs import seed_input
 
@@ -38,9 +40,7 @@ class OptimizeGuidelineTokensNode(io.ComfyNode):
                     tooltip="Model whose attention should find the concept. The tokens also fit models "
                     "fine-tuned from it.",
                 ),
-                io.Clip.Input(
-                    "clip", tooltip="Text encoder of the model. It encodes the words and captions."
-                ),
+                clip_input("the words and captions"),
                 io.Vae.Input("vae", tooltip="VAE of the model. It encodes the images into latents."),
                 io.Image.Input(
                     "images",
@@ -170,13 +170,10 @@ class OptimizeGuidelineTokensNode(io.ComfyNode):
             recipe, iterations or None, learning_rate or None, levels, batch, seed
         )  # type: ignore[arg-type]
         annotated = annotate(images, masks, safe_images)
-        if len(annotated) > MOST_IMAGES:
-            raise ValueError(
-                f"There are {len(annotated)} images. Use at most {MOST_IMAGES}: a few dozen are enough."
-            )
+        check_count(len(annotated), "images")
         if attention is None:
             lines = captions_of(captions, len(annotated))
-            attention = look_at_images(
+            attention = record_images(
                 model, clip, vae, annotated, lines, noise_levels(sigmas), SCALES[scales], seed
             )
         learnt = learn(model, clip, annotated, attention, words, tokens, settings)

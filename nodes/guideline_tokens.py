@@ -10,10 +10,11 @@ from comfy_api.latest import io
 from ..formats import guideline_token_file
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from .dag_inputs import ALIASES, CATEGORY
-from .host.attention.token_learning import tokens_from_text
+from .host.attention.tokens_from_text import tokens_from_text
 from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType
+from .model_inputs import clip_input
 from .shared_inputs import origin_inputs
 
 
@@ -112,7 +113,7 @@ class GuidelineTokensFromTextNode(io.ComfyNode):
             "fewer mistakes.",
             search_aliases=ALIASES,
             inputs=[
-                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the words."),
+                clip_input("the words"),
                 io.String.Input("words", default="nude person", tooltip="Concept to find, in few words."),
                 io.Boolean.Input(
                     "whole_phrase",

@@ -14,5 +14,5 @@ def drop_duplicates_input() -> io.Input:
     return io.Boolean.Input(
         "drop_duplicates",
         default=True,
-        tooltip="Keep every image once. Exact copies would count twice. Start with on.",
+        tooltip="Remove exact copies of an image, which would count twice. Start with on.",
     )

@@ -8,16 +8,14 @@ from comfy_api.latest import io
 
 from ..formats.negation_set import NegationSet
 from ..guidance.safety_functions.embedding_density import calibrate
-from ..guidance.safety_functions.multi_view import Views
 from ..guidance.safety_functions.negation_set import NegationSetSafetyFunction
 from ..reports.leave_one_out import in_words
 from .host.autograd.auxiliary_models import load_networks
 from .host.autograd.image_encoders import ClipVisionEncoder, OpenClipEncoder
-from .host.engine.node_messages import message_ui
 from .host.files.negation_embeddings import embed
-from .host.files.safety_models import clip_model
+from .host.files.safety_models import clip_model, detector_hash
 from .io_types import NegationSetType, SafetyFunctionType
-from .safety_function_inputs import ALIASES, CATEGORY, clip_inputs, views_input
+from .safety_function_inputs import ALIASES, CATEGORY, clip_inputs, function_output, views_input
 
 
 class NegationSetSafetyFunctionNode(io.ComfyNode):
@@ -67,6 +65,10 @@ class NegationSetSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
+
+    @classmethod
     def execute(
         cls,
         negation_set: NegationSet,
@@ -85,8 +87,7 @@ class NegationSetSafetyFunctionNode(io.ComfyNode):
         density = calibrate(*embed(negation_set, encoder), false_alarms)
         name = f"images like {negation_set.name or 'the negation set'}"
         function = NegationSetSafetyFunction(encoder, density, name)
-        output = Views(function, views) if views > 1 else function
-        return io.NodeOutput(output, ui=message_ui(in_words(density.check)))
+        return function_output(function, views, file if clip_vision is None else "", in_words(density.check))
 
 
 NODES: list[type[io.ComfyNode]] = [NegationSetSafetyFunctionNode]

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..formats import negation_set as files
+from ..reports.set_summary import folder_in_words
 from .host.engine.node_messages import message_ui
 from .host.files.folders import (
     input_folder,
@@ -47,7 +48,7 @@ class BuildNegationSetNode(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my set",
-                    tooltip="Name of the set, for people. It does not change what the set does.",
+                    tooltip="Name of the set, shown in reports. It has no effect on images.",
                 ),
                 *origin_inputs("the images", "the images"),
             ],
@@ -89,7 +90,7 @@ class NegationSetFromFolderNode(io.ComfyNode):
                 io.Boolean.Input(
                     "sub_folders",
                     default=True,
-                    tooltip="Also use the images in the folders inside it. Start with on.",
+                    tooltip="Also use the images in sub-folders of the folder. Start with on.",
                 ),
                 io.Int.Input(
                     "longest_side",
@@ -105,7 +106,7 @@ class NegationSetFromFolderNode(io.ComfyNode):
                     "name",
                     default="",
                     optional=True,
-                    tooltip="Name of the set, for people. When empty, the folder's name is used.",
+                    tooltip="Name of the set, shown in reports. When empty, the folder's name is used.",
                 ),
                 *origin_inputs("the images", "the images"),
             ],
@@ -136,10 +137,7 @@ class NegationSetFromFolderNode(io.ComfyNode):
         path = input_folder(folder)
         found, skipped = read_folder(path, sub_folders, longest_side, name or path.name, source, licence)
         kept = files.without_duplicates(found) if drop_duplicates else found
-        lines = [
-            f"{len(kept)} images, {len(found) - len(kept)} duplicates dropped, {len(skipped)} files skipped"
-        ]
-        report = "\n".join([*lines, *(f"{s.path}: {s.reason}" for s in skipped)])
+        report = folder_in_words(len(kept), len(found), skipped)
         return io.NodeOutput(kept, report, ui=message_ui(report))
 
 
@@ -161,8 +159,8 @@ class CombineNegationSetsNode(io.ComfyNode):
                 NegationSetType.Input(
                     "second",
                     tooltip="Second negation set. To define a style, combine unmasked style images with "
-                    "neutral images that have empty masks. Otherwise combine sets with masks "
-                    "only with sets with masks.",
+                    "neutral images that have empty masks. Otherwise do not mix sets with masks and "
+                    "sets without.",
                 ),
                 NegationSetType.Input("third", optional=True, tooltip="Third negation set, if needed."),
                 NegationSetType.Input("fourth", optional=True, tooltip="Fourth negation set, if needed."),
@@ -171,7 +169,8 @@ class CombineNegationSetsNode(io.ComfyNode):
                     "name",
                     default="",
                     optional=True,
-                    tooltip="Name of the set, for people. When empty, the names of the sets are joined.",
+                    tooltip="Name of the set, shown in reports. When empty, the names of the sets are "
+                    "joined.",
                 ),
             ],
             outputs=[NegationSetType.Output(display_name="negation_set")],

@@ -13,9 +13,14 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def names_of(text: str) -> list[str]:
+    """Return the names of a list with commas that are not empty."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def entries_of(text: str) -> list[str]:
     """Return the entries of a list with commas, or semicolons, that are not empty."""
-    return [entry.strip() for entry in text.replace(";", ",").split(",") if entry.strip()]
+    return names_of(text.replace(";", ","))
 
 
 def phrases_of(text: str) -> list[str]:

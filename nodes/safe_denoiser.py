@@ -12,6 +12,7 @@ from ..formats.negation_set import NegationSet
 from .host.engine.hooks import trace_of
 from .host.engine.ksampler import sample
 from .io_types import SafetyTraceType
+from .model_inputs import model_input, prompt_inputs
 from .safe_denoiser_inputs import protect, settings_inputs
 from .shared_inputs import (
     changing_seed_input,
@@ -38,7 +39,7 @@ class SafeDenoiserNode(io.ComfyNode):
             "between the model and any sampler.",
             search_aliases=ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
+                model_input(),
                 *reference_inputs(),
                 *settings_inputs(),
                 mask_input(),
@@ -72,13 +73,7 @@ class SafeDenoiserSamplerNode(io.ComfyNode):
             search_aliases=[*ALIASES, "ksampler", "safe sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="Model to sample from and to protect."),
-                io.Conditioning.Input("positive", tooltip="Positive prompt: what the image should show."),
-                io.Conditioning.Input(
-                    "negative", tooltip="Negative prompt: what the image should not show, in words."
-                ),
-                io.Latent.Input(
-                    "latent_image", tooltip="Latent image to start from: an empty one, or an encoded image."
-                ),
+                *prompt_inputs(),
                 *reference_inputs(),
                 *sampler_inputs(
                     changing_seed_input("Random seed of the noise. The same seed gives the same image.")

@@ -16,6 +16,7 @@ from .host.methods.safe_denoiser import SafeDenoiserCorrection
 from .shared_inputs import (
     WHOLE_START,
     layout_inputs,
+    start_sigma_input,
     take_window,
     window_inputs,
     with_defaults,
@@ -42,23 +43,13 @@ def settings_inputs() -> list[io.Input]:
             "mode",
             options=list(get_args(Mode)),
             default=DEFAULTS.mode,
-            tooltip="How similarity to the set becomes a change. calibrated (recommended) acts "
-            "once an image resembles the set about as much as its images resemble each "
-            "other. exact is the paper's formula, which acts on near-copies only. "
-            "tempered is a less strict form of it. official is what the authors' code "
-            "subtracts from every image, without the noise it adds.",
+            tooltip="How similarity to the set becomes a change. calibrated (recommended) acts once an image "
+            "resembles the set about as much as the set's images resemble each other. exact is the "
+            "paper's formula, which acts on near-copies only. tempered is a less strict form of "
+            "exact. official changes every image, as the authors' code does, but without the noise "
+            "that the code adds.",
         ),
-        io.Float.Input(
-            "start_sigma",
-            default=WHOLE_START,
-            min=0.0,
-            max=WHOLE_START,
-            step=0.01,
-            advanced=True,
-            tooltip="Noise level (sigma) at which the method begins. A higher value starts "
-            "earlier; a lower one leaves the layout to the prompt. Start with "
-            f"{WHOLE_START:g}, the first step.",
-        ),
+        start_sigma_input(),
         io.Float.Input(
             "end_sigma",
             default=DEFAULTS.window.low,
@@ -133,10 +124,10 @@ def settings_inputs() -> list[io.Input]:
             default=DEFAULTS.anchor,
             optional=True,
             advanced=True,
-            tooltip="Prediction that is compared with the set. prediction (the authors' code) "
-            "is the one after CFG. unconditional (the paper) is the one without the "
-            "prompt; CFG then works against the change, and it costs a model call at "
-            "CFG 1. Start with prediction.",
+            tooltip="Which prediction is compared with the set. prediction (the authors' code) is the one "
+            "after CFG. unconditional (the paper) is the one without the prompt: CFG then works "
+            "against the change, and at CFG 1 each step needs an extra model evaluation. Start with "
+            "prediction.",
         ),
         *window_inputs(),
         *layout_inputs(),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
-from ..guidance.safety_functions.interface import CombinedSafetyFunction, SafetyFunction, in_words
-from ..reports.overlays import overlay_regions
-from .host.autograd.auxiliary_models import load_now
+from ..guidance.safety_functions.interface import CombinedSafetyFunction, SafetyFunction
+from ..reports.safety_scores import overlay_scores, scores_in_words, scores_json
+from .host.autograd.auxiliary_models import assess
 from .host.engine.node_messages import message_ui
 from .io_types import SafetyFunctionType
 from .safety_function_inputs import ALIASES, CATEGORY
@@ -95,29 +94,13 @@ class ScoreImagesNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: torch.Tensor, safety_function: SafetyFunction) -> io.NodeOutput:
-        device = load_now(safety_function)
-        found = safety_function(images[..., :3].movedim(-1, 1).float().to(device))
-        judged = [
-            {
-                "score": round(float(score), 6),
-                "unsafe": bool(gate),
-                "explanation": explanation,
-                "regions": [
-                    {"label": r.label, "score": round(r.score, 6), "box": [round(c, 4) for c in r.box]}
-                    for r in found.regions_of(i)
-                ],
-            }
-            for i, (score, gate, explanation) in enumerate(zip(found.score, found.gate, found.explanation))
-        ]
-        # The key of version 1, which workflows may read.
-        report = json.dumps({"version": 1, "function": safety_function.name, "pictures": judged}, indent=1)
-        shown = torch.stack(
-            [
-                overlay_regions(image[..., :3].float(), found.regions_of(i), bool(found.gate[i]))
-                for i, image in enumerate(images)
-            ]
+        found = assess(safety_function, images)
+        shown = overlay_scores(images, found)
+        return io.NodeOutput(
+            shown,
+            scores_json(safety_function.name, found, safety_function.note),
+            ui=message_ui(scores_in_words(found, safety_function.note), ui.PreviewImage(shown, cls=cls)),
         )
-        return io.NodeOutput(shown, report, ui=message_ui(in_words(found), ui.PreviewImage(shown, cls=cls)))
 
 
 NODES: list[type[io.ComfyNode]] = [CombineSafetyFunctionsNode, ScoreImagesNode]

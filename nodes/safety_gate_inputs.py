@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..guidance.core.noise_level import SigmaWindow
 from .host.autograd.decoders import DECODERS
 from .io_types import SafetyFunctionType
+from .model_inputs import model_input
 from .shared_inputs import WHOLE_START
 
 CATEGORY = "safe guidance/safety functions"
@@ -16,7 +17,7 @@ ALIASES = ["stg", "classifier guidance", "detector guidance", "nsfw", "concept e
 def common_inputs() -> list[io.Input]:
     """Return the model, VAE and safety function inputs of both methods."""
     return [
-        io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
+        model_input(),
         io.Vae.Input(
             "vae",
             tooltip="VAE of the model. It decodes predictions for the safety function.",
@@ -72,8 +73,8 @@ def gate_inputs(tau: float, window: SigmaWindow) -> list[io.Input]:
             "save_memory",
             default=False,
             advanced=True,
-            tooltip="Store less for the gradient and compute it again, which is about a third "
-            "slower where the method acts. It switches on by itself, image by image, "
-            "when memory runs out.",
+            tooltip="Use less memory: intermediate results of the gradient are computed again instead of "
+            "stored. This is about a third slower where the method acts. It switches on by itself, "
+            "image by image, when memory runs out.",
         ),
     ]

@@ -27,6 +27,14 @@ def theme_input() -> io.Input:
     )
 
 
+def strip_output() -> io.Output:
+    """Return the output for the drawing of a trace."""
+    return io.Image.Output(
+        display_name="strip",
+        tooltip="One lane per method and one bar per model call, with the noisiest step on the left.",
+    )
+
+
 def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Trace | None) -> Trace:
     """Return the given trace, or that of the run in which `model` sampled `latent`.
 
@@ -76,11 +84,7 @@ class SafetyTraceNode(io.ComfyNode):
                 theme_input(),
             ],
             outputs=[
-                io.Image.Output(
-                    display_name="strip",
-                    tooltip="One lane per method and one bar per model call, with the noisiest step on "
-                    "the left.",
-                ),
+                strip_output(),
                 io.String.Output(display_name="table", tooltip="Every record of the trace as text."),
                 io.String.Output(
                     display_name="json",
@@ -176,11 +180,7 @@ class LoadSafetyTraceNode(io.ComfyNode):
                     display_name="trace",
                     tooltip="The loaded trace, for Safety Trace or Save Image with Safety Trace.",
                 ),
-                io.Image.Output(
-                    display_name="strip",
-                    tooltip="One lane per method and one bar per model call, with the noisiest step on "
-                    "the left.",
-                ),
+                strip_output(),
             ],
         )
 

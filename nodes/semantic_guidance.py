@@ -13,6 +13,7 @@ from .host.engine.conditioning import encode
 from .host.engine.hooks import attach
 from .host.methods.semantic_guidance import SemanticGuidanceCorrection
 from .io_types import SemanticConceptsType
+from .model_inputs import clip_input
 from .parsing import lines_of
 from .shared_inputs import WHOLE_START, sigma_window
 
@@ -158,7 +159,7 @@ class SemanticGuidanceNode(io.ComfyNode):
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="Model to guide. Connect it before any sampler."),
-                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the concepts."),
+                clip_input("the concepts"),
                 io.String.Input(
                     "remove",
                     default="",

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from safe_guidance.formats.negation_set import NegationSet, combined, from_images, load
+from safe_guidance.reports.set_summary import summarize
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -213,13 +214,12 @@ def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
     from safe_guidance.nodes.negation_set_inspection import (
         FindClosestReferencesNode,
         PreviewNegationSetNode,
-        summarize,
     )
 
     images = host.vae.decode(host.sample(host.model, host.text(PROMPT, PROMPT, PROMPT, PROMPT))).clone()
     negation_set = from_images(torch.cat([images, images[1:2].flip(2), images[1:2]]))
     vae = host.vae if with_vae else None
-    summary = summarize(negation_set, vae)
+    summary = PreviewNegationSetNode.execute(negation_set, 64, vae).args[1]
     assert (
         "6 images (5 different)" in summary
         and "closest: 2 and 6 (1.00)" in summary
@@ -233,21 +233,19 @@ def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
     assert PreviewNegationSetNode.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 4
 
 
-def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
-    from safe_guidance.nodes.negation_set_inspection import summarize
-
+def test_preview_says_what_masks_mean_and_when_they_are_few() -> None:
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:8, 4:8] = 1
-    few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask)) for count in (63, 64))
+    few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask), None) for count in (63, 64))
     assert (
         "masks: 63 mark a subject, which is searched for at every position; with fewer than about 64" in few
     )
     assert "masks: 64 mark a subject, which is searched for at every position\n" in enough
     whole = from_images(torch.rand(2, 16, 16, 3))
-    assert "masks: none that mark a subject; whole images are compared" in summarize(whole)
+    assert "masks: none that mark a subject; whole images are compared" in summarize(whole, None)
     fine = from_images(torch.rand(3, 16, 16, 3), torch.zeros(1, 16, 16))
     assert "masks: 3 empty (neutral references); the other 2 define a style" in summarize(
-        combined([whole, fine])
+        combined([whole, fine]), None
     )
 
 

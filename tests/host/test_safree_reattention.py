@@ -85,3 +85,26 @@ def test_every_unet(host: Any, tiny: ModuleType, family: str) -> None:
 
     changed = sampled(patched(host, tiny.tiny_conditioning(5), model=model))
     assert torch.isfinite(changed).all() and not torch.equal(changed, sampled(model))
+
+
+@pytest.mark.parametrize("name", ["ControlNet", "regions", "timestep range"])
+def test_the_unfiltered_prompt_inherits_what_the_prompt_carries(
+    host: Any, tiny: ModuleType, name: str
+) -> None:
+    """With nothing filtered, nothing is evaluated, whatever is on the positive conditioning."""
+    import conditionings
+
+    model, decorate = tiny.tiny_model("sd1"), conditionings.DECORATIONS[name][1]
+    positive, negative = decorate(tiny.tiny_conditioning(0)), tiny.tiny_conditioning(9)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+
+    def sampled(of: Any) -> tuple[Tensor, list[int]]:
+        counted, rows = host.count_calls(of)
+        conds = positive, negative, latent
+        return host.nodes.common_ksampler(counted, 1, 2, 3.0, "euler", "normal", *conds)[0]["samples"], rows
+
+    baseline, plain_rows = sampled(model)
+    same, rows = sampled(patched(host, tiny.tiny_conditioning(0), model=model))
+    assert torch.equal(same, baseline) and rows == plain_rows
+    changed, more = sampled(patched(host, tiny.tiny_conditioning(5), model=model))
+    assert torch.isfinite(changed).all() and not torch.equal(changed, baseline) and sum(more) > sum(rows)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from safe_guidance.evaluation.benches import sd15_unet
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
-UNETS = ("sd1", "sd2", "sdxl")
+UNETS = ("sd1", "sd1 inpaint", "sd2", "sdxl")
 WIDTH = 32
 """Width of the text embeddings and of the pooled vectors of every tiny model."""
 TOKENS = 77
@@ -113,6 +113,12 @@ def _base_model(family: str, dtype: torch.dtype, compute: torch.dtype | None) ->
     # The host's UNet consumes the lists of its configuration, so it gets copies.
     configs: dict[str, tuple[type, dict[str, Any], type, ModelType | None]] = {
         "sd1": (comfy.supported_models.SD15, UNET, comfy.model_base.BaseModel, ModelType.EPS),
+        "sd1 inpaint": (
+            comfy.supported_models.SD15,
+            {**UNET, "in_channels": 9},
+            comfy.model_base.BaseModel,
+            ModelType.EPS,
+        ),
         "sd2": (
             comfy.supported_models.SD20,
             {**UNET, "use_linear_in_transformer": True},
@@ -129,11 +135,11 @@ def _base_model(family: str, dtype: torch.dtype, compute: torch.dtype | None) ->
     config.latent_format = supported.latent_format()
     config.set_inference_dtype(dtype, compute)
     device = comfy.model_management.unet_offload_device()
-    return (
-        model_class(config, device=device)
-        if model_type is None
-        else model_class(config, model_type=model_type, device=device)
-    )
+    options = {} if model_type is None else {"model_type": model_type}
+    model = model_class(config, device=device, **options)
+    if family in UNETS and config.inpaint_model():
+        model.set_inpaint()
+    return model
 
 
 def tiny_model(
