@@ -1,4 +1,4 @@
-"""What a negation set can tell apart, in words: its own images, each judged by the others."""
+"""Words for what a negation set can tell apart: its own images, each judged by the others."""
 
 from __future__ import annotations
 
