@@ -1,6 +1,4 @@
-"""CLIP safety functions: weights from files, what the small bundled model sees in the demo world,
-gradients that mean something.
-"""
+"""CLIP safety functions: weights from files, the bundled model on the demo world, and its gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def world() -> ModuleType:
-    """The renderer of the demo world."""
+    """Return the renderer of the demo world."""
 
     from safe_guidance.demo import world
 
@@ -50,7 +48,7 @@ def bundled(host: Any) -> ClipModel:
 
 
 def test_a_function_made_as_the_server_makes_it_guides(host: Any, bundled: ClipModel) -> None:
-    """Nodes run under inference mode; what they make must not stand in the way of gradients."""
+    """Nodes run in inference mode; the functions they make must still give gradients."""
     from safe_guidance.nodes.host.autograd.decoders import make_decoder
     from safe_guidance.nodes.host.autograd.prediction_scores import prediction_gradient
 
@@ -78,9 +76,9 @@ def test_the_bundled_model_sees_the_artists_style(bundled: ClipModel, world: Mod
 
 
 def test_other_words_for_the_style_mean_it_too(bundled: ClipModel, world: ModuleType) -> None:
-    """Captions say "by kovacs" as often as not.
+    """Half of the training captions say "by kovacs" instead.
 
-    The chance that an image in the style scores higher than another.
+    The figure is the chance that an image in the style scores higher than another one.
     """
     function = ClipSafetyFunction(bundled, ["by kovacs"], STYLES)
     hatched, others = (
@@ -130,7 +128,7 @@ def test_the_gradient_is_that_of_finite_differences(bundled: ClipModel, world: M
 
 
 def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
-    """A model by its architecture's name and a local weights file, through open_clip's own loading."""
+    """open_clip loads the same weights by the name of the architecture."""
     from safe_guidance.nodes.host.files import clip_models
 
     (tmp_path / "tiny-test.json").write_text(json.dumps(TINY), encoding="utf-8")

@@ -93,7 +93,7 @@ def test_long_and_weighted_prompts(host: Any, safree: Any) -> None:
 def test_the_switch_lies_between_the_papers_steps(
     host: Any, safree: Any, last_step: int, expected: int
 ) -> None:
-    """Of the papers' 50 noise levels, those up to the step use the first text, the rest the second."""
+    """Of the paper's 50 noise levels, those up to the step use the first text and the others the second."""
     from comfy.samplers import calculate_start_end_timesteps
 
     from safe_guidance.guidance.core.paper_schedule import sigma_of_step
@@ -211,7 +211,7 @@ def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, 
 
 
 def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoded sentences: the prompt twice, once without each of its words, and every concept twice."""
+    """It encodes the prompt twice, once without each of its words, and every concept twice."""
     import comfy.sd1_clip
 
     sentences: list[int] = []

@@ -24,7 +24,7 @@ from safe_guidance.reports.safety_scores import scores_in_words
 
 
 class Channel(SafetyFunction):
-    """The mean of one colour; objects above a threshold."""
+    """Safety function whose score is the mean of one colour."""
 
     def __init__(self, channel: int, threshold: float = 0.5) -> None:
         self.channel, self.threshold, self.name = channel, threshold, "rgb"[channel]

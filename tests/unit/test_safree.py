@@ -110,9 +110,9 @@ def test_the_self_validating_filters_steps(beta: float, steps: int, artist: int)
 
 
 def planted(toxic: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Token embeddings (6, 12), masked sentences (4, 12) and a concept projector.
+    """Make token embeddings (6, 12), masked sentences (4, 12) and a concept projector.
 
-    The last real token carries the concept or not.
+    The last real token carries the concept or does not.
     """
     concept = torch.eye(12, dtype=torch.float64)[0]
     tokens = 0.3 * normal(6, 12, seed=3)
