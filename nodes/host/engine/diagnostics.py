@@ -41,6 +41,14 @@ def outside_window(name: str, sigmas: Sequence[float]) -> str:
     return f"{name} did nothing: {ran}, outside its window. {advice}"
 
 
+def limited_by_noise(name: str) -> str:
+    """Return the note for a schedule that rises, where changes are limited to the size of the noise."""
+    return (
+        f"The noise schedule rises (un-sampling), so {name} changes predictions by at most the noise level. "
+        f"Leave {name} out of an un-sampling run whose result should give back the same image."
+    )
+
+
 def add_inert_notes(attachments: Sequence[Attachment], recorder: Recorder) -> None:
     """Add a note to the run for every correction that is switched on and was never active."""
     trace = recorder.trace()

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
+from ....guidance.core.composition import Change, SigmaClock, combine, per_sample, within_noise
 from ....guidance.core.noise_level import NoiseLevel
 from .branches import Branches, OwnCall
 from .correction import Attachment, Correction, RunContext, Step
+from .diagnostics import limited_by_noise
 from .node_messages import errors_shown_at
+from .schedule import SchedulePosition
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
@@ -58,6 +60,7 @@ class Run:
         self._first_pass = first_pass
         self._denoise_mask = context.denoise_mask
         self._clock = SigmaClock()
+        self._position = SchedulePosition()
         self._branches: Branches | None = None
         self.guider = guider
         self.recorder = Recorder([correction.name for correction in self._corrections])
@@ -147,7 +150,9 @@ class Run:
         sigma = float(timestep[0])
         level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
-        active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
+        # Without noise there is no direction to guide, and directions divide by the noise level.
+        is_active = [sigma > 0 and correction.is_active(level) for correction in self._corrections]
+        active = [i for i, is_on in enumerate(is_active) if is_on]
         self.recorder.call(sigma, len(x), active)
         if active:
             denoised, branches = self._evaluate_guider(forward, guider, x, timestep, model_options)
@@ -178,11 +183,16 @@ class Run:
             with self._hook_of(index):
                 self._corrections[index].observe(step, self._states[index])
         predictions = self._predict_wanted_texts(acting, step)
+        schedule = step.model_options.get("transformer_options", {}).get("sample_sigmas")
+        adds_noise = self._position.rises(step.sigma, schedule)
         changes = []
         for index in acting:
             own_step = replace(step, predictions={**step.predictions, **predictions[index]})
             with self._hook_of(index):
                 change = self._corrections[index].correct(own_step, self._states[index])
+            if change is not None and adds_noise:
+                self.recorder.note(index, limited_by_noise(self.recorder.methods[index]))
+                change = within_noise(change, step.sigma)
             if change is not None:
                 self.recorder.changed(index, change, step.denoised)
                 changes.append(change)
