@@ -197,9 +197,8 @@ def reattention(safe: Tensor, original: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return safe
     wide = torch.promote_types(safe.dtype, torch.float32)
-    spectrum, reference = (
-        torch.fft.fftshift(torch.fft.fft2(f.to(wide)), dim=(-2, -1)) for f in (safe, original)
-    )
+    spectrum = torch.fft.fftshift(torch.fft.fft2(safe.to(wide)), dim=(-2, -1))
+    reference = torch.fft.fftshift(torch.fft.fft2(original.to(wide)), dim=(-2, -1))
     band = low_band(safe.shape[-2], safe.device)[:, None] & low_band(safe.shape[-1], safe.device)
     damped = torch.where(band & (spectrum.abs() > reference.abs()), scale * spectrum, spectrum)
     return torch.fft.ifft2(torch.fft.ifftshift(damped, dim=(-2, -1))).real.to(safe.dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction
 from .host.files.folders import BUNDLED_SUFFIX
 from .host.files.safety_files import DEMO_CLIP, safety_names
-from .host.files.safety_models import clip_model
+from .host.files.safety_models import clip_model, detector_hash
 from .io_types import SafetyFunctionType
 from .parsing import lines_of
 from .safety_function_inputs import ALIASES, CATEGORY, function_output, views_input
@@ -90,6 +92,10 @@ class ClipConceptSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
+
+    @classmethod
     def execute(
         cls, file: str, model: str, preset: str, texts: str, neutral: str, threshold: float, views: int
     ) -> io.NodeOutput:
@@ -129,6 +135,10 @@ class ClipStyleSafetyFunctionNode(io.ComfyNode):
             ],
             outputs=[SafetyFunctionType.Output(display_name="safety_function")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
 
     @classmethod
     def execute(

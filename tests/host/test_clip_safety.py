@@ -111,14 +111,14 @@ def test_the_gradient_is_that_of_finite_differences(bundled: ClipModel, world: M
 
 def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
     """A model by its architecture's name and a local weights file, through open_clip's own loading."""
-    from safe_guidance.nodes.host.files import safety_models
+    from safe_guidance.nodes.host.files import clip_models
 
     (tmp_path / "tiny-test.json").write_text(json.dumps(TINY), encoding="utf-8")
     open_clip.add_model_config(tmp_path)
     network = open_clip.create_model("tiny-test")
     weights = tmp_path / "tiny.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
-    clip = safety_models._clip(weights, 0.0, "tiny-test")
+    clip = clip_models.load(weights, "tiny-test")
     images = torch.rand(2, 3, 32, 32)
     function = ClipSafetyFunction(clip, ["a star", "a sparkle"])
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_features_are_open_clips_own(host: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(function(images).score, expected)
     assert clip.size == 32
     with pytest.raises(ValueError, match="knows no model"):
-        safety_models._clip(weights, 1.0, "no-such-model")
+        clip_models.load(weights, "no-such-model")
 
 
 def test_texts_come_in_lines_and_there_must_be_one(bundled: ClipModel) -> None:

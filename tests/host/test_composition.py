@@ -15,8 +15,8 @@ from torch import Tensor
 from demo_prompts import HEART, STAR
 from safe_guidance.formats.negation_set import from_images
 from safe_guidance.guidance.core.noise_level import SigmaWindow
-from safe_guidance.guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
+from safe_guidance.guidance.detect_and_guide.settings import DetectAndGuideSettings
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
 from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
 from safe_guidance.guidance.safe_latent_diffusion import SafeLatentDiffusionSettings

@@ -61,15 +61,23 @@ def gradients(host: Any) -> ModuleType:
     return gradients
 
 
+def embeddings(evaluation: Any) -> list[Any]:
+    from safe_guidance.nodes.host.autograd import conditioning_entries
+
+    return conditioning_entries.embeddings(evaluation)
+
+
 def cotangent(evaluation: Any) -> torch.Tensor:
     return torch.randn(evaluation.x.shape, generator=torch.Generator().manual_seed(5))
 
 
-def predicted(gradients: ModuleType, evaluation: Any, values: list[Any]) -> torch.Tensor:
+def predicted(evaluation: Any, values: list[Any]) -> torch.Tensor:
     """The positive branch's prediction at other embeddings."""
     import comfy.samplers
 
-    entries = [gradients._with_embedding(e, v) for e, v in zip(evaluation.guider.conds["positive"], values)]
+    from safe_guidance.nodes.host.autograd.conditioning_entries import with_embedding
+
+    entries = [with_embedding(e, v) for e, v in zip(evaluation.guider.conds["positive"], values)]
     return comfy.samplers.calc_cond_batch(
         evaluation.guider.inner_model, [entries], evaluation.x, evaluation.timestep, evaluation.model_options
     )[0]
@@ -79,25 +87,21 @@ def every_row(evaluation: Any) -> torch.Tensor:
     return torch.arange(len(evaluation.x))
 
 
-def finite_difference(
-    gradients: ModuleType, evaluation: Any, direction: torch.Tensor, step: float = 1e-2
-) -> float:
+def finite_difference(evaluation: Any, direction: torch.Tensor, step: float = 1e-2) -> float:
     """Derivative of sum(cotangent * prediction) along a direction of the first embedding, by central
     differences.
     """
-    (value, *rest), weights = gradients.embeddings(evaluation), cotangent(evaluation).double()
-    up, down = (
-        predicted(gradients, evaluation, [value + s * step * direction, *rest]).double() for s in (1, -1)
-    )
+    (value, *rest), weights = embeddings(evaluation), cotangent(evaluation).double()
+    up, down = (predicted(evaluation, [value + s * step * direction, *rest]).double() for s in (1, -1))
     return float(((up - down) * weights).sum() / (2 * step))
 
 
 def both_derivatives(gradients: ModuleType, evaluation: Any) -> tuple[float, float]:
     """Along the gradient itself: its norm, and what finite differences say."""
-    values = gradients.embeddings(evaluation)
+    values = embeddings(evaluation)
     (found,) = gradients.text_gradients(evaluation, values, cotangent(evaluation), every_row(evaluation))
     direction = found / found.norm()
-    return float(found.norm()), finite_difference(gradients, evaluation, direction)
+    return float(found.norm()), finite_difference(evaluation, direction)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_bfloat16_networks_give_the_direction_of_float32_ones(
     gradients: ModuleType, inside: Any, tiny: ModuleType, family: str
 ) -> None:
     def look(evaluation: Any) -> torch.Tensor:
-        values = gradients.embeddings(evaluation)
+        values = embeddings(evaluation)
         return gradients.text_gradients(evaluation, values, cotangent(evaluation), every_row(evaluation))[
             0
         ].float()
@@ -152,7 +156,7 @@ def test_equal_to_plain_autograd(
         model = tiny.tiny_model(family)
 
     def look(evaluation: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        args = (evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
+        args = (evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
         ours = gradients.text_gradients(*args)[0]
         with monkeypatch.context() as patch:
             patch.setattr(gradients, "differentiable", plain_autograd)
@@ -175,7 +179,7 @@ def test_checkpoints_change_nothing_but_memory(
             ):
                 args = (
                     evaluation,
-                    gradients.embeddings(evaluation),
+                    embeddings(evaluation),
                     cotangent(evaluation),
                     every_row(evaluation),
                 )
@@ -190,7 +194,7 @@ def test_checkpoints_change_nothing_but_memory(
 
 def test_rows_are_independent(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
     def look(evaluation: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        values, weights = gradients.embeddings(evaluation), cotangent(evaluation)
+        values, weights = embeddings(evaluation), cotangent(evaluation)
         some = torch.tensor([2, 0])
         return (
             gradients.text_gradients(evaluation, values, weights, every_row(evaluation))[0][some],
@@ -262,7 +266,7 @@ def test_a_lora_counts(gradients: ModuleType, inside: Any, tiny: ModuleType) -> 
     )
 
     def look(evaluation: Any) -> tuple[torch.Tensor, float, float]:
-        args = (evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
+        args = (evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
         return gradients.text_gradients(*args)[0], *both_derivatives(gradients, evaluation)
 
     with_lora, norm, difference = inside(patched, look)
@@ -316,7 +320,7 @@ def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny
     )[0]
 
     def look(evaluation: Any) -> tuple[float, float, torch.Tensor, torch.Tensor]:
-        values, weights = gradients.embeddings(evaluation), cotangent(evaluation)
+        values, weights = embeddings(evaluation), cotangent(evaluation)
         whole = gradients.text_gradients(evaluation, values, weights, every_row(evaluation))[0]
         second = gradients.text_gradients(evaluation, values, weights[1:], torch.tensor([1]))[0]
         return *both_derivatives(gradients, evaluation), whole[1:], second
@@ -347,7 +351,7 @@ def test_other_packs_patches(gradients: ModuleType, inside: Any, tiny: ModuleTyp
 
     def look(evaluation: Any) -> torch.Tensor:
         return gradients.text_gradients(
-            evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
+            evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
         )[0]
 
     assert torch.isfinite(inside(in_place, look)).all()
@@ -364,14 +368,14 @@ def test_several_positives_and_those_that_are_not_active(
     combined = ConditioningCombine().combine(ConditioningCombine().combine(left, late)[0], whole)[0]
 
     def look(evaluation: Any) -> tuple[list[Any], list[float]]:
-        values, weights = gradients.embeddings(evaluation), cotangent(evaluation)
+        values, weights = embeddings(evaluation), cotangent(evaluation)
         found = gradients.text_gradients(evaluation, values, weights, every_row(evaluation))
         slopes = []
         for index in (0, 2):
             direction, moved = found[index] / found[index].norm(), []
             for sign in (1, -1):
                 shifted = [v + sign * 5e-3 * direction if i == index else v for i, v in enumerate(values)]
-                moved.append((predicted(gradients, evaluation, shifted) * weights).double().sum())
+                moved.append((predicted(evaluation, shifted) * weights).double().sum())
             slopes.append(float((moved[0] - moved[1]) / 1e-2))
         return found, slopes
 
@@ -387,7 +391,7 @@ def test_several_positives_and_those_that_are_not_active(
 
 def look_only(gradients: ModuleType, evaluation: Any) -> list[Any]:
     return gradients.text_gradients(
-        evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
+        evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
     )
 
 
@@ -447,16 +451,16 @@ def test_short_memory_goes_row_by_row(host: Any, gradients: ModuleType) -> None:
     assert calls == [([0, 2, 5], False), ([0], True), ([2], True), ([5], True)]
 
 
-def test_setting_embeddings_leaves_the_workflows_conditioning_alone(
-    gradients: ModuleType, inside: Any, tiny: ModuleType
-) -> None:
+def test_setting_embeddings_leaves_the_workflows_conditioning_alone(inside: Any, tiny: ModuleType) -> None:
     positive = tiny.tiny_conditioning(0)
     before = positive[0][0].clone()
 
     def look(evaluation: Any) -> SimpleNamespace:
-        (value,) = gradients.embeddings(evaluation)
-        gradients.set_embeddings(evaluation, [value + 1])
-        return SimpleNamespace(now=gradients.embeddings(evaluation)[0])
+        from safe_guidance.nodes.host.autograd import conditioning_entries
+
+        (value,) = embeddings(evaluation)
+        conditioning_entries.set_embeddings(evaluation, [value + 1])
+        return SimpleNamespace(now=embeddings(evaluation)[0])
 
     now = inside(tiny.tiny_model("sd1"), look, positive=positive).now
     assert torch.equal(positive[0][0], before)

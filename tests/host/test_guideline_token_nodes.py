@@ -111,11 +111,13 @@ def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
     """
     import comfy.sample
 
-    from safe_guidance.nodes.host.attention.recording import look_at
+    from safe_guidance.nodes.host.attention.given_images import record_latents
 
     tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
     latents = host.sample(host.model, host.text(STAR), steps=3)
-    cache = look_at(host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9)
+    cache = record_latents(
+        host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9
+    )
     raw: list[torch.Tensor] = []
     from safe_guidance.nodes.host.attention.capture import attention_layer
 
@@ -369,7 +371,7 @@ def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
 
     A row of its own for each text, also in the second batch of images.
     """
-    from safe_guidance.nodes.host.attention.recording import BATCH, look_at
+    from safe_guidance.nodes.host.attention.given_images import BATCH, record_latents
     from safe_guidance.nodes.host.engine.conditioning import encode, encode_each
 
     clip = tiny.tiny_clip("sdxl")
@@ -386,7 +388,9 @@ def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
     def asked(first: int, pooled: torch.Tensor) -> torch.Tensor:
         rows, masks = slice(first, count), torch.zeros(count - first, 16, 16)
         conditioning = [[embeddings[rows], {"pooled_output": pooled[rows]}]]
-        return look_at(model, latents[rows], masks, conditioning, (2.0,), (2,), seed=5 + first).queries[0][0]
+        return record_latents(
+            model, latents[rows], masks, conditioning, (2.0,), (2,), seed=5 + first
+        ).queries[0][0]
 
     assert torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled))
     assert not torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled.flip(0)))
@@ -500,10 +504,10 @@ def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
     from safe_guidance.guidance.detect_and_guide.annotated_images import AnnotatedImages
-    from safe_guidance.nodes.host.attention.token_learning import look_at_images
+    from safe_guidance.nodes.host.attention.given_images import record_images
 
     with pytest.raises(ValueError, match="no separate cross-attention"):
         example = AnnotatedImages(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
-        look_at_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
+        record_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
     with pytest.raises(ValueError, match="no separate cross-attention"):
         recorded(host, model=tiny.tiny_model("flux"))

@@ -267,7 +267,7 @@ def test_an_unusable_gradient_changes_no_bit(
 
 def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: ModuleType) -> None:
     """From the classifier's score through decoder, CFG and network to the embedding."""
-    from safe_guidance.nodes.host.autograd import gradients
+    from safe_guidance.nodes.host.autograd import conditioning_entries
     from safe_guidance.nodes.host.engine import hooks
     from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
@@ -289,7 +289,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             return None
 
         def steer(self, step: Any, state: Any) -> None:
-            current = gradients.embeddings(step)
+            current = conditioning_entries.embeddings(step)
             verdict = correction.assess(step, state)
             (gradient,) = correction._gradients(step, state, verdict, current, torch.tensor([0]), False)
             direction = gradient / gradient.norm()
@@ -297,7 +297,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             def slope(width: float) -> float:
                 scores = []
                 for sign in (1, -1):
-                    gradients.set_embeddings(step, [current[0] + sign * width * direction])
+                    conditioning_entries.set_embeddings(step, [current[0] + sign * width * direction])
                     denoised = step.guider.predict_noise(step.x, step.timestep, step.model_options, None)
                     scores.append(float(function(state.decoder(denoised)).score.double()))
                 return (scores[0] - scores[1]) / (2 * width)
@@ -305,7 +305,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             # Richardson: what is left of the curvature is of fourth order, so that the width can stand above
             # rounding.
             found.append((float(gradient.norm()), (4 * slope(0.2) - slope(0.4)) / 3))
-            gradients.set_embeddings(step, current)
+            conditioning_entries.set_embeddings(step, current)
 
     host.sample(hooks.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
     norm, difference = found[0]

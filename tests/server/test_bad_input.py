@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server_errors import PromptFailed, PromptRejected
 from safe_guidance.formats.negation_set import FORMAT, from_images, save
 
 GOOD = from_images(torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0)), name="good")

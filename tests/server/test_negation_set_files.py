@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server_errors import PromptFailed, PromptRejected
 from safe_guidance.formats.negation_set import from_images, load, save
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_guidance.evaluation import demo, graphs, runner
+from safe_guidance.evaluation import demo, graphs, runner, workflow_conversion
 from safe_guidance.evaluation.cases import memorisation
 from safe_guidance.evaluation.prompt_sets.prompts import load_prompts
 from safe_guidance.evaluation.report import ImageArray
@@ -61,7 +61,9 @@ def make_image(server: ComfyServer, prompt: graphs.Prompt) -> ImageArray:
 
 
 def shipped(name: str, object_info: dict[str, Any]) -> graphs.Prompt:
-    return graphs.to_prompt(graphs.load_workflow(FOLDER / f"{name}.json"), object_info)
+    return workflow_conversion.to_prompt(
+        workflow_conversion.load_workflow(FOLDER / f"{name}.json"), object_info
+    )
 
 
 @TOLD_APART

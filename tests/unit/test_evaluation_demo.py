@@ -19,7 +19,7 @@ from safe_guidance.evaluation import demo, graphs, runner
 from safe_guidance.evaluation.cases import memorisation, style
 from safe_guidance.evaluation.judges.network import HEADS
 from safe_guidance.evaluation.prompt_sets.prompts import SETS, load_prompts
-from safe_guidance.evaluation.server import ServerError
+from safe_guidance.evaluation.server_errors import ServerError
 
 STATS = {
     "system": {

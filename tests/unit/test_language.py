@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE_FOLDERS = ("demo", "evaluation", "formats", "guidance", "nodes", "reports", "tools")
+CODE_FOLDERS = ("demo", "evaluation", "formats", "guidance", "installer", "nodes", "reports", "tools")
 CODE = [ROOT / "dev.py", *(path for folder in CODE_FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))]
 PROSE = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
