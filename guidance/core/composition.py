@@ -45,6 +45,11 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return `new` in some rows (B,) bool and `old` in the others."""
+    return torch.where(per_sample(rows.to(new.device), new), new, old)
+
+
 def capped(delta: Tensor, denoised: Tensor, cap: float) -> Tensor:
     """Scale every sample of `delta` down to at most `cap` times the norm of its prediction."""
     return delta * (cap * sample_norm(denoised) / sample_norm(delta)).clamp(max=1)

@@ -166,6 +166,10 @@ class Correction:
     def finish(self, step: Step, state: Any) -> None:
         """Restore what `steer` changed for this evaluation alone. Called in the reverse order of `steer`."""
 
+    def notes(self, state: Any) -> list[str]:
+        """Return sentences on what kept the method from acting in a run that has ended."""
+        return []
+
     def end_first_pass(self, state: Any) -> Tensor | None:
         """Decide from what the first pass has shown; the second pass continues with the same state.
 

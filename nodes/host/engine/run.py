@@ -9,35 +9,24 @@ cap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ....guidance.core.composition import Change, SigmaClock, combine, per_sample, within_noise
-from ....guidance.core.noise_level import NoiseLevel
-from .branches import Branches, OwnCall
+from ....guidance.core.composition import Change, SigmaClock, combine, where_rows, within_noise
+from .branches import Branches, OwnCall, cond_scale
 from .correction import Attachment, Correction, RunContext, Step
 from .diagnostics import limited_by_noise
 from .node_messages import errors_shown_at
-from .schedule import SchedulePosition
+from .schedule import SchedulePosition, noise_level
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
 
 GuiderForward = Callable[[dict[str, Any]], Tensor]
 """Function that evaluates the guider once with the host's options, (B, C, h, w)."""
-
-
-def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
-    """Return the forward process at a sampler's sigma, measured from the host's own way of adding noise."""
-    one, zero = torch.ones(1, 1, device=sigma.device), torch.zeros(1, 1, device=sigma.device)
-    sigma = sigma[:1].float()
-    signal = model_sampling.noise_scaling(sigma, zero, one)
-    noise = model_sampling.noise_scaling(sigma, one, zero)
-    return NoiseLevel(signal.item(), noise.item())
 
 
 class Run:
@@ -88,6 +77,12 @@ class Run:
         """Return every correction's data for a run that continues where this one stopped."""
         return [correction.resume_data(state) for correction, state in zip(self._corrections, self._states)]
 
+    def add_notes(self) -> None:
+        """Add to the record what the corrections say kept them from acting."""
+        for index, (correction, state) in enumerate(zip(self._corrections, self._states)):
+            for note in correction.notes(state):
+                self.recorder.note(index, note)
+
     def end_first_pass(self) -> tuple[dict[int, Any], list[Tensor]]:
         """Return the states of the corrections that only observed, by index, and their regions."""
         states = {i: self._states[i] for i in self._observers}
@@ -118,10 +113,13 @@ class Run:
     def own_call(self) -> OwnCall | None:
         """Return the model call in progress if it evaluates the guider's own branches.
 
-        None for calls of other nodes, for extra predictions of a method and for gradient passes. Hooks inside
-        the model read it.
+        None for calls of other nodes, extra predictions and gradient passes. Hooks inside the model read it.
         """
         return None if self._branches is None else self._branches.call
+
+    def evaluating_text(self, name: str, entries: Any) -> AbstractContextManager[None]:
+        """Evaluate a method's text in the block, at the place of the own call in progress."""
+        return nullcontext() if self._branches is None else self._branches.with_text(name, entries)
 
     def evaluate(
         self,
@@ -165,7 +163,7 @@ class Run:
                 predictions=branches,
                 guider=guider,
                 model_options=model_options,
-                cond_scale=_cond_scale(guider),
+                cond_scale=cond_scale(guider),
                 denoise_mask=self._denoise_mask,
                 is_new=is_new,
             )
@@ -213,9 +211,9 @@ class Run:
             self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
             return replace(
                 step,
-                denoised=_where_rows(rows, again, step.denoised),
+                denoised=where_rows(rows, again, step.denoised),
                 predictions={
-                    name: _where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
+                    name: where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
                 },
             )
 
@@ -247,13 +245,3 @@ class Run:
             return forward(branches.options), branches.predictions
         finally:
             self._branches = None
-
-
-def _cond_scale(guider: Any) -> float:
-    """Return the guider's CFG scale; 1 for guiders that have only a positive branch."""
-    return float(getattr(guider, "cfg1", guider.cfg))
-
-
-def _where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return `new` in some rows (B,) bool and `old` in the others."""
-    return torch.where(per_sample(rows.to(new.device), new), new, old)

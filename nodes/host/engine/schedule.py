@@ -1,10 +1,23 @@
-"""Position of a run in its sampler's noise schedule."""
+"""Noise levels of the host's samplers, and the position of a run in its schedule."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from ....guidance.core.noise_level import NoiseLevel
+
+
+def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
+    """Return the forward process at a sampler's sigma, measured from the host's own way of adding noise."""
+    one, zero = torch.ones(1, 1, device=sigma.device), torch.zeros(1, 1, device=sigma.device)
+    sigma = sigma[:1].float()
+    signal = model_sampling.noise_scaling(sigma, zero, one)
+    noise = model_sampling.noise_scaling(sigma, one, zero)
+    return NoiseLevel(signal.item(), noise.item())
 
 
 class SchedulePosition:
