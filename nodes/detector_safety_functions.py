@@ -134,7 +134,7 @@ class ClassifierSafetyFunctionNode(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, output: str, classes: str, threshold: float, views: int) -> io.NodeOutput:
         function = ClassifierSafetyFunction(classifier(file), output.strip(), names_of(classes), threshold)
-        return function_output(function, views)
+        return function_output(function, views, file)
 
 
 NODES: list[type[io.ComfyNode]] = [NudeNetSafetyFunctionNode, ClassifierSafetyFunctionNode]

@@ -1,6 +1,6 @@
 """Guidance away from a detected concept, at the concept's position only.
 
-Li et al., Detect-and-Guide (CVPR 2025), section 4.2. The guidance term is that of the paper's Table 1, whose
+Li et al., Detect-and-Guide (CVPR 2025), section 3.2. The guidance term is that of the paper's Table 1, whose
 weights of the three predictions sum to 1; Eq. 4 as printed drops a term.
 """
 

@@ -1,6 +1,6 @@
 """Self-regulation: where and how strongly to guide, from the size and the certainty of a detection.
 
-Li et al., Detect-and-Guide (CVPR 2025), section 4.2. The MagnitudeScaler is clamp(., 1, 5) as the text says;
+Li et al., Detect-and-Guide (CVPR 2025), section 3.2. The MagnitudeScaler is clamp(., 1, 5) as the text says;
 Eq. 5 prints the maximum instead.
 """
 

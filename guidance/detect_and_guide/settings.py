@@ -1,6 +1,6 @@
 """Constants of Detect-and-Guide.
 
-Li et al., Detect-and-Guide (CVPR 2025), section 4.2 and the supplement. The defaults are the paper's.
+Li et al., Detect-and-Guide (CVPR 2025), section 3.2 and the supplement. The defaults are the paper's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Only the tokens change; the model's attention is cached.
 
-Li et al., Detect-and-Guide (CVPR 2025), section 4.1 and Table 4. The module `token_losses` describes the two
+Li et al., Detect-and-Guide (CVPR 2025), section 3.1 and Table 4. The module `token_losses` describes the two
 recipes.
 """
 

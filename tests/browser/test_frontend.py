@@ -1,4 +1,4 @@
-"""What a person sees in the host's own web interface: templates, workflows, help, tooltips, search."""
+"""The host's own web interface as a person sees it: templates, workflows, help, tooltips, search."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ USE_BLUEPRINT = """title => {
 
 @pytest.fixture(scope="module")
 def frontend(server: ComfyServer) -> Iterator[Frontend]:
-    """One window for the whole module.
+    """Yield one browser window for the whole module.
 
-    It is closed with it, because its event loop would be in the way of other modules.
+    It is closed at the end, because its event loop would disturb other modules.
     """
     browser = find_browser()
     if browser is None:
@@ -93,7 +93,7 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
 
 @pytest.fixture
 def window(frontend: Frontend) -> Iterator[Frontend]:
-    """The window, which must not have had an error at the end of the test."""
+    """Yield the window, and check at the end of the test that it had no error."""
     frontend.close_dialogs()
     frontend.problems.clear()
     yield frontend
@@ -101,8 +101,8 @@ def window(frontend: Frontend) -> Iterator[Frontend]:
 
 
 def is_about_a_missing_model(problem: str) -> bool:
-    """The interface asks for a missing file's size, some time after it opened the workflow, and the server
-    forbids that.
+    """Return True for the error that follows a request for a missing file's size, which the server
+    forbids.
     """
     workflows = (workflow_conversion.load_workflow(path) for path in WORKFLOWS)
     urls = {
@@ -202,7 +202,7 @@ def test_an_error_is_told_under_the_node_in_two_sentences_and_goes_when_it_is_me
 
 
 def in_sight(text: Locator, frame: Locator) -> bool:
-    """Whether the frame in which a text can be scrolled shows all of it."""
+    """Return True when the whole text is visible in its scrollable frame."""
     inner, outer = text.bounding_box(), frame.last.bounding_box()
     assert inner and outer
     return outer["y"] <= inner["y"] and inner["y"] + inner["height"] <= outer["y"] + outer["height"]
@@ -240,7 +240,7 @@ def test_nothing_is_covered_when_nodes_have_the_size_they_are_drawn_with(
 
 
 def covered(workflow: dict[str, Any], sizes: dict[str, list[float]]) -> list[str]:
-    """What overlaps: node and node, group and group, a node and a group that does not hold all of it."""
+    """Return the overlaps: two nodes, two groups, or a node and a group that holds only part of it."""
     nodes, groups = {}, {}
     for node in workflow["nodes"]:
         (left, top), (width, height) = node["pos"], sizes[str(node["id"])]
@@ -346,9 +346,8 @@ def test_a_named_browser_is_used(tmp_path: Path) -> None:
     ["SampleAndRecordAttention", "OptimizeGuidelineTokens", "DAGDetectionMap", "DemoAnnotatedSet"],
 )
 def test_a_seed_that_others_rely_on_stays_after_a_run(window: Frontend, name: str) -> None:
-    """Masks are painted on the images of a seed, and learning again takes minutes.
-
-    A sampler's seed changes, as KSampler's does.
+    """Masks are painted on the images of a fixed seed, and learning again takes minutes. A seed of
+    KSampler changes.
     """
     assert window.page.evaluate(AFTER_GENERATE, f"SafeGuidance{name}") == ["fixed"]
     assert window.page.evaluate(AFTER_GENERATE, "SafeGuidanceSafeDenoiserSampler") == ["randomize"]

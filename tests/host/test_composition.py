@@ -33,7 +33,7 @@ TEXT_METHODS = ("DAG", "SLD", "Semantic Guidance")
 
 
 class Brightness(SafetyFunction):
-    """Safety function that finds bright images unsafe, in the given rows of the whole batch or in all."""
+    """Safety function that finds bright images unsafe: all, or those in the given rows of the batch."""
 
     name = "brightness"
 
@@ -245,7 +245,7 @@ def test_inpainting_keeps_what_is_masked(host: Any, attach: Attach) -> None:
 
 
 def test_samples_without_a_trigger_stay_bit_identical(host: Any, attach: Attach) -> None:
-    """Methods with a gate, one triggered sample of four."""
+    """One of four samples triggers the methods with a gate."""
     from safe_guidance.nodes.host.engine import hooks
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 

@@ -21,8 +21,8 @@ FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 
 @pytest.fixture
 def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
-    """Calls `look(evaluation)` once, within the first model evaluation of a real sampling run, and returns
-    its result.
+    """Return the result of `look(evaluation)`, called once in the first model evaluation of a real
+    sampling run.
     """
     from safe_guidance.nodes.host.engine import hooks
 
@@ -72,7 +72,7 @@ def cotangent(evaluation: Any) -> torch.Tensor:
 
 
 def predicted(evaluation: Any, values: list[Any]) -> torch.Tensor:
-    """The positive branch's prediction at other embeddings."""
+    """Return the positive branch's prediction at other embeddings."""
     import comfy.samplers
 
     from safe_guidance.nodes.host.autograd.conditioning_entries import with_embedding
@@ -88,7 +88,7 @@ def every_row(evaluation: Any) -> torch.Tensor:
 
 
 def finite_difference(evaluation: Any, direction: torch.Tensor, step: float = 1e-2) -> float:
-    """Derivative of sum(cotangent * prediction) along a direction of the first embedding, by central
+    """Differentiate sum(cotangent * prediction) along a direction of the first embedding by central
     differences.
     """
     (value, *rest), weights = embeddings(evaluation), cotangent(evaluation).double()
@@ -97,7 +97,7 @@ def finite_difference(evaluation: Any, direction: torch.Tensor, step: float = 1e
 
 
 def both_derivatives(gradients: ModuleType, evaluation: Any) -> tuple[float, float]:
-    """Along the gradient itself: its norm, and what finite differences say."""
+    """Return the derivative along the gradient: the gradient's norm, and the finite difference."""
     values = embeddings(evaluation)
     (found,) = gradients.text_gradients(evaluation, values, cotangent(evaluation), every_row(evaluation))
     direction = found / found.norm()
@@ -116,9 +116,7 @@ def both_derivatives(gradients: ModuleType, evaluation: Any) -> tuple[float, flo
 def test_finite_differences(
     gradients: ModuleType, inside: Any, tiny: ModuleType, family: str, stored: torch.dtype
 ) -> None:
-    """Weights stored as any type and cast to float32 when used, as the host does on hardware without that
-    type.
-    """
+    """Weights of any stored type are cast to float32 when used, as on hardware without that type."""
     model = tiny.tiny_model(family, stored, torch.float32)
     norm, difference = inside(model, lambda evaluation: both_derivatives(gradients, evaluation))
     assert norm > 1e-4
@@ -151,7 +149,7 @@ def plain_autograd(*networks: Any, checkpointed: bool = False) -> Iterator[None]
 def test_equal_to_plain_autograd(
     gradients: ModuleType, inside: Any, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """On weights made outside inference mode. (The host's Flux adds in place to what autograd saved.)"""
+    """The weights are made outside inference mode. (The host's Flux changes in place what autograd saved.)"""
     with torch.inference_mode(False):
         model = tiny.tiny_model(family)
 
@@ -256,7 +254,7 @@ def test_what_the_host_loaded_is_untouched(gradients: ModuleType, inside: Any, t
 
 
 def test_a_lora_counts(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """Weight patches, merged by the host when it loads the model."""
+    """The host merges weight patches when it loads the model."""
     model = tiny.tiny_model("sd1")
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     shape = model.model.state_dict()[key].shape
@@ -276,7 +274,7 @@ def test_a_lora_counts(gradients: ModuleType, inside: Any, tiny: ModuleType) -> 
 
 
 def test_weights_fetched_while_running_count(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """Functions on weights, as the host uses for LoRA on models that do not fit into memory."""
+    """The host uses functions on weights for LoRA on models that do not fit into memory."""
     model = tiny.tiny_model("sd1")
     layer = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k
 
@@ -291,9 +289,8 @@ def test_weights_fetched_while_running_count(gradients: ModuleType, inside: Any,
 
 
 def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """A ControlNet sees the text too, so gradients flow through it.
-
-    Its hints belong to places in the batch.
+    """A ControlNet sees the text too, so gradients flow through it. Each of its hints belongs to one
+    sample.
     """
     import comfy.cldm.cldm
     import comfy.controlnet
@@ -331,9 +328,8 @@ def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny
 
 
 def test_other_packs_patches(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """A patch that can be differentiated counts.
-
-    One that writes in place gives way to a pass without patches.
+    """Gradients flow through a patch that can be differentiated. With one that writes in place, they
+    are taken without patches.
     """
     model = tiny.tiny_model("sd1")
     scaled, in_place = model.clone(), model.clone()

@@ -105,10 +105,7 @@ def test_learning_can_be_interrupted(host: Any) -> None:
 
 
 def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
-    """A sampler that only looks, at the noise that the sampler starts from.
-
-    The same maps as in an ordinary run.
-    """
+    """The cached maps equal those of an ordinary run at the noise from which the sampler starts."""
     import comfy.sample
 
     from safe_guidance.nodes.host.attention.given_images import record_latents
@@ -190,8 +187,8 @@ def test_recorded_images_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> 
 
 
 def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: Any) -> None:
-    """Against a hook on the raw layer in an ordinary run, of whose two branches the host puts the prompt's
-    somewhere in the batch.
+    """The queries equal those of a hook on the raw layer in an ordinary run; the host decides which
+    rows are the prompt's.
     """
     import comfy.samplers
 
@@ -255,7 +252,7 @@ def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
 
 
 def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(host: Any) -> None:
-    """Looking first samples twice with the same corrections: what counts is the second, guided run."""
+    """A two-pass model samples twice; the attention of the second, guided pass is recorded."""
     from safe_guidance.nodes.detect_and_guide import DAGDetectorGuideNode
     from safe_guidance.nodes.host.engine.ksampler import sample
 
@@ -352,7 +349,7 @@ def test_seeds_count_on_from_the_last_given_one() -> None:
 
 
 def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(host: Any) -> None:
-    """What the model predicts for each row of a batch is what it predicts for that row's own text alone."""
+    """The prediction of each row of the batch equals that of the row's own text alone."""
     from safe_guidance.nodes.host.engine.conditioning import encode_each
 
     long = " ".join([STARS[0]] * 9)
@@ -367,9 +364,8 @@ def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(hos
 
 
 def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
-    """SDXL reads a pooled output beside the embedding.
-
-    A row of its own for each text, also in the second batch of images.
+    """SDXL reads a pooled output beside the embedding: each text has its own row, also in the second
+    batch.
     """
     from safe_guidance.nodes.host.attention.given_images import BATCH, record_latents
     from safe_guidance.nodes.host.engine.conditioning import encode, encode_each
@@ -397,7 +393,7 @@ def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
 
 
 def _predicted(host: Any, x: torch.Tensor, conditioning: Any) -> torch.Tensor:
-    """The denoised prediction at sigma 2, from one step down to nothing."""
+    """Return the denoised prediction at sigma 2, from one step down to zero."""
     import comfy.sample
 
     zeros = torch.zeros_like(x)

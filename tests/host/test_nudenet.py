@@ -21,7 +21,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 @pytest.fixture(scope="module")
 def detectors(host: Any) -> Any:
-    """The torch network, and the package's own detector in onnxruntime."""
+    """Return the torch network, and the package's own detector in onnxruntime."""
     from nudenet import NudeDetector
 
     from safe_guidance.nodes.host.files.safety_models import nudenet_network
@@ -114,7 +114,7 @@ def test_the_gradient_decreases_the_score(detectors: Any, host: Any) -> None:
 
 
 class Recorded(torch.nn.Module):
-    """Stands for the network: always the same raw output, whatever the image."""
+    """Network whose raw output is always the same."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Recorded(torch.nn.Module):
 
 
 def raw(*boxes: tuple[float, float, float, float, str, float]) -> Tensor:
-    """Raw output with the given boxes: centre, size, class, confidence."""
+    """Make a raw output with the given boxes: centre, size, class, confidence."""
     output = torch.zeros(1, 22, len(boxes))
     for column, (x, y, width, height, label, confidence) in enumerate(boxes):
         output[0, :4, column] = torch.tensor([x, y, width, height])

@@ -30,7 +30,7 @@ def nodes(host: Any) -> Any:
 
 @pytest.fixture
 def safety_folder(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """models/safety, empty."""
+    """Return an empty models/safety."""
     import folder_paths
 
     from safe_guidance.nodes.host.files.folders import SAFETY, SAFETY_EXTENSIONS
@@ -93,7 +93,7 @@ def test_combining_leaves_out_what_is_not_connected(host: Any, nodes: Any) -> No
 
 
 def save_onnx_classifier(path: Path, names: list[str] | None, last: str = "Gemm") -> None:
-    """A classifier by mean colour: red, green, blue."""
+    """Save a classifier by mean colour: red, green, blue."""
     onnx = pytest.importorskip("onnx")
     import numpy as np
 

@@ -32,7 +32,7 @@ def object_info(server: ComfyServer) -> dict[str, Any]:
 
 
 def on_the_demo_model(prompt: graphs.Prompt) -> graphs.Prompt:
-    """The prompt with the demo model for the checkpoint, in the demo model's size and with few steps."""
+    """Put the demo model, its image size and few steps in place of the checkpoint."""
     for node in prompt.values():
         if node["class_type"] == workflows.LOADER:
             node.update(class_type=workflows.DEMO_LOADER, inputs={})

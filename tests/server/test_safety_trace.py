@@ -29,7 +29,7 @@ def prompt(server: ComfyServer) -> graphs.Prompt:
 
 
 def shown(server: ComfyServer, prompt: graphs.Prompt) -> str:
-    """The text under the Safety Trace node; empty when the host took it from its cache."""
+    """Return the text that the Safety Trace node shows; empty when the host took it from its cache."""
     (node,) = graphs.find(prompt, "SafeGuidanceSafetyTrace")
     outputs: dict[str, Any] = server.run(prompt)["outputs"]
     return str(outputs.get(node, {}).get("text", [""])[0])

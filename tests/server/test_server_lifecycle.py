@@ -62,7 +62,7 @@ time.sleep(600)
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is more than an entry that nobody has collected yet."""
+    """Return True when a process exists and is not a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"

@@ -19,8 +19,8 @@ NEIGHBOURS = {8: np.ones((3, 3)), 4: scipy.ndimage.generate_binary_structure(2, 
 
 
 def example() -> torch.Tensor:
-    """An object of 6 positions, one of 2, a faint row below the first, and a position below every
-    threshold.
+    """Return a map with an object of 6 positions, one of 2, a faint row below the first, and a value
+    below all thresholds.
     """
     detection = torch.zeros(1, 1, 8, 8)
     detection[..., 1:3, 1:4] = 0.9

@@ -59,7 +59,7 @@ def node(
     outputs: str = "",
     **more: Any,
 ) -> dict[str, Any]:
-    """A node of the editor: inputs as name -> (type, link), outputs as a string of types."""
+    """Make a node of the editor: inputs as name -> (type, link), outputs as a string of types."""
     sockets = [{"name": name, "type": type_, "link": link} for name, (type_, link) in (inputs or {}).items()]
     return {
         "id": key,

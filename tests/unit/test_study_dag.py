@@ -122,9 +122,8 @@ def test_an_overlay_marks_what_is_found() -> None:
 
 
 def test_a_perfect_replacement_changes_what_the_other_shape_covers_beside_the_star() -> None:
-    """A shape that fits into the star changes next to nothing outside it.
-
-    One that fills the gaps between its points does.
+    """A shape that fits into the star changes almost nothing outside it; one that fills the gaps
+    between its points does.
     """
     changes = preservation.drawn_changes(5, dag_detection.HELD_OUT_SEED)
     assert set(changes) == set(world.SHAPES) - {"star"}
@@ -133,8 +132,8 @@ def test_a_perfect_replacement_changes_what_the_other_shape_covers_beside_the_st
 
 
 def test_sources_of_tokens_are_compared_by_maxima_and_overlap() -> None:
-    """One head, one layer, a token that answers to what the queries of the masked positions ask, and at
-    one level to nothing else.
+    """A token of one head and one layer responds to the queries of the masked positions, at one level
+    only.
     """
     sources = importlib.import_module("safe_guidance.evaluation.studies.dag_token_sources")
     masks = torch.zeros(4, 2, 2, dtype=torch.bool)

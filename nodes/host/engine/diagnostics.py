@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ....guidance.core.noise_level import NoiseLevel
+from ....reports.plain_text import log
 from ....reports.trace import first_pass_sentences, sentence
 from .correction import Attachment, Correction
 from .node_messages import show_message
@@ -67,7 +68,7 @@ def show_messages(attachments: Sequence[Attachment], recorder: Recorder) -> None
     """Show on every node what its corrections did, and log the notes on settings."""
     trace = recorder.trace()
     for note in trace.notes:
-        logging.warning("Safe Guidance: %s", note)
+        log(logging.WARNING, note)
     messages: dict[str | None, list[str]] = {}
     for index, (attachment, name) in enumerate(zip(attachments, trace.methods)):
         if not attachment.correction.name:
@@ -81,4 +82,4 @@ def show_messages(attachments: Sequence[Attachment], recorder: Recorder) -> None
         if attachment.correction.two_pass:
             lines += first_pass_sentences(trace)
     for node, lines in messages.items():
-        show_message(" ".join(lines), node)
+        show_message("\n".join(lines), node)
