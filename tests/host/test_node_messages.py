@@ -73,12 +73,12 @@ def test_a_node_that_takes_no_part_in_a_new_prompt_shows_nothing(shown: dict[str
     import server
 
     from safe_guidance.nodes.host.engine.node_messages import show_message, with_error_messages
-    from safe_guidance.nodes.negation_sets import LoadNegationSet
+    from safe_guidance.nodes.negation_set_files import LoadNegationSetNode
 
     handlers: list[Any] = []
     instance: Any = server.PromptServer.instance
     instance.add_on_prompt_handler = handlers.append
-    with_error_messages(LoadNegationSet)
+    with_error_messages(LoadNegationSetNode)
     (on_prompt,) = handlers
     guard = {"1": ("SafeGuidanceSLD", {}), "2": ("SafeGuidanceSLD", {"model": ["1", 0]})}
     whole = {**guard, "9": ("SaveImage", {"images": ["2", 0]})}

@@ -131,6 +131,42 @@ def test_context_windows_are_heard_at_their_place(host: Any, noise: Tensor, dim:
     torch.testing.assert_close(found, torch.cat(alone, dim), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["self", "perturbed"])
+def test_what_attention_guidance_evaluates_is_not_heard(host: Any, noise: Tensor, name: str) -> None:
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    guided = (
+        SelfAttentionGuidance.execute(host.model, 0.5, 2.0)
+        if name == "self"
+        else PerturbedAttentionGuidance.execute(host.model, 3.0)
+    ).args[0]
+    (found,), _ = maps_of(host, guided, noise, host.text(STAR, HEART))
+    (plain,), _ = maps_of(host, host.model, noise, host.text(STAR, HEART))
+    torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_skip_features_are_damped_tile_by_tile(host: Any, noise: Tensor, together: bool) -> None:
+    import comfy.samplers
+
+    from safe_guidance.nodes.host.engine.hooks import attach
+    from safe_guidance.nodes.host.methods.safree_reattention import ReattentionCorrection
+
+    def denoised(model: Any, x: Tensor) -> Tensor:
+        guider = comfy.samplers.CFGGuider(attach(model, ReattentionCorrection(host.text(HEART), 0.5, 0.2)))
+        guider.set_conds(host.text(STAR), host.text(""))
+        guider.set_cfg(5.0)
+        sampler = comfy.samplers.sampler_object("euler")
+        sigmas = torch.tensor([SIGMA, 0.0])
+        return guider.sample(x, torch.zeros_like(x), sampler, sigmas, seed=0, disable_pbar=True)
+
+    tiled = host.model.clone()
+    tiled.set_model_unet_function_wrapper(in_tiles(halves, beside, together))
+    alone = beside([denoised(host.model, half) for half in halves(noise[:1])])
+    torch.testing.assert_close(denoised(tiled, noise[:1]), alone, atol=1e-3, rtol=0)
+
+
 def test_resized_latents_are_not_guessed_and_counted(host: Any, noise: Tensor) -> None:
     import torch.nn.functional as F
 

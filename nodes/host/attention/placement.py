@@ -1,4 +1,4 @@
-"""Where the rows of a model call lie in the latents of the step.
+"""Places of the rows of a model call in the latents of the step.
 
 The model does not always get the whole latents: areas of regional prompts, the host's context windows, and
 the tiles of other nodes, one or several in a call. Tiles are found by their content, because every value of
