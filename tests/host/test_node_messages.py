@@ -117,7 +117,7 @@ def test_every_node_shows_what_its_own_corrections_did(host: Any, shown: dict[st
         def correct(self, step: Step, state: None) -> Change:
             return Change(0.1 * step.denoised, step.every_row)
 
-        def notes(self, state: None) -> list[str]:
+        def remarks(self, state: None) -> list[str]:
             return [self.note]
 
     model = host.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -136,6 +136,10 @@ class Correction:
         """Return True for the same method with equal settings and texts, whose resume data it continues."""
         return self is other or (type(self) is type(other) and _same_value(vars(self), vars(other)))
 
+    def remarks(self, state: Any) -> Sequence[str]:
+        """Return sentences for the node's message: settings that do not fit, or what kept it from acting."""
+        return ()
+
     def is_active(self, level: NoiseLevel) -> bool:
         """Return True if the method may act at a noise level. If not, no hook below is called."""
         raise NotImplementedError
@@ -165,10 +169,6 @@ class Correction:
 
     def finish(self, step: Step, state: Any) -> None:
         """Restore what `steer` changed for this evaluation alone. Called in the reverse order of `steer`."""
-
-    def notes(self, state: Any) -> list[str]:
-        """Return sentences on what kept the method from acting in a run that has ended."""
-        return []
 
     def end_first_pass(self, state: Any) -> Tensor | None:
         """Decide from what the first pass has shown; the second pass continues with the same state.

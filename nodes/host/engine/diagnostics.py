@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ....guidance.core.noise_level import NoiseLevel
 from ....reports.plain_text import log
-from ....reports.trace import first_pass_sentences, sentence
+from ....reports.trace_text import first_pass_sentences, sentence
 from .correction import Attachment, Correction
 from .node_messages import show_message
 from .traces import Recorder
@@ -48,6 +49,13 @@ def limited_by_noise(name: str) -> str:
         f"The noise schedule rises (un-sampling), so {name} changes predictions by at most the noise level. "
         f"Leave {name} out of an un-sampling run whose result should give back the same image."
     )
+
+
+def add_remarks(attachments: Sequence[Attachment], states: Sequence[Any], recorder: Recorder) -> None:
+    """Add what the corrections say about their settings to the notes of the run, given their states."""
+    for index, (attachment, state) in enumerate(zip(attachments, states)):
+        for remark in attachment.correction.remarks(state):
+            recorder.note(index, remark)
 
 
 def add_inert_notes(attachments: Sequence[Attachment], recorder: Recorder) -> None:

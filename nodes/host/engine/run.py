@@ -77,12 +77,6 @@ class Run:
         """Return every correction's data for a run that continues where this one stopped."""
         return [correction.resume_data(state) for correction, state in zip(self._corrections, self._states)]
 
-    def add_notes(self) -> None:
-        """Add to the record what the corrections say kept them from acting."""
-        for index, (correction, state) in enumerate(zip(self._corrections, self._states)):
-            for note in correction.notes(state):
-                self.recorder.note(index, note)
-
     def end_first_pass(self) -> tuple[dict[int, Any], list[Tensor]]:
         """Return the states of the corrections that only observed, by index, and their regions."""
         states = {i: self._states[i] for i in self._observers}

@@ -169,7 +169,7 @@ class DetectAndGuideCorrection(Correction):
             state.total, state.count = total, count
         return [t / count for t in total]
 
-    def notes(self, state: DetectionState) -> list[str]:
+    def remarks(self, state: DetectionState) -> list[str]:
         found = []
         if state.collector.unheard:
             found.append(
