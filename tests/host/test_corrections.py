@@ -175,6 +175,8 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
             state["steps"] += 1
             self.last = state["steps"]
 
+    from safe_guidance.nodes.host.engine import resume
+
     text, counts = host.text(STAR), Counts()
     model = runs.attach(runs.attach(host.model, runs.Push()), counts)
     for bounds, last in (((0, 6), 6), ((0, 2, 6), 6), ((0, 1, 2, 6), 6)):
@@ -187,7 +189,7 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
         return advanced(*inputs)[0]
 
     half = part(model, host.empty_latent(), "enable", 0, 3)
-    # Another step, new noise, other latents or another model make a new run.
+    # Another step, new noise, or other latents make a new run.
     for latent, noise, start in (
         (half, "disable", 4),
         (half, "enable", 3),
@@ -195,8 +197,9 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
     ):
         part(model, latent, noise, start, 6)
         assert counts.last == 6 - start
-    part(runs.attach(model, runs.Push()), half, "disable", 3, 6)
-    assert counts.last == 3
+    # A node of its own in every part continues, and another method beside it changes nothing about that.
+    part(runs.attach(runs.attach(host.model, runs.Push()), counts), half, "disable", 3, 6)
+    assert counts.last == 6
     # The same part can be resumed again, also when something else was sampled in between.
     for _ in range(2):
         host.sample(model, host.text(HEART), steps=2)
@@ -206,9 +209,10 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
     finished = part(model, host.empty_latent(), "enable", 0, 6, "disable")
     host.sample(model, text, finished, steps=4, denoise=0.5)
     assert counts.last == 4
-    store = model.model_options[runs.module.RESUME]
+    store = resume.store_of(model)
     for seed in range(12):
-        store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), [seed], None)
+        point = resume.ResumePoint((counts,), (seed,), None)
+        store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), point)
     assert len(store._kept) == 8
 
 

@@ -329,6 +329,27 @@ def test_momentum_continues_in_a_resumed_run(
     assert all((parts - whole).norm() < 0.02 * (forgetful - whole).norm() for parts in joined)
 
 
+def test_every_part_may_have_a_node_of_its_own(
+    host: Any, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two equal nodes in two parts of one image continue each other; one with another text does not."""
+    from safe_guidance.nodes.host.engine.resume import ResumeStore
+
+    positive, negative = host.text(STAR), host.text("")
+    mine, equal, another = (text.sld(host.model, host.text(t), STRONG) for t in ("star", "star", "circle"))
+
+    def part(model: Any, latent: Any, noise: str, start: int, end: int, left: str) -> Any:
+        inputs = (model, noise, 1, 4, 5.0, "euler", "karras", positive, negative, latent, start, end, left)
+        return host.nodes.KSamplerAdvanced().sample(*inputs)[0]
+
+    half = part(mine, host.empty_latent(), "enable", 0, 2, "enable")
+    ends = [part(model, half, "disable", 2, 4, "disable")["samples"] for model in (mine, equal, another)]
+    monkeypatch.setattr(ResumeStore, "find", lambda *_: None)
+    new = [part(model, half, "disable", 2, 4, "disable")["samples"] for model in (mine, another)]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], new[0])
+    assert torch.equal(ends[2], new[1])
+
+
 def test_samples_of_a_batch_do_not_mix(host: Any, text: Any) -> None:
     """A sample is the same beside any other: momentum, thresholds and quantiles are per sample."""
     model = text.sld(host.model, host.text("star"), STRONG)

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
 from ....guidance.core.noise_level import NoiseLevel
-from .correction import COND, UNCOND, Attachment, Correction, RunContext, Step
+from .branches import Branches, OwnCall
+from .correction import Attachment, Correction, RunContext, Step
 from .node_messages import errors_shown_at
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
 
-GuiderForward = Callable[[], Tensor]
-"""Function that evaluates the guider once, (B, C, h, w)."""
+GuiderForward = Callable[[dict[str, Any]], Tensor]
+"""Function that evaluates the guider once with the host's options, (B, C, h, w)."""
 
 
 def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
@@ -43,8 +44,6 @@ class Run:
     Attributes:
         guider: the guider whose predictions are corrected.
         recorder: records what each correction does.
-        is_guiders_forward: True while the model is evaluated for the guider itself, and False for extra
-            predictions of a method and for gradient passes.
     """
 
     def __init__(
@@ -59,8 +58,7 @@ class Run:
         self._first_pass = first_pass
         self._denoise_mask = context.denoise_mask
         self._clock = SigmaClock()
-        self._branches: dict[str, Tensor] = {}
-        self.is_guiders_forward = False
+        self._branches: Branches | None = None
         self.guider = guider
         self.recorder = Recorder([correction.name for correction in self._corrections])
         self._texts = TextPredictions(self._corrections, guider, self.recorder)
@@ -101,6 +99,10 @@ class Run:
         """Return one of a correction's `texts`, as the host prepared it for this run."""
         return self._texts.conditioning(self._corrections.index(correction), name)
 
+    def end_step(self) -> None:
+        """Note that the sampler has reported a step, after its first evaluation."""
+        self._clock.end_step()
+
     def charged_to(self, correction: Correction) -> AbstractContextManager[None]:
         """Charge the cost of the block to a correction that acts inside the model."""
         return self.recorder.spending(self._corrections.index(correction))
@@ -109,15 +111,34 @@ class Run:
         """Record what a correction changed inside the model."""
         self.recorder.changed(self._corrections.index(correction), change, before)
 
-    def record_predictions(self, conds: Sequence[Any], denoised: Sequence[Tensor]) -> None:
-        """Count the predictions, and keep those of the guider's own branches during its forward."""
-        evaluated = [(cond, out) for cond, out in zip(conds, denoised) if cond is not None]
-        self.recorder.forwards += sum(len(out) for _, out in evaluated)
-        if not self.is_guiders_forward:
-            return
-        for name in (COND, UNCOND):
-            entries = self.guider.conds.get(name)
-            self._branches.update((name, out) for cond, out in evaluated if cond is entries)
+    @property
+    def own_call(self) -> OwnCall | None:
+        """Return the model call in progress if it evaluates the guider's own branches.
+
+        None for calls of other nodes, for extra predictions of a method and for gradient passes. Hooks inside
+        the model read it.
+        """
+        return None if self._branches is None else self._branches.call
+
+    def evaluate(
+        self,
+        call: Callable[..., list[Tensor]],
+        model: Any,
+        conds: list[Any],
+        x: Tensor,
+        timestep: Tensor,
+        options: dict[str, Any],
+    ) -> list[Tensor]:
+        """Make one call of the host's `calc_cond_batch`; count its predictions and keep the guider's own."""
+        branches = self._branches
+        if branches is None:
+            denoised = call(model, conds, x, timestep, options)
+        else:
+            with branches.evaluating(model, conds, x, timestep, options) as own:
+                denoised = call(model, conds, x, timestep, options)
+            branches.keep(own, denoised)
+        self.recorder.forwards += sum(len(out) for cond, out in zip(conds, denoised) if cond is not None)
+        return denoised
 
     def predict(
         self, forward: GuiderForward, guider: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
@@ -129,7 +150,7 @@ class Run:
         active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
         self.recorder.call(sigma, len(x), active)
         if active:
-            denoised, branches = self._evaluate_guider(forward)
+            denoised, branches = self._evaluate_guider(forward, guider, x, timestep, model_options)
             step = Step(
                 x=x,
                 timestep=timestep,
@@ -145,7 +166,7 @@ class Run:
             )
             corrected = self._correct(step, active, forward)
         else:
-            corrected = forward()
+            corrected = forward(model_options)
         return corrected if self._first_pass is None else self._first_pass.apply(sigma, corrected)
 
     def _correct(self, step: Step, active: Sequence[int], forward: GuiderForward) -> Tensor:
@@ -176,7 +197,9 @@ class Run:
             rows = self._corrections[index].steer(step, self._states[index])  # (B,) bool
             if rows is None or not bool(rows.any()):
                 return step
-            again, branches = self._evaluate_guider(forward)
+            again, branches = self._evaluate_guider(
+                forward, step.guider, step.x, step.timestep, step.model_options
+            )
             self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
             return replace(
                 step,
@@ -200,14 +223,20 @@ class Run:
         with self.recorder.spending(index), errors_shown_at(self._attachments[index].node):
             yield
 
-    def _evaluate_guider(self, forward: GuiderForward) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate_guider(
+        self,
+        forward: GuiderForward,
+        guider: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the guider's prediction and those of its branches, by name."""
-        branches = self._branches = {}
-        self.is_guiders_forward = True
+        branches = self._branches = Branches(guider, x, timestep, model_options)
         try:
-            return forward(), branches
+            return forward(branches.options), branches.predictions
         finally:
-            self.is_guiders_forward, self._branches = False, {}
+            self._branches = None
 
 
 def _cond_scale(guider: Any) -> float:

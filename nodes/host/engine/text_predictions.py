@@ -98,10 +98,11 @@ class TextPredictions:
                 if key in step.predictions or not bool(rows.any()):
                     continue
                 if step.guider.conds.get(key) is None:
-                    self._recorder.notes.append(diagnostics.missing_branch(self._corrections[index].name))
+                    self._recorder.note(index, diagnostics.missing_branch(self._recorder.methods[index]))
                     continue
                 if name == UNCOND:
-                    self._recorder.notes.append(diagnostics.costly_branch(self._corrections[index].name))
+                    method = self._recorder.methods[index]
+                    self._recorder.note(index, diagnostics.costly_branch(method, step.cond_scale))
                 keys[index, name] = key
                 needed = rows if needed is None else needed | rows
         return keys, needed

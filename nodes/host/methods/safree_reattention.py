@@ -96,9 +96,10 @@ class ReattentionCorrection(Correction):
     ) -> Any:
         """Evaluate the unfiltered prompt before the guider's forward, if it differs from the filtered one."""
         run: Run | None = options["transformer_options"].get(KEY)
-        positive = None if run is None or not run.is_guiders_forward else run.guider.conds[COND]
-        if run is None or positive is None or not any(cond is positive for cond in conds):
+        own = None if run is None else run.own_call
+        if run is None or own is None or COND not in own.conds:
             return executor(model, conds, x, timestep, options)
+        positive = own.conds[COND]
         original = run.conditioning(self, ORIGINAL)
         if _same_text(_entries_at(positive, timestep), _entries_at(original, timestep)):
             return executor(model, conds, x, timestep, options)
@@ -116,7 +117,7 @@ class ReattentionCorrection(Correction):
     def _patch_skip(self, hidden: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Record the skip features of the unfiltered prompt, or damp those of the filtered one."""
         run: Run | None = options.get(KEY)
-        if run is None or not run.is_guiders_forward:
+        if run is None or run.own_call is None:
             return hidden, skip
         features: Features = run.state_of(self)
         scale = features.scales.get(hidden.shape[1])
