@@ -329,9 +329,7 @@ def test_momentum_continues_in_a_resumed_run(
     assert all((parts - whole).norm() < 0.02 * (forgetful - whole).norm() for parts in joined)
 
 
-def test_every_part_may_have_a_node_of_its_own(
-    host: Any, text: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_part_may_have_a_node_of_its_own(host: Any, text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two equal nodes in two parts of one image continue each other; one with another text does not."""
     from safe_guidance.nodes.host.engine.resume import ResumeStore
 

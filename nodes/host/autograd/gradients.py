@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import comfy.model_management
 import comfy.samplers
@@ -21,11 +22,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ..engine.caches import is_cache
 from ..engine.correction import COND, KEY, Step
 from .differentiable_layers import differentiable, ordinary
 
-CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
-"""Keys of ComfyUI's wrappers that cache predictions or compile. A gradient pass runs without them."""
+OWN = f"{KEY}_own"
+"""Key of an entry whose embedding has changed: the host's entry that it was made from."""
+COMPILED = "torch.compile"
+"""Key of the host's wrappers that compile, which a gradient pass runs without."""
 
 GRADIENT_MEMORY = 3
 """Memory of a gradient pass relative to sampling: it keeps activations that sampling frees at once."""
@@ -65,11 +69,20 @@ def embeddings(step: Step) -> list[Tensor | None]:
 
 
 def set_embeddings(step: Step, values: list[Tensor | None]) -> None:
-    """Use these embeddings for the rest of the run. The workflow's conditioning is not changed."""
+    """Use these embeddings for the rest of the run. The workflow's conditioning is not changed.
+
+    A changed entry gets another identifier, because caches know predictions by it. An entry that returns to
+    the prompt's own embedding becomes the host's entry again.
+    """
     entries = step.guider.conds[COND]
-    for index, value in enumerate(values):
-        if value is not None:
-            entries[index] = _with_embedding(entries[index], value)
+    for index, (now, value) in enumerate(zip(embeddings(step), values)):
+        if value is None or now is None or torch.equal(now, value):
+            continue
+        own: Entry = entries[index].get(OWN, entries[index])
+        cond = own["model_conds"]["c_crossattn"].cond
+        is_own = torch.equal(comfy.utils.repeat_to_batch_size(cond, len(step.x)).float().to(value), value)
+        renamed = {**_with_embedding(entries[index], value), "uuid": uuid4(), OWN: own}
+        entries[index] = own if is_own else renamed
 
 
 def text_gradients(
@@ -272,7 +285,7 @@ def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict
 
     transformer["optimized_attention_override"] = attention
     transformer["wrappers"] = {
-        kind: {key: found for key, found in by_key.items() if key not in CACHING_WRAPPERS}
+        kind: {key: found for key, found in by_key.items() if key != COMPILED and not is_cache(key)}
         for kind, by_key in transformer.get("wrappers", {}).items()
     }
     if not keep_patches:

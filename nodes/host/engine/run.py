@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
 from ....guidance.core.noise_level import NoiseLevel
+from . import diagnostics
 from .branches import Branches, OwnCall
+from .caches import without_caches
 from .correction import Attachment, Correction, RunContext, Step
 from .node_messages import errors_shown_at
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
 
-GuiderForward = Callable[[dict[str, Any]], Tensor]
-"""Function that evaluates the guider once with the host's options, (B, C, h, w)."""
+GuiderForward = Callable[[dict[str, Any], bool], Tensor]
+"""Function that evaluates the guider once with the host's options, (B, C, h, w); if True, without caches."""
 
 
 def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
@@ -166,7 +168,7 @@ class Run:
             )
             corrected = self._correct(step, active, forward)
         else:
-            corrected = forward(model_options)
+            corrected = forward(model_options, False)
         return corrected if self._first_pass is None else self._first_pass.apply(sigma, corrected)
 
     def _correct(self, step: Step, active: Sequence[int], forward: GuiderForward) -> Tensor:
@@ -198,14 +200,20 @@ class Run:
             if rows is None or not bool(rows.any()):
                 return step
             again, branches = self._evaluate_guider(
-                forward, step.guider, step.x, step.timestep, step.model_options
+                forward, step.guider, step.x, step.timestep, without_caches(step.model_options), True
             )
-            self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
+            delta = again - step.denoised
+            changed = rows.to(delta.device) & (delta != 0).flatten(1).any(dim=1)
+            if bool((changed != rows.to(delta.device)).any()):
+                self.recorder.note(index, diagnostics.unmoved_prediction(self.recorder.methods[index]))
+            self.recorder.changed(index, Change(delta, changed), step.denoised)
             return replace(
                 step,
                 denoised=_where_rows(rows, again, step.denoised),
+                # A cache may have answered for the branches before; the other rows' texts are as they were.
                 predictions={
-                    name: _where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
+                    name: _where_rows(rows, out, step.predictions.get(name, out))
+                    for name, out in branches.items()
                 },
             )
 
@@ -230,11 +238,12 @@ class Run:
         x: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],
+        is_afresh: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the guider's prediction and those of its branches, by name."""
         branches = self._branches = Branches(guider, x, timestep, model_options)
         try:
-            return forward(branches.options), branches.predictions
+            return forward(branches.options, is_afresh), branches.predictions
         finally:
             self._branches = None
 
