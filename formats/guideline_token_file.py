@@ -52,13 +52,13 @@ def load(path: Path) -> GuidelineTokens:
 def _read(path: Path) -> tuple[Tensor, str]:
     """Return the embeddings and their description as JSON text."""
     refusal = "does not hold guideline tokens. Choose a file that Save Guideline Tokens has written."
-    with tensor_file.opened(path, FORMAT, refusal) as file:
-        if list(file.keys()) != ["embeddings"]:
-            raise ValueError(
-                f"{path.name} has tensors that do not belong to guideline tokens. "
-                "Optimise and save the tokens again."
-            )
-        return file.get_tensor("embeddings"), file.metadata().get("tokens", "")
+    file = tensor_file.opened(path, FORMAT, refusal)
+    if list(file.shapes) != ["embeddings"]:
+        raise ValueError(
+            f"{path.name} has tensors that do not belong to guideline tokens. "
+            "Optimise and save the tokens again."
+        )
+    return file.tensor("embeddings"), file.metadata.get("tokens", "")
 
 
 def _tokens(embeddings: Tensor, description: dict[str, Any]) -> GuidelineTokens:

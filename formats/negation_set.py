@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import tensor_file
+from .pixel_values import to_bytes
 
 FORMAT = "safe-guidance negation set 1"
 MAX_SIDE = 2048
@@ -142,7 +143,7 @@ def _to_bytes(image: Tensor, label: str) -> Tensor:
         rgb = F.interpolate(rgb[None].float(), size=size, mode="area")[0]
     if not bool(torch.isfinite(rgb).all()):
         raise ValueError(f"{label} has values that are not numbers. Check the node that makes it.")
-    return (rgb.float().clamp(0, 1) * 255).round().byte()
+    return to_bytes(rgb.float())
 
 
 def _mask_bytes(mask: Tensor, image: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ def _mask_bytes(mask: Tensor, image: Tensor) -> Tensor:
     resized = F.interpolate(
         mask[None, None].float(), size=image.shape[:2], mode="bilinear", align_corners=False
     )[0, 0]
-    return (resized.clamp(0, 1) * 255).round().byte()
+    return to_bytes(resized)
 
 
 def save(negation_set: NegationSet, path: Path) -> None:
@@ -172,12 +173,12 @@ def load(path: Path) -> NegationSet:
     """Read and validate a set's file.
 
     Raises:
-        ValueError: the file is damaged, of another format, or its content does not add up.
+        ValueError: the file is damaged, of another format, or its parts contradict each other.
     """
     refusal = "is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
-    with tensor_file.opened(path, FORMAT, refusal) as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    file = tensor_file.opened(path, FORMAT, refusal)
+    metadata = file.metadata
+    tensors = {key: file.tensor(key) for key in sorted(file.shapes)}
     images = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
     masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(images)))
     expected = {f"picture.{i:06}" for i in range(len(images))} | {

@@ -58,8 +58,8 @@ class SafeTextGuidanceSettings:
             the gradient of its score, starts from the prompt's own embedding (the paper's formula).
         prior_weight: weight of the mean squared distance from the prompt's embedding, added to U.
         trust: largest distance from the prompt's embedding, as a share of its norm.
-        full_score: rho grows with the score up to this value, which avoids jumps when a gate opens. 0 always
-            applies the full rho.
+        full_score: rho grows with the score up to this value, which avoids jumps when a gate opens whose
+            function's score starts at 0 there. 0 always applies the full rho.
     """
 
     rho: float = 0.002

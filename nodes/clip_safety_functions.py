@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction
+from ..guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction, usual_threshold
 from .host.files.folders import BUNDLED_SUFFIX
 from .host.files.safety_files import DEMO_CLIP, safety_names
-from .host.files.safety_models import clip_model
+from .host.files.safety_models import clip_model, detector_hash
 from .io_types import SafetyFunctionType
 from .parsing import lines_of
 from .safety_function_inputs import ALIASES, CATEGORY, function_output, views_input
@@ -45,8 +47,24 @@ def clip_threshold() -> io.Input:
         step=0.01,
         tooltip="Similarity above which an image counts as unsafe. A lower value acts on "
         "more images. The right value depends on the model and the texts: measure "
-        "it with Score Images. The paper uses 0.16.",
+        "it with Score Images. 0.16, the paper's for violence, is for texts alone; "
+        "with neutral texts it stands for 0.",
     )
+
+
+def _output(
+    file: str, model: str, texts: list[str], neutral: list[str], threshold: float, views: int
+) -> io.NodeOutput:
+    """Make the safety function. The input's default stands for the usual threshold of these texts."""
+    message = ""
+    if threshold == PAPER_THRESHOLD and neutral:
+        threshold = usual_threshold(has_neutral=True)
+        message = (
+            f"The threshold is {threshold:g}: with neutral texts the similarities are subtracted, and the "
+            f"difference hardly reaches {PAPER_THRESHOLD:g}. Measure a threshold with Score Images."
+        )
+    function = ClipSafetyFunction(clip_model(file, model), texts, neutral, threshold)
+    return function_output(function, views, file, message)
 
 
 class ClipConceptSafetyFunctionNode(io.ComfyNode):
@@ -90,12 +108,15 @@ class ClipConceptSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
+
+    @classmethod
     def execute(
         cls, file: str, model: str, preset: str, texts: str, neutral: str, threshold: float, views: int
     ) -> io.NodeOutput:
         texts, neutral = PRESETS.get(preset, (texts, neutral))
-        function = ClipSafetyFunction(clip_model(file, model), lines_of(texts), lines_of(neutral), threshold)
-        return function_output(function, views)
+        return _output(file, model, lines_of(texts), lines_of(neutral), threshold, views)
 
 
 class ClipStyleSafetyFunctionNode(io.ComfyNode):
@@ -131,11 +152,14 @@ class ClipStyleSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
+
+    @classmethod
     def execute(
         cls, file: str, model: str, artist: str, neutral: str, threshold: float, views: int
     ) -> io.NodeOutput:
-        function = ClipSafetyFunction(clip_model(file, model), lines_of(artist), lines_of(neutral), threshold)
-        return function_output(function, views)
+        return _output(file, model, lines_of(artist), lines_of(neutral), threshold, views)
 
 
 NODES: list[type[io.ComfyNode]] = [ClipConceptSafetyFunctionNode, ClipStyleSafetyFunctionNode]

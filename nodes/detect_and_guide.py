@@ -10,8 +10,8 @@ from comfy_api.latest import io, ui
 
 from ..guidance.core.noise_level import SigmaWindow
 from ..guidance.detect_and_guide.attention_maps import Normalization
-from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
+from ..guidance.detect_and_guide.settings import DetectAndGuideSettings
 from ..reports.detection_report import detection_sheet, detections_in_words
 from .dag_inputs import ALIASES, CATEGORY
 from .detector_guide_inputs import (

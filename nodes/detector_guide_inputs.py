@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guidance.detect_and_guide.attention_maps import Normalization
-from ..guidance.detect_and_guide.guidance import DetectAndGuideSettings
+from ..guidance.detect_and_guide.settings import DetectAndGuideSettings
 from .shared_inputs import HIDDEN
 
 DEFAULTS = DetectAndGuideSettings()

@@ -9,8 +9,8 @@ from comfy_api.latest import io
 from ..guidance.safety_functions import nudenet
 from ..guidance.safety_functions.classifier import ClassifierSafetyFunction
 from .host.files.folders import BUNDLED_SUFFIX
-from .host.files.safety_files import DEMO_GUIDE, safety_names, safety_path
-from .host.files.safety_models import classifier, nudenet_network
+from .host.files.safety_files import DEMO_GUIDE, safety_names
+from .host.files.safety_models import classifier, detector_hash, nudenet_network
 from .io_types import SafetyFunctionType
 from .parsing import names_of
 from .safety_function_inputs import ALIASES, CATEGORY, function_output, views_input
@@ -73,6 +73,10 @@ class NudeNetSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(None if file == PACKAGE else file)
+
+    @classmethod
     def execute(cls, file: str, classes: str, threshold: float, size: int, views: int) -> io.NodeOutput:
         network = nudenet_network(None if file == PACKAGE else file)
         unsafe = nudenet.classes_from(classes)
@@ -124,13 +128,13 @@ class ClassifierSafetyFunctionNode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        return safety_path(file).stat().st_mtime
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return detector_hash(file)
 
     @classmethod
     def execute(cls, file: str, output: str, classes: str, threshold: float, views: int) -> io.NodeOutput:
         function = ClassifierSafetyFunction(classifier(file), output.strip(), names_of(classes), threshold)
-        return function_output(function, views)
+        return function_output(function, views, file)
 
 
 NODES: list[type[io.ComfyNode]] = [NudeNetSafetyFunctionNode, ClassifierSafetyFunctionNode]

@@ -11,7 +11,8 @@ from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
 from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
-from .host.attention.token_learning import learn, look_at_images
+from .host.attention.given_images import record_images
+from .host.attention.token_learning import learn
 from .host.engine.node_messages import message_ui
 from .io_types import GuidelineTokensType, RecordedAttentionType
 from .model_inputs import clip_input
@@ -172,7 +173,7 @@ class OptimizeGuidelineTokensNode(io.ComfyNode):
         check_count(len(annotated), "images")
         if attention is None:
             lines = captions_of(captions, len(annotated))
-            attention = look_at_images(
+            attention = record_images(
                 model, clip, vae, annotated, lines, noise_levels(sigmas), SCALES[scales], seed
             )
         learnt = learn(model, clip, annotated, attention, words, tokens, settings)

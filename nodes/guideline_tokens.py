@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..formats import guideline_token_file
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from .dag_inputs import ALIASES, CATEGORY
-from .host.attention.token_learning import tokens_from_text
+from .host.attention.tokens_from_text import tokens_from_text
 from .host.engine.node_messages import message_ui
 from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
 from .io_types import GuidelineTokensType

@@ -6,6 +6,8 @@ from comfy_api.latest import io
 
 from ..guidance.safety_functions.interface import SafetyFunction
 from ..guidance.safety_functions.multi_view import Views
+from .host.engine.node_messages import message_ui
+from .host.files.safety_files import bundled_note
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["detector", "nsfw", "safety checker", "classifier", "content filter"]
@@ -25,6 +27,16 @@ def views_input() -> io.Input:
     )
 
 
-def function_output(function: SafetyFunction, views: int) -> io.NodeOutput:
-    """Return a safety function as a node's output, with `views` views of each image."""
-    return io.NodeOutput(Views(function, views) if views > 1 else function)
+def function_output(function: SafetyFunction, views: int, file: str = "", message: str = "") -> io.NodeOutput:
+    """Return a safety function as a node's output, with `views` views of each image.
+
+    Args:
+        function: the safety function.
+        views: at least 1.
+        file: its detector, by the name that the node lists. A bundled one says what it does not know.
+        message: sentence to show on the node.
+    """
+    function.note = bundled_note(file)
+    told = " ".join(filter(None, (message, function.note)))
+    made = Views(function, views) if views > 1 else function
+    return io.NodeOutput(made, ui=message_ui(told)) if told else io.NodeOutput(made)

@@ -98,8 +98,8 @@ class ScoreImagesNode(io.ComfyNode):
         shown = overlay_scores(images, found)
         return io.NodeOutput(
             shown,
-            scores_json(safety_function.name, found),
-            ui=message_ui(scores_in_words(found), ui.PreviewImage(shown, cls=cls)),
+            scores_json(safety_function.name, found, safety_function.note),
+            ui=message_ui(scores_in_words(found, safety_function.note), ui.PreviewImage(shown, cls=cls)),
         )
 
 

@@ -122,7 +122,7 @@ class SafreeTextFilterNode(io.ComfyNode):
         if not unwanted:
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
         found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))
-        report = safree_report(found.verdicts, found.change, found.last_step)
+        report = safree_report(found.verdicts, found.change, found.last_step, found.limited)
         negative = ", ".join(unwanted)
         return io.NodeOutput(found.conditioning, found.plain, negative, report, ui=message_ui(report))
 

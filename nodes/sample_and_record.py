@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
 from .host.attention.capture import attention_width
-from .host.attention.recording import SamplerSettings, sample_and_look
+from .host.attention.sampled_images import SamplerSettings, sample_and_record
 from .host.engine.conditioning import encode
 from .host.engine.node_messages import message_ui
 from .io_types import RecordedAttentionType
@@ -120,7 +120,7 @@ class SampleAndRecordAttentionNode(io.ComfyNode):
         texts = [*shown, *lines_of(safe_prompts)]
         check_count(len(texts), "prompts")
         attention_width(model)
-        latents, attention = sample_and_look(
+        latents, attention = sample_and_record(
             model,
             [encode(clip, text) for text in texts],
             negative,

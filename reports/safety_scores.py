@@ -16,19 +16,20 @@ VERSION = 1
 
 def verdicts(found: Assessment) -> list[dict[str, Any]]:
     """Return the score, the decision and the explanation of every image, for JSON."""
-    scores, gates = found.score.tolist(), found.gate.tolist()
+    scores, gates = found.level.tolist(), found.gate.tolist()
     return [
         {"score": score, "unsafe": gate, "explanation": explanation}
         for score, gate, explanation in zip(scores, gates, found.explanation)
     ]
 
 
-def scores_json(function: str, found: Assessment) -> str:
+def scores_json(function: str, found: Assessment, note: str = "") -> str:
     """Return the scores with their explanations and regions as JSON.
 
     Args:
         function: name of the safety function.
         found: its assessment of the images.
+        note: sentence on what its verdicts do not mean, added if there is one.
     """
     images = [
         {
@@ -39,7 +40,8 @@ def scores_json(function: str, found: Assessment) -> str:
         for index, verdict in enumerate(verdicts(found))
     ]
     # The key of version 1, which workflows may read.
-    return json.dumps({"version": VERSION, "function": function, "pictures": images}, indent=1)
+    content = {"version": VERSION, "function": function, "pictures": images}
+    return json.dumps({**content, "note": note} if note else content, indent=1)
 
 
 def _region_data(region: Region) -> dict[str, Any]:
@@ -65,11 +67,11 @@ def overlay_scores(images: Tensor, found: Assessment) -> Tensor:
     )
 
 
-def scores_in_words(found: Assessment) -> str:
-    """Return one line per image: its verdict, its score and its regions."""
+def scores_in_words(found: Assessment, note: str = "") -> str:
+    """Return one line per image: its verdict, its score and its regions. A note follows if there is one."""
     lines = []
-    for index, (score, gate) in enumerate(zip(found.score.tolist(), found.gate.tolist())):
+    for index, (score, gate) in enumerate(zip(found.level.tolist(), found.gate.tolist())):
         regions = "; ".join(f"{region.label} {region.score:.2f}" for region in found.regions_of(index))
         line = f"image {index + 1}: {'unsafe' if gate else 'safe'}, score {score:.3g}"
         lines.append(f"{line} ({regions})" if regions else line)
-    return "\n".join(lines)
+    return "\n".join([*lines, note] if note else lines)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ..guidance.safree import TokenVerdict
+from ..guidance.safree import ConceptSubspace, TokenVerdict
 
 
-def safree_report(verdicts: Sequence[TokenVerdict], change: float, last_step: int | None) -> str:
+def safree_report(
+    verdicts: Sequence[TokenVerdict],
+    change: float,
+    last_step: int | None,
+    limited: Mapping[str, ConceptSubspace],
+) -> str:
     """Return a report for people: every token with its score, and whether it was filtered.
 
     Args:
         verdicts: verdicts on every token of every encoder.
         change: how far the filter would move the whole prompt.
         last_step: the last of 50 steps that uses the filtered prompt; None when all do.
+        limited: the concepts' subspace by encoder, where only a part of it is used.
     """
     lines = [
         _first_line(verdicts, last_step),
+        *(_limit(encoder, subspace) for encoder, subspace in limited.items()),
         f"The filter would change the whole prompt by {change:.3f} (0 = not at all).",
         "",
         "Distance from the concepts without the token, relative to that without another token:",
@@ -25,6 +32,13 @@ def safree_report(verdicts: Sequence[TokenVerdict], change: float, last_step: in
         outcome = "filtered" if verdict.toxic else "kept"
         lines.append(f"{verdict.encoder:8} {verdict.ratio:6.3f}  {outcome:8}  {verdict.token}")
     return "\n".join(lines)
+
+
+def _limit(encoder: str, subspace: ConceptSubspace) -> str:
+    return (
+        f"The concepts span {subspace.spanned} of the {len(subspace.projector)} dimensions of {encoder}: "
+        f"only their {subspace.used} main directions are removed. Use fewer phrases."
+    )
 
 
 def _first_line(verdicts: Sequence[TokenVerdict], last_step: int | None) -> str:

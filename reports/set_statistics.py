@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..formats.layouts import fit
 from ..formats.negation_set import NegationSet
+from ..formats.pixel_values import to_floats
 from ..guidance.core.references import References, evenly_spread
 from ..guidance.safe_denoiser.similarity import (
     STATISTICS_SAMPLE,
@@ -20,6 +21,8 @@ from ..guidance.safe_denoiser.similarity import (
 THUMBNAIL = 32
 """Side of the images that are compared without a VAE: that of the latent of an image of 256 pixels."""
 
+CLOSEST_PAIRS = 3
+"""Number of most similar pairs that a report names."""
 NEAR_DUPLICATE = 0.95
 """Two images with at least this similarity differ only in details."""
 
@@ -45,7 +48,7 @@ class SetStatistics:
 
 def thumbnails(negation_set: NegationSet) -> References:
     """Return the set's images as small references, for comparisons without a VAE."""
-    return References(torch.stack([thumbnail(image.float() / 255) for image in negation_set.images]).half())
+    return References(torch.stack([thumbnail(to_floats(image)) for image in negation_set.images]).half())
 
 
 def thumbnail(image: Tensor) -> Tensor:
@@ -53,7 +56,7 @@ def thumbnail(image: Tensor) -> Tensor:
     return fit(image.movedim(-1, 0), THUMBNAIL, THUMBNAIL)
 
 
-def set_statistics(references: References, temperature: float, pairs: int = 3) -> SetStatistics:
+def set_statistics(references: References, temperature: float) -> SetStatistics:
     """Compare the references with each other, at the temperature that Safe Denoiser uses."""
     sample = evenly_spread(len(references), STATISTICS_SAMPLE)
     chosen = References(references.latents[sample], prepare=references.prepare)
@@ -62,7 +65,7 @@ def set_statistics(references: References, temperature: float, pairs: int = 3) -
     among = torch.cat([similarities(z, chosen, contrast) for _, z in chosen.chunks(device)])
     first, second = torch.triu_indices(len(sample), len(sample), offset=1)
     values = among[first, second]
-    best = values.topk(min(pairs, len(values))).indices.tolist()
+    best = values.topk(min(CLOSEST_PAIRS, len(values))).indices.tolist()
     closest = [(values[i].item(), int(sample[first[i]]), int(sample[second[i]])) for i in best]
     typical = leave_one_out(among, temperature).item()
     return SetStatistics(

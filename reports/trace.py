@@ -235,9 +235,10 @@ def table(trace: Trace) -> str:
         f"{'gate':>5} {'weight':>7} {'change':>7} {'area':>5} {'extra':>5} {'ms':>7}",
     ]
     for r in trace.records:
-        gate, weight, change, area = (
-            max(values, default=0.0) for values in (r.gate, r.weight, r.change, r.area)
-        )
+        gate = max(r.gate, default=0.0)
+        weight = max(r.weight, default=0.0)
+        change = max(r.change, default=0.0)
+        area = max(r.area, default=0.0)
         numbers = f"{gate:5.2f} {weight:7.3g} {change:7.2%} {area:5.2f} {r.forwards:5} {r.milliseconds:7.1f}"
         lines.append(f"{r.call:4} {r.sigma:8.3f}  {r.method:{width}} {numbers}")
     return "\n".join(lines)

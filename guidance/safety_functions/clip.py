@@ -30,6 +30,14 @@ PRESETS: dict[str, tuple[str, str]] = {
 PAPER_THRESHOLD = 0.16
 """Threshold of the paper's violence experiments, for a cosine without neutral text (its tau)."""
 
+EVEN = 0.0
+"""Threshold for a difference of two cosines: the image resembles the texts as much as the neutral texts."""
+
+
+def usual_threshold(has_neutral: bool) -> float:
+    """Return the threshold to begin with: the paper's for a cosine, EVEN for a difference of two cosines."""
+    return EVEN if has_neutral else PAPER_THRESHOLD
+
 
 @dataclass(frozen=True)
 class ClipModel:
@@ -50,15 +58,16 @@ class ClipModel:
 
 
 class ClipSafetyFunction(SafetyFunction):
-    """Scores an image by its cosine with the texts, minus its cosine with the neutral texts if there are any.
+    """Measures an image's cosine with the texts, minus that with the neutral texts if there are any.
 
-    Several texts are represented by the mean of their directions. The gate opens above the threshold.
+    Several texts are represented by the mean of their directions. The gate opens above the threshold. The
+    score is the excess over the threshold: 0 where the gate opens, and 0 below.
 
     Args:
         clip: the model.
         texts: the unwanted concept.
         neutral: texts that the concept is compared with.
-        threshold: score above which the gate opens.
+        threshold: measure above which the gate opens.
 
     Raises:
         ValueError: there is no text.
@@ -96,8 +105,9 @@ class ClipSafetyFunction(SafetyFunction):
         std = resized.new_tensor(clip.std)[:, None, None]
         features = F.normalize(clip.network.encode_image((resized - mean) / std).float(), dim=1)
         cosines = [features @ direction.to(features) for direction in self._texts]  # (B,) each
-        score = cosines[0] - cosines[1] if len(cosines) == 2 else cosines[0]
+        measure = cosines[0] - cosines[1] if len(cosines) == 2 else cosines[0]
         names = ("similarity", "neutral")
         figures = torch.stack(cosines, 1).detach().tolist()  # (B, 1 or 2)
         explanation = [dict(zip(names, of_image)) for of_image in figures]
-        return Assessment(score, score > self.threshold, explanation)
+        score = (measure - self.threshold).clamp_min(0)
+        return Assessment(score, measure > self.threshold, explanation, measure=measure.detach())

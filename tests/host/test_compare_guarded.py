@@ -99,7 +99,7 @@ def test_a_safety_function_judges_both(host: Any, twin: Any) -> None:
 
 
 def test_unguarded_keeps_what_came_after_the_guidance(host: Any, twin: Any) -> None:
-    """A patch put onto the guarded model belongs to both sides."""
+    """A patch that was added to the guarded model applies to both images."""
     patched = twin.sld(host.model)
     patched.set_model_sampler_post_cfg_function(lambda args: 0.5 * args["denoised"])
     assert not torch.equal(separate(host, twin.unguarded(patched)), separate(host, host.model))

@@ -25,7 +25,7 @@ def runs(host: Any) -> Any:
     from safe_guidance.nodes.host.engine import hooks
 
     class Push(hooks.Correction):
-        """Adds `amount` to the samples in `rows` inside a window, and records its steps."""
+        """Correction that adds `amount` to the samples in `rows` inside a window, and records its steps."""
 
         def __init__(
             self, amount: float = 0.0, rows: list[int] | None = None, window: SigmaWindow | None = None
@@ -49,7 +49,7 @@ def runs(host: Any) -> Any:
             return Change(torch.full_like(step.denoised, self.amount), active, cap=1.0)
 
     class TowardsText(Push):
-        """Moves the prediction halfway to that of a text."""
+        """Correction that moves the prediction halfway to that of a text."""
 
         def __init__(self, conditioning: list[Any], window: SigmaWindow | None = None) -> None:
             super().__init__(1.0, window=window)
@@ -64,7 +64,7 @@ def runs(host: Any) -> Any:
             return Change(delta, torch.ones(len(delta), dtype=torch.bool), cap=1.0)
 
     class Asks(Push):
-        """Asks for predictions of some rows, and records its steps."""
+        """Correction that requests predictions of some rows, and records its steps."""
 
         def __init__(self, wanted: dict[str, list[bool]], texts: dict[str, list[Any]] | None = None) -> None:
             super().__init__()
@@ -74,7 +74,9 @@ def runs(host: Any) -> Any:
             return {name: torch.tensor(rows) for name, rows in self.wanted.items()}
 
     class Steers(Push):
-        """Replaces the positive conditioning of some rows by another text's at the first step."""
+        """Correction that replaces the positive conditioning of some rows by another text's at the
+        first step.
+        """
 
         def __init__(self, conditioning: list[Any], rows: list[bool]) -> None:
             super().__init__()
@@ -160,7 +162,7 @@ def test_every_run_starts_with_new_state(host: Any, runs: Any) -> None:
 
 def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs: Any) -> None:
     class Counts(runs.Push):
-        """Counts its steps over all resumed runs."""
+        """Correction that counts its steps over all resumed runs."""
 
         def begin(self, context: Any) -> dict[str, int]:
             return {"steps": 0}

@@ -121,11 +121,11 @@ def test_every_node_gets_its_own_message(host: Any, shown: dict[str, str]) -> No
 def test_a_recording_correction_shows_no_message(host: Any, shown: dict[str, str]) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
-    from safe_guidance.nodes.host.attention.recording import look_at
+    from safe_guidance.nodes.host.attention.given_images import record_latents
 
     looked_at = attached(host.model, sld(host), "7")
     with CurrentNodeContext("prompt", "8"):
-        look_at(
+        record_latents(
             looked_at,
             torch.zeros(1, 4, 32, 32),
             torch.zeros(1, 128, 128),

@@ -105,17 +105,16 @@ def test_learning_can_be_interrupted(host: Any) -> None:
 
 
 def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
-    """A sampler that only looks, at the noise that the sampler starts from.
-
-    The same maps as in an ordinary run.
-    """
+    """The cached maps equal those of an ordinary run at the noise from which the sampler starts."""
     import comfy.sample
 
-    from safe_guidance.nodes.host.attention.recording import look_at
+    from safe_guidance.nodes.host.attention.given_images import record_latents
 
     tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
     latents = host.sample(host.model, host.text(STAR), steps=3)
-    cache = look_at(host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9)
+    cache = record_latents(
+        host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9
+    )
     raw: list[torch.Tensor] = []
     from safe_guidance.nodes.host.attention.capture import attention_layer
 
@@ -188,8 +187,8 @@ def test_recorded_images_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> 
 
 
 def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: Any) -> None:
-    """Against a hook on the raw layer in an ordinary run, of whose two branches the host puts the prompt's
-    somewhere in the batch.
+    """The queries equal those of a hook on the raw layer in an ordinary run; the host decides which
+    rows are the prompt's.
     """
     import comfy.samplers
 
@@ -253,7 +252,7 @@ def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
 
 
 def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(host: Any) -> None:
-    """Looking first samples twice with the same corrections: what counts is the second, guided run."""
+    """A two-pass model samples twice; the attention of the second, guided pass is recorded."""
     from safe_guidance.nodes.detect_and_guide import DAGDetectorGuideNode
     from safe_guidance.nodes.host.engine.ksampler import sample
 
@@ -350,7 +349,7 @@ def test_seeds_count_on_from_the_last_given_one() -> None:
 
 
 def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(host: Any) -> None:
-    """What the model predicts for each row of a batch is what it predicts for that row's own text alone."""
+    """The prediction of each row of the batch equals that of the row's own text alone."""
     from safe_guidance.nodes.host.engine.conditioning import encode_each
 
     long = " ".join([STARS[0]] * 9)
@@ -365,11 +364,10 @@ def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(hos
 
 
 def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
-    """SDXL reads a pooled output beside the embedding.
-
-    A row of its own for each text, also in the second batch of images.
+    """SDXL reads a pooled output beside the embedding: each text has its own row, also in the second
+    batch.
     """
-    from safe_guidance.nodes.host.attention.recording import BATCH, look_at
+    from safe_guidance.nodes.host.attention.given_images import BATCH, record_latents
     from safe_guidance.nodes.host.engine.conditioning import encode, encode_each
 
     clip = tiny.tiny_clip("sdxl")
@@ -386,14 +384,16 @@ def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
     def asked(first: int, pooled: torch.Tensor) -> torch.Tensor:
         rows, masks = slice(first, count), torch.zeros(count - first, 16, 16)
         conditioning = [[embeddings[rows], {"pooled_output": pooled[rows]}]]
-        return look_at(model, latents[rows], masks, conditioning, (2.0,), (2,), seed=5 + first).queries[0][0]
+        return record_latents(
+            model, latents[rows], masks, conditioning, (2.0,), (2,), seed=5 + first
+        ).queries[0][0]
 
     assert torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled))
     assert not torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled.flip(0)))
 
 
 def _predicted(host: Any, x: torch.Tensor, conditioning: Any) -> torch.Tensor:
-    """The denoised prediction at sigma 2, from one step down to nothing."""
+    """Return the denoised prediction at sigma 2, from one step down to zero."""
     import comfy.sample
 
     zeros = torch.zeros_like(x)
@@ -500,10 +500,10 @@ def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
     from safe_guidance.guidance.detect_and_guide.annotated_images import AnnotatedImages
-    from safe_guidance.nodes.host.attention.token_learning import look_at_images
+    from safe_guidance.nodes.host.attention.given_images import record_images
 
     with pytest.raises(ValueError, match="no separate cross-attention"):
         example = AnnotatedImages(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
-        look_at_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
+        record_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
     with pytest.raises(ValueError, match="no separate cross-attention"):
         recorded(host, model=tiny.tiny_model("flux"))

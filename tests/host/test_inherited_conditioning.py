@@ -11,8 +11,8 @@ from torch import Tensor
 
 from safe_guidance.guidance.core.composition import Change
 from safe_guidance.guidance.core.noise_level import SigmaWindow
-from safe_guidance.guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
+from safe_guidance.guidance.detect_and_guide.settings import DetectAndGuideSettings
 from safe_guidance.guidance.safe_latent_diffusion import SafeLatentDiffusionSettings
 from safe_guidance.guidance.semantic_guidance import Concept, SemanticGuidanceSettings
 

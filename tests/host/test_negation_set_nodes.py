@@ -21,8 +21,8 @@ PROMPT = "a yellow star in the center on a black plain background, flat style"
 
 @pytest.fixture
 def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An input folder and a model folder of this test's own, with five images, of which two are the same,
-    and a text file.
+    """Make an input folder and a model folder for this test, with five images, two of them equal, and a
+    text file.
     """
     import folder_paths
 
@@ -138,7 +138,7 @@ def test_reading_can_be_interrupted(folders: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_more_images_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a limit images are in a mapped file: the same set, and it can be saved."""
+    """Beyond a limit the images are in a mapped file. The set is equal and can be saved."""
     import folder_paths
 
     from safe_guidance.formats import image_store
@@ -268,8 +268,8 @@ def test_encoding_tells_its_progress(host: Any) -> None:
 
 
 def test_latents_are_the_posteriors_mode(host: Any, tiny: Any) -> None:
-    """The half of the encoder's moments that is the mean, not a sample of it, for the demo VAE and one of
-    the host's usual class.
+    """The latent is the mean half of the encoder's moments, not a sample, for the demo VAE and a usual
+    one.
     """
     from safe_guidance.nodes.host.files.negation_latents import encode_images
 

@@ -24,7 +24,7 @@ EVERY_STEP = SigmaWindow()
 
 
 class Brightness(SafetyFunction):
-    """Safety function whose score is the brightness of the images in `rows` of the whole batch, or of all."""
+    """Safety function whose score is the brightness of all images, or of those in `rows` of the batch."""
 
     name = "brightness"
 
@@ -45,7 +45,7 @@ class Brightness(SafetyFunction):
 
 @pytest.fixture
 def stg(host: Any) -> Callable[..., Any]:
-    """The demo model, or another, with STG attached."""
+    """Attach STG to the demo model or to another."""
     from safe_guidance.nodes.host.engine.hooks import attach
     from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
@@ -266,8 +266,8 @@ def test_an_unusable_gradient_changes_no_bit(
 
 
 def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: ModuleType) -> None:
-    """From the classifier's score through decoder, CFG and network to the embedding."""
-    from safe_guidance.nodes.host.autograd import gradients
+    """The chain goes from the classifier's score through decoder, CFG and network to the embedding."""
+    from safe_guidance.nodes.host.autograd import conditioning_entries
     from safe_guidance.nodes.host.engine import hooks
     from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
@@ -289,7 +289,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             return None
 
         def steer(self, step: Any, state: Any) -> None:
-            current = gradients.embeddings(step)
+            current = conditioning_entries.embeddings(step)
             verdict = correction.assess(step, state)
             (gradient,) = correction._gradients(step, state, verdict, current, torch.tensor([0]), False)
             direction = gradient / gradient.norm()
@@ -297,7 +297,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             def slope(width: float) -> float:
                 scores = []
                 for sign in (1, -1):
-                    gradients.set_embeddings(step, [current[0] + sign * width * direction])
+                    conditioning_entries.set_embeddings(step, [current[0] + sign * width * direction])
                     denoised = step.guider.predict_noise(step.x, step.timestep, step.model_options, None)
                     scores.append(float(function(state.decoder(denoised)).score.double()))
                 return (scores[0] - scores[1]) / (2 * width)
@@ -305,7 +305,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             # Richardson: what is left of the curvature is of fourth order, so that the width can stand above
             # rounding.
             found.append((float(gradient.norm()), (4 * slope(0.2) - slope(0.4)) / 3))
-            gradients.set_embeddings(step, current)
+            conditioning_entries.set_embeddings(step, current)
 
     host.sample(hooks.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
     norm, difference = found[0]
@@ -389,7 +389,7 @@ def test_interrupting_in_the_gradient_pass_leaves_nothing_behind(host: Any, stg:
 
 
 def test_short_memory_goes_image_by_image(host: Any, either: Any) -> None:
-    """The host's error for memory that does not suffice, in the middle of a run."""
+    """The host raises its out-of-memory error in the middle of a run."""
     failed: list[int] = []
 
     def hungry(images: Tensor) -> Tensor:
@@ -440,7 +440,9 @@ def test_areas_and_timestep_ranges_are_guided_too(host: Any, stg: Any) -> None:
 
 
 def test_several_detectors_and_views_guide_a_run(host: Any, stg: Any) -> None:
-    """One that says nothing takes nothing away; views of a function whose gate is open guide as it does."""
+    """A detector without a finding changes nothing; views of a function with an open gate guide as it
+    does.
+    """
     from safe_guidance.guidance.safety_functions.interface import CombinedSafetyFunction
     from safe_guidance.guidance.safety_functions.multi_view import Views
 

@@ -30,7 +30,7 @@ def nodes(host: Any) -> Any:
 
 @pytest.fixture
 def safety_folder(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """models/safety, empty."""
+    """Return an empty models/safety."""
     import folder_paths
 
     from safe_guidance.nodes.host.files.folders import SAFETY, SAFETY_EXTENSIONS
@@ -93,7 +93,7 @@ def test_combining_leaves_out_what_is_not_connected(host: Any, nodes: Any) -> No
 
 
 def save_onnx_classifier(path: Path, names: list[str] | None, last: str = "Gemm") -> None:
-    """A classifier by mean colour: red, green, blue."""
+    """Save a classifier by mean colour: red, green, blue."""
     onnx = pytest.importorskip("onnx")
     import numpy as np
 
@@ -211,3 +211,57 @@ def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_fold
     )
     noise = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
     assert own is not packaged and torch.equal(own(noise), packaged(noise))
+
+
+def replaced_unnoticed(path: Path, content: bytes) -> None:
+    """Replace a file by one of the same size, with the same times."""
+    import os
+
+    status = path.stat()
+    assert len(content) == status.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_detector_that_is_replaced_is_noticed_by_its_content(nodes: Any, safety_folder: Path) -> None:
+    path = safety_folder / "own.onnx"
+    save_onnx_classifier(path, ["red", "lime", "blue"])
+    settings = {"file": "own.onnx", "output": "classes", "classes": "red"}
+    first, before = (
+        guide(nodes, **settings),
+        nodes.ClassifierSafetyFunctionNode.fingerprint_inputs(**settings),
+    )
+    assert guide(nodes, **settings).networks[0] is first.networks[0]
+    assert nodes.ClassifierSafetyFunctionNode.fingerprint_inputs(**settings) == before
+    replaced_unnoticed(path, path.read_bytes().replace(b'["red", "lime"', b'["lime", "red"'))
+    second = guide(nodes, **settings)
+    assert nodes.ClassifierSafetyFunctionNode.fingerprint_inputs(**settings) != before
+    assert second.networks[0].heads == {"classes": ("lime", "red", "blue")}
+
+
+def test_every_node_with_a_detector_file_notices_another_content(nodes: Any, safety_folder: Path) -> None:
+    from safe_guidance.nodes import clip_safety_functions
+
+    names = [("a.onnx", nodes.NudeNetSafetyFunctionNode)]
+    names.append(("a.safetensors", nodes.ClassifierSafetyFunctionNode))
+    names.append(("a.safetensors", clip_safety_functions.ClipConceptSafetyFunctionNode))
+    names.append(("a.safetensors", clip_safety_functions.ClipStyleSafetyFunctionNode))
+    for name, node in names:
+        (safety_folder / name).write_bytes(b"one")
+        before = node.fingerprint_inputs(file=name)
+        replaced_unnoticed(safety_folder / name, b"two")
+        assert node.fingerprint_inputs(file=name) != before
+
+
+def test_a_clip_that_is_replaced_is_noticed_by_its_content(nodes: Any, safety_folder: Path) -> None:
+    pytest.importorskip("open_clip")
+    from safe_guidance.nodes.host.files.safety_files import BUNDLED
+    from safe_guidance.nodes.host.files.safety_models import clip_model
+
+    content = BUNDLED["demo clip (bundled)"].read_bytes()
+    (safety_folder / "own.safetensors").write_bytes(content)
+    first = clip_model("own.safetensors", "")
+    assert clip_model("own.safetensors", "") is first
+    # The last number of the last tensor.
+    replaced_unnoticed(safety_folder / "own.safetensors", content[:-2] + b"\x00\x00")
+    assert clip_model("own.safetensors", "") is not first

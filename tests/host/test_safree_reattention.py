@@ -47,7 +47,9 @@ def test_on_it_changes_the_filtered_steps_only(host: Any) -> None:
 
 
 def test_skip_features_are_those_of_the_mathematics(host: Any) -> None:
-    """Hooks around the patch see that the positive rows' skip becomes `reattention` of the two inputs."""
+    """Hooks around the patch see that the skip features of the positive rows become `reattention` of
+    both inputs.
+    """
     seen: list[tuple[str, Tensor, tuple[int, ...]]] = []
 
     def watch(stage: str) -> Any:

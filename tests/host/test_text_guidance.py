@@ -29,7 +29,7 @@ STEPS, SCALE = 8, 5.0
 
 @pytest.fixture
 def text(host: Any) -> Any:
-    """The methods under test, attached to any model."""
+    """Attach the methods under test to any model."""
     from safe_guidance.nodes.host.engine.hooks import attach
     from safe_guidance.nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
     from safe_guidance.nodes.host.methods.semantic_guidance import SemanticGuidanceCorrection
@@ -44,7 +44,7 @@ def text(host: Any) -> Any:
 
 
 class Trajectory:
-    """Euler's method in the host; it records the guider's input and output at every step."""
+    """Sampler with Euler's method that records the guider's input and output at every step."""
 
     def __init__(self, model: Any, positive: list[Any], negative: list[Any], noise: Tensor) -> None:
         import comfy.samplers
@@ -72,7 +72,9 @@ class Trajectory:
 
 
 def raw_predictions(model: Any, conds: list[list[Any]], x: Tensor, sigma: Tensor) -> list[Tensor]:
-    """The model's predictions in float64, one conditioning at a time, without the host's sampling code."""
+    """Return the model's predictions in float64, one conditioning at a time, without the host's
+    sampling code.
+    """
     rows = sigma.expand(len(x))
     return [
         model.model.apply_model(
@@ -89,11 +91,11 @@ class Setting:
         self.model, self.conds, self.noise = model, conds, noise
 
     def check(self, guarded: Any, published: Any) -> None:
-        """A guarded run against the published loop in float64.
+        """Compare a guarded run with the published loop in float64.
 
-        `published(x, directions, sigma, momentum)` gives a denoised prediction and the momentum for the next
-        step. First every step alone, from the guarded run's own noisy latents; then the whole run from the
-        noise, with nothing from the guarded one.
+        First every step alone, from the guarded run's noisy latents; then the whole run from the noise.
+
+        `published(x, directions, sigma, momentum)` returns a denoised prediction and the next momentum.
         """
         import comfy.model_management
 
@@ -188,7 +190,7 @@ def test_without_strength_no_bit_changes_and_no_model_is_called(host: Any, text:
 
 
 def steps_below(host: Any, sigma: float) -> int:
-    """Of 10 Karras steps, those that are at or below a noise level."""
+    """Return those of 10 Karras steps that are at or below a noise level."""
     import comfy.samplers
 
     sigmas = comfy.samplers.calculate_sigmas(host.model.get_model_object("model_sampling"), "karras", 10)[:-1]

@@ -92,7 +92,7 @@ FLUX = {
 
 
 def random_weights(module: nn.Module, seed: int, gain: float = 1.0) -> dict[str, Tensor]:
-    """A state dict of seeded random values; the host's own layers start with whatever was in memory."""
+    """Make a state dict of seeded random values; the host's layers start with uninitialised memory."""
     generator = torch.Generator().manual_seed(seed)
 
     def values(name: str, tensor: Tensor) -> Tensor:
@@ -145,9 +145,9 @@ def _base_model(family: str, dtype: torch.dtype, compute: torch.dtype | None) ->
 def tiny_model(
     family: str, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None, seed: int = 0
 ) -> Any:
-    """A MODEL of one of `FAMILIES` with weights stored as `dtype`, computing in `compute` if that differs.
+    """Make a MODEL of one of `FAMILIES`, stored as `dtype` and computing in `compute` if that differs.
 
-    Weights made under inference mode are inference tensors, as those of the host's loaders are.
+    Weights made in inference mode are inference tensors, as those of the host's loaders are.
     """
     model = _base_model(family, dtype, compute)
     # Random modulations make a transformer so sensitive that rounding decides; smaller ones leave it
@@ -162,7 +162,7 @@ def tiny_model(
 
 
 def tiny_conditioning(seed: int = 0, batch: int = 1, tokens: int = TOKENS) -> list[Any]:
-    """A CONDITIONING with a row per sample of the batch, for a model of any family."""
+    """Make a CONDITIONING with a row per sample of the batch, for a model of any family."""
     generator = torch.Generator().manual_seed(seed)
     embedding, pooled = (
         torch.randn(batch, tokens, WIDTH, generator=generator),
@@ -172,7 +172,7 @@ def tiny_conditioning(seed: int = 0, batch: int = 1, tokens: int = TOKENS) -> li
 
 
 def latent_channels(model: Any) -> int:
-    """Channels of the latents that a model samples."""
+    """Return the number of latent channels of a model."""
     return int(model.get_model_object("latent_format").latent_channels)
 
 

@@ -1,6 +1,5 @@
-"""Changes of several methods on one prediction: sums, caps, masks, unchanged samples.
-
-The clock of noise levels.
+"""Changes of several methods on one prediction: sums, caps, masks, unchanged samples, and the clock of
+their state.
 """
 
 from __future__ import annotations

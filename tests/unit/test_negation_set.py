@@ -233,7 +233,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_saving_needs_no_second_copy_of_the_set(tmp_path: Path) -> None:
-    """A set may be larger than half of the memory: its file is written an image at a time."""
+    """A set may be larger than half of the memory, so its file is written image by image."""
     one = torch.zeros(1024, 1024, 3, dtype=torch.uint8)
     large = NegationSet((one,) * 64, (None,) * 64)
     tracemalloc.start()

@@ -31,12 +31,12 @@ NORMALIZED = SafeTextGuidanceSettings(rho=0.5, unit="normalized", trust=math.inf
 
 
 def denoised(x: Tensor, c: Tensor, sigma: float) -> Tensor:
-    """E[x0 | x_t, c] of the toy model: (B, 2), (B,) -> (B, 2)."""
+    """Return E[x0 | x_t, c] of the toy model: (B, 2), (B,) -> (B, 2)."""
     return (S0**2 * x + sigma**2 * c[:, None] * A) / (S0**2 + sigma**2)
 
 
 def unsafe(prediction: Tensor, v: Tensor = V) -> Tensor:
-    """U = -g with the linear g = v . x."""
+    """Return U = -g with the linear g = v . x."""
     return -(prediction @ v)
 
 
@@ -47,7 +47,7 @@ def text_step(
     settings: SafeTextGuidanceSettings,
     score: Callable[[Tensor], Tensor] = unsafe,
 ) -> Tensor:
-    """One move of the embedding: (B,) -> (B,)."""
+    """Move the embedding once: (B,) -> (B,)."""
     leaf = c.clone().requires_grad_(True)
     scores = score(denoised(x, leaf, sigma))
     (gradient,) = torch.autograd.grad(scores.sum(), leaf)
@@ -59,7 +59,7 @@ def text_step(
 def data_step(
     x: Tensor, c: Tensor, sigma: float, strength: float, score: Callable[[Tensor], Tensor] = unsafe
 ) -> Tensor:
-    """The change of the prediction by SDG with lambda = strength: (B, 2) as (B, 2, 1, 1)."""
+    """Return the change of the prediction by SDG with lambda = strength: (B, 2) as (B, 2, 1, 1)."""
     leaf = x.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(score(denoised(leaf, c, sigma)).sum(), leaf)
     shaped = (t[:, :, None, None] for t in (denoised(x, c, sigma), gradient))

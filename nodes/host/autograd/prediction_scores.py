@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ....guidance.safety_functions.interface import Assessment, SafetyFunction
 from .decoders import Decoder
-from .differentiable_layers import differentiable, ordinary, ordinary_attributes
+from .differentiable_layers import differentiable
+from .ordinary_tensors import ordinary, ordinary_attributes
 
 
 def assess(decoder: Decoder, function: SafetyFunction, latents: Tensor) -> Assessment:

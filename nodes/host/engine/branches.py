@@ -67,14 +67,14 @@ class Branches:
         Inside context windows these are the branches that all windows evaluate, and nothing is given, because
         the prediction of a window is none of a branch.
         """
-        in_windows = self._in_windows is not None
-        window = options["transformer_options"].get("context_window") if in_windows else None
-        own = self._in_windows if in_windows else self.claim(model, conds, x, timestep, options)
+        of_windows = self._in_windows
+        window = None if of_windows is None else options["transformer_options"].get("context_window")
+        own = self.claim(model, conds, x, timestep, options) if of_windows is None else of_windows
         before = self.call
         evaluated = {name: conds[index] for name, index in own.items()}
         self.call = OwnCall(evaluated, x, window, self._number) if own else None
         try:
-            yield {} if in_windows else dict(own)
+            yield dict(own) if of_windows is None else {}
         finally:
             self.call = before
 

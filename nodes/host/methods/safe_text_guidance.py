@@ -12,8 +12,9 @@ from ....guidance.core.composition import per_sample
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.safe_text_guidance import SafeTextGuidanceSettings, acts_at, guided_embedding
 from ....guidance.safety_functions.interface import SafetyFunction
+from ..autograd.conditioning_entries import embeddings, set_embeddings
 from ..autograd.decoders import DecoderName
-from ..autograd.gradients import embeddings, in_parts, set_embeddings, text_gradients
+from ..autograd.gradients import in_parts, text_gradients
 from ..engine.correction import RunContext, Step
 from .detector_correction import DetectorCorrection, DetectorState, Verdict, kept_latent, largest_entry
 
