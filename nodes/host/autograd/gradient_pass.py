@@ -14,6 +14,8 @@ from ..engine.caches import is_cache
 from ..engine.correction import Step
 from .ordinary_tensors import ordinary
 
+FUNCTION_AROUND = "model_function_wrapper"
+"""The host's key for another pack's function around the model, which may cache its predictions."""
 COMPILED = "torch.compile"
 """Key of the host's wrappers that compile, which a gradient pass runs without."""
 
@@ -72,4 +74,6 @@ def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict
         transformer[key] = ordinary(value)
     options = {**model_options, "transformer_options": transformer}
     options.pop("multigpu_clones", None)
+    if not keep_patches:
+        options.pop(FUNCTION_AROUND, None)
     return options
