@@ -14,6 +14,7 @@ import torch
 
 from ..guidance.safety_functions.classifier_network import ConvClassifier
 from . import tensor_file
+from .atomic_file import replacing
 from .tensor_file import TensorFile, is_whole
 
 FORMAT = "safe-guidance classifier 1"
@@ -30,7 +31,9 @@ def save(classifier: ConvClassifier, path: Path) -> None:
     """Write weights and configuration; an existing file stays as it is until the new one is complete."""
     configuration = {"heads": classifier.heads, "widths": classifier.widths, "size": classifier.size}
     tensors = {name: tensor.half() for name, tensor in classifier.state_dict().items()}
-    tensor_file.write(path, tensors, {"format": FORMAT, "configuration": json.dumps(configuration)})
+    with replacing(path) as file:
+        metadata = {"format": FORMAT, "configuration": json.dumps(configuration)}
+        tensor_file.write_into(file, tensors, metadata)
 
 
 def load(path: Path) -> ConvClassifier:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..guidance.core.references import References
 from . import tensor_file
+from .atomic_file import replacing
 
 FORMAT = "safe-guidance latents 1"
 CHUNK = 64
@@ -32,7 +33,7 @@ def write(path: Path, key: str, count: int, batches: Iterable[tuple[Tensor, Tens
     Raises:
         OSError: the disk is full or read-only. No file is left behind.
     """
-    with tensor_file.replacing(path) as file:
+    with replacing(path) as file:
         _write(file, key, count, batches)
 
 

@@ -11,13 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .atomic_file import replacing
+from . import finite_json
 
 ALIGNMENT = 64
 """The tensor data starts at a multiple of this many bytes, so that memory-mapped numbers are aligned."""
@@ -65,13 +65,12 @@ def data(tensor: Tensor) -> bytes:
     return found
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a whole file; an existing file stays as it is until the new one is complete."""
+def write_into(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the content of a file into an open one, tensor by tensor."""
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    with replacing(path) as file:
-        file.write(header(layout, metadata))
-        for tensor in tensors.values():
-            file.write(data(tensor))
+    file.write(header(layout, metadata))
+    for tensor in tensors.values():
+        file.write(data(tensor))
 
 
 def content_hash(path: Path, start: int = 0) -> str:
@@ -179,7 +178,7 @@ def parsed(text: str) -> Any:
     if len(text) > MOST_TEXT:
         return None
     try:
-        return json.loads(text)
+        return finite_json.loads(text)
     except (ValueError, RecursionError):
         return None
 

@@ -15,6 +15,7 @@ from . import (
     guideline_tokens,
     negation_set_files,
     negation_set_inspection,
+    negation_set_safety,
     negation_sets,
     safe_data_guidance,
     safe_denoiser,
@@ -29,6 +30,7 @@ from . import (
 )
 from .host.engine.node_messages import with_error_messages
 from .host.files.folders import register_model_folders
+from .number_inputs import with_checked_numbers
 
 FAMILIES = (
     demo_model,
@@ -42,6 +44,7 @@ FAMILIES = (
     safree,
     detector_safety_functions,
     clip_safety_functions,
+    negation_set_safety,
     safety_functions,
     safe_text_guidance,
     safe_data_guidance,
@@ -62,4 +65,5 @@ class SafeGuidanceExtension(ComfyExtension):
         register_model_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [with_error_messages(node) for family in FAMILIES for node in family.NODES]
+        nodes = [node for family in FAMILIES for node in family.NODES]
+        return [with_checked_numbers(with_error_messages(node)) for node in nodes]

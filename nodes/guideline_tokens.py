@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 from comfy_api.latest import io
 
 from ..formats import guideline_token_file
+from ..formats.tensor_file import content_hash
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from .dag_inputs import ALIASES, CATEGORY
 from .host.attention.tokens_from_text import tokens_from_text
@@ -43,7 +43,7 @@ class LoadGuidelineTokensNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
-        return hashlib.sha256(file_path(GUIDELINE_TOKENS, name).read_bytes()).hexdigest()
+        return content_hash(file_path(GUIDELINE_TOKENS, name))
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from comfy_api.latest import io
 
 from ..formats import negation_set as files
+from ..formats.tensor_file import content_hash
 from .host.engine.node_messages import message_ui
 from .host.files.folders import (
     negation_set_names,
@@ -43,7 +42,7 @@ class LoadNegationSetNode(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
         path = negation_set_path(name)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return content_hash(path)
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

@@ -29,9 +29,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "demo": frozenset(),
     "nodes/host": frozenset(),
     "nodes/host/engine": frozenset({"guidance", "reports"}),
-    "nodes/host/autograd": frozenset({"guidance", "nodes/host/engine"}),
+    "nodes/host/autograd": frozenset({"guidance", "reports", "nodes/host/engine"}),
     "nodes/host/attention": frozenset({"guidance", "reports", "nodes/host/engine"}),
-    "nodes/host/files": frozenset({"guidance", "formats", "demo"}),
+    "nodes/host/files": frozenset({"guidance", "formats", "reports", "demo"}),
     "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
     "nodes": BELOW_THE_HOST | HOST_ROOMS,
 }

@@ -96,6 +96,11 @@ def broken(path: Path, embeddings: torch.Tensor | None = None, **described: obje
     )
 
 
+def described(path: Path, text: str) -> None:
+    metadata = {"format": files.FORMAT, "tokens": text}
+    save_file({"embeddings": tokens().embeddings}, path, metadata=metadata)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another format": (
         lambda p: save_file({"embeddings": torch.zeros(2, 3)}, p, metadata={"format": "x"}),
@@ -128,8 +133,22 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a threshold that is no number": (
         lambda p: broken(p, calibration={"threshold": float("nan"), "background": 0}),
-        "lie between",
+        "cannot be read",
     ),
+    "an overlap of 3": (lambda p: broken(p, iou=3), "cannot be read"),
+    "an overlap that is no number": (lambda p: broken(p, iou=float("nan")), "cannot be read"),
+    "a number of 400 digits": (lambda p: broken(p, sigmas=[10**400]), "cannot be read"),
+    "numbers as texts": (lambda p: broken(p, sigmas=["1"]), "cannot be read"),
+    "a truth value": (
+        lambda p: broken(p, calibration={"threshold": True, "background": 0}),
+        "cannot be read",
+    ),
+    "layers in one text": (lambda p: broken(p, layers="output.3.0"), "cannot be read"),
+    "a list in a list": (lambda p: broken(p, sigmas=[[1.0]]), "cannot be read"),
+    "200,000 noise levels": (lambda p: broken(p, sigmas=[1.0] * 200_000), "cannot be read"),
+    "a long text": (lambda p: broken(p, words="w" * 2**20), "cannot be read"),
+    "deep JSON": (lambda p: described(p, "[" * 100_000), "cannot be read"),
+    "deep JSON in an entry": (lambda p: described(p, '{"words":' * 20_000), "cannot be read"),
     "no calibration": (lambda p: broken(p, calibration=None), "cannot be read"),
     "negative noise": (lambda p: broken(p, sigmas=[-1.0]), "noise levels"),
     "a list as description": (
@@ -150,6 +169,12 @@ def test_broken_files_are_refused_in_a_sentence(
     with pytest.raises(ValueError, match=sentence) as raised:
         files.load(path)
     assert "bad.safetensors" in str(raised.value)
+
+
+def test_tokens_that_could_not_be_read_again_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="are too long. Shorten them"):
+        files.save(tokens(source="s" * 2**20), tmp_path / "new" / "tokens.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tokens_of_another_family_or_width_are_refused() -> None:

@@ -10,6 +10,7 @@ import comfy.model_management
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
+from ....reports.plain_text import one_line
 from ..engine.caches import is_cache
 from ..engine.correction import Step
 from .ordinary_tensors import ordinary
@@ -41,7 +42,7 @@ def run_gradient_pass(run: Callable[[dict[str, Any]], Any], step: Step) -> Any:
             logging.debug("Safe Guidance: a gradient pass failed.", exc_info=True)
             failure = error
     raise ValueError(
-        f"Gradients do not flow through this model ({str(failure).splitlines()[0]}). "
+        f"Gradients do not flow through this model ({one_line(str(failure), 200)}). "
         "Use Safe Data Guidance with the cheap gradient, which needs none, "
         "or load the model in another precision."
     ) from failure

@@ -51,6 +51,11 @@ def call_afresh(executor: Callable[..., Tensor], guider: Any, *args: Any) -> Ten
     return denoised
 
 
+def changed_rows(again: Tensor, before: Tensor, rows: Tensor) -> Tensor:
+    """Return which of some rows (B,) bool have another prediction (B, C, h, w) than before, where `rows` is."""
+    return rows & (again != before).flatten(1).any(dim=1).to(rows.device)
+
+
 def _forget(memory: Any) -> None:
     reset = getattr(memory, "reset", None)
     if callable(reset):
