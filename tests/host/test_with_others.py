@@ -201,29 +201,3 @@ def test_methods_that_are_off_and_concepts_that_are_the_negative_prompt_change_n
     for model in (setting.other.patch(off), same):
         counted, rows = host.count_calls(model)
         assert torch.equal(setting.sample(counted), baseline) and rows == plain_rows
-
-
-def test_every_method_acts_and_says_so(host: Any, setting: Setting, shown: dict[str, str]) -> None:
-    from safe_guidance.nodes.host.engine.hooks import trace_of
-
-    baseline = setting.sample(setting.other.patch(setting.model))
-    counted, rows = host.count_calls(setting.attached(setting.other.patch(setting.model), setting.methods))
-    samples = setting.sample(counted)
-    trace = trace_of(counted, samples)
-    assert trace is not None and torch.isfinite(samples).all() and not torch.equal(samples, baseline)
-    counted_rows = trace.forwards + sum(record.forwards for record in trace.records)
-    assert counted_rows * setting.other.calls == sum(rows)
-    for name in setting.methods:
-        assert shown[name]
-        assert trace.summary(name).acted or "did nothing" not in shown[name], (name, shown[name])
-    silent = {name: shown[name] for name in setting.methods if not trace.summary(name).acted}
-    assert not silent
-
-
-def test_only_the_unsafe_image_of_a_batch_changes(host: Any, setting: Setting) -> None:
-    if setting.other.has_hooks or setting.other.is_cache or setting.other.batch == 1:
-        pytest.skip("no gradients with hooks; a cache decides for all images of a batch")
-    baseline = setting.sample(setting.other.patch(setting.model), steps=1)
-    guarded = setting.attached(setting.other.patch(setting.model), GRADIENTS, rows=(False, True))
-    samples = setting.sample(guarded, steps=1)
-    assert torch.equal(samples[0], baseline[0]) and not torch.equal(samples[1], baseline[1])

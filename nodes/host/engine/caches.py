@@ -52,7 +52,7 @@ def call_afresh(executor: Callable[..., Tensor], guider: Any, *args: Any) -> Ten
 
 
 def changed_rows(again: Tensor, before: Tensor, rows: Tensor) -> Tensor:
-    """Return which of some rows (B,) bool have another prediction (B, C, h, w) than before, where `rows` is."""
+    """Return which of some rows (B,) bool have another prediction (B, C, h, w) than before."""
     return rows & (again != before).flatten(1).any(dim=1).to(rows.device)
 
 
