@@ -25,7 +25,7 @@ def tokens(width: int, seed: int = 0, rows: int = 3, **options: Any) -> Guidelin
 @pytest.fixture
 def reading(host: Any) -> Any:
     """Return a correction that only reads maps, and how to attach it."""
-    from safe_guidance.nodes.host.attention import families, token_maps
+    from safe_guidance.nodes.host.attention import families, map_collector
     from safe_guidance.nodes.host.engine import hooks
 
     class Reader(hooks.Correction):
@@ -37,7 +37,7 @@ def reading(host: Any) -> Any:
             families.listen_for_maps(model, self.concepts, lambda run: run.state_of(self))
 
         def begin(self, context: Any) -> Any:
-            return token_maps.MapCollector(self.concepts)
+            return map_collector.MapCollector(self.concepts)
 
         def is_active(self, level: Any) -> bool:
             return True
@@ -211,7 +211,7 @@ def test_a_row_of_a_batch_has_the_map_that_it_has_alone(
     model = tiny.tiny_model(family)
     both, alone = (reading.Reader(tokens(reading.text_width(model))) for _ in range(2))
     noise = torch.randn(2, 16, *SIZE, generator=torch.Generator().manual_seed(0))
-    (embedding, options), = tiny.tiny_conditioning(1, 2)
+    ((embedding, options),) = tiny.tiny_conditioning(1, 2)
     second = [[embedding[1:], {"pooled_output": options["pooled_output"][1:]}]]
     for reader, rows, positive in ((both, noise, [[embedding, options]]), (alone, noise[1:], second)):
         comfy.sample.sample(
@@ -233,7 +233,10 @@ def test_a_row_of_a_batch_has_the_map_that_it_has_alone(
 
 def test_concepts_do_not_change_each_others_maps(host: Any, reading: Any, tiny: Any) -> None:
     model = tiny.tiny_model("flux")
-    both, alone = reading.Reader(tokens(tiny.WIDTH), tokens(tiny.WIDTH, 1)), reading.Reader(tokens(tiny.WIDTH))
+    both, alone = (
+        reading.Reader(tokens(tiny.WIDTH), tokens(tiny.WIDTH, 1)),
+        reading.Reader(tokens(tiny.WIDTH)),
+    )
     sample(tiny, reading.attach(model, both))
     sample(tiny, reading.attach(model, alone))
     assert both.seen[0] is not None and alone.seen[0] is not None

@@ -6,6 +6,7 @@ such as "output.3.0" means transformer block 0 in output block 3.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....guidance.detect_and_guide.attention_maps import Queries, split_heads
+from ....guidance.detect_and_guide.attention_maps import (
+    Queries,
+    split_heads,
+)
 from ..engine.correction import COND, KEY
 from ..engine.run import Run
+from .placement import PLACES, Places, locate_rows
 
+log = logging.getLogger(__name__)
 BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}
 
 
@@ -78,6 +84,8 @@ class LayerCall:
         latent_size: (height, width) of the evaluated latent, or of the area if the conditioning has one.
         module: the layer.
         uuid: the host's identifier of the conditioning.
+        places: where the rows of the model call lie in the step's latents.
+        evaluation: number of the evaluation of the positive branch, which may take several model calls.
     """
 
     name: str
@@ -86,6 +94,8 @@ class LayerCall:
     latent_size: tuple[int, int]
     module: Any
     uuid: Any
+    places: Places
+    evaluation: int
 
     @property
     def factor(self) -> int:
@@ -117,32 +127,30 @@ def listen(model: ModelPatcher, receiver_of: Callable[[Run], Receiver | None]) -
         # them.
         hidden, context, value, extra = args
         run: Run | None = extra.get(KEY)
-        receiver = receiver_of(run) if run is not None and hears_positive(run) else None
+        receiver = receiver_of(run) if run is not None and run.own_call is not None else None
         if run is not None and receiver is not None:
             for call in _positive_calls(run, hidden, extra):
                 receiver(call)
         return hidden, context, value
 
+    locate_rows(model)
     model.set_model_attn2_patch(patch)
 
 
-def hears_positive(run: Run) -> bool:
-    """Return True while the guider's own positive branch is evaluated."""
-    return run.own_call is not None and COND in run.own_call.conds
-
-
 def _positive_calls(run: Run, hidden: Tensor, extra: dict[str, Any]) -> Iterator[LayerCall]:
-    """Yield the layer call of every positive conditioning in a batch of several conditionings."""
-    positive = {entry["uuid"] for entry in run.guider.conds.get(COND) or ()}
-    chunks = hidden.chunk(len(extra["uuids"]))  # one (B, height * width, channels) per conditioning
-    for uuid, chunk in zip(extra["uuids"], chunks):
-        if uuid in positive:
-            side, number = extra["block"]
-            name = f"{side}.{number}.{extra['block_index']}"
-            module = attention_layer(run.guider.inner_model.diffusion_model, name)
-            size = tuple(extra["activations_shape"][-2:])
-            latent_size = tuple(extra["original_shape"][-2:])
-            yield LayerCall(name, chunk, size, latent_size, module, uuid)
+    """Yield the layer call of every positive conditioning in a model call of the guider's own."""
+    own, places = run.own_call, extra.get(PLACES)
+    if own is None or places is None or COND not in own.conds:
+        return
+    positive = {entry["uuid"] for entry in own.conds[COND]}
+    side, number = extra["block"]
+    name = f"{side}.{number}.{extra['block_index']}"
+    module = attention_layer(run.guider.inner_model.diffusion_model, name)
+    size = tuple(extra["activations_shape"][-2:])
+    latent_size = tuple(extra["original_shape"][-2:])
+    for uuid in positive & places.rows.keys():
+        of_uuid = hidden[places.rows[uuid].to(hidden.device)]  # (R, height * width, channels)
+        yield LayerCall(name, of_uuid, size, latent_size, module, uuid, places, own.number)
 
 
 def reads(call: LayerCall, layers: Collection[int | str]) -> bool:

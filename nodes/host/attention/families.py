@@ -11,7 +11,7 @@ from ..engine.run import Run
 from .capture import Receiver, attention_width, family, layer_names, listen
 from .joint_capture import ConceptMaps, JointReceiver, listen_jointly
 from .joint_families import joint_family
-from .token_maps import MapCollector
+from .map_collector import MapCollector
 
 
 def text_width(model: ModelPatcher) -> int:

@@ -6,7 +6,7 @@ For transformers with a stream of text and one of the image (see `joint_families
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from ....guidance.detect_and_guide.concept_attention import output_maps
 from ..engine.correction import COND, KEY
 from ..engine.run import Run
-from .capture import hears_positive
 from .concept_stream import BlockCall, note_block
 from .joint_families import JointFamily, joint_family
-from .token_maps import MapCollector
+from .map_collector import MapCollector, Origin
+from .placement import PLACES, Places, locate_rows
 
 
 @dataclass
@@ -33,7 +33,9 @@ class JointForward:
         latent_size: (height, width) of the evaluated latent, or of the area if the conditioning has one.
         size: (frames, height, width) of the maps.
         timesteps: (B,) as the network gets them.
-        rows: the rows of each positive conditioning, by the host's identifier.
+        places: where the rows lie in the step's latents.
+        positive: the host's identifiers of the positive conditionings among them.
+        evaluation: number of the evaluation of the positive branch, which may take several model calls.
         streams: the concepts' text streams, if they have been started.
     """
 
@@ -42,7 +44,9 @@ class JointForward:
     latent_size: tuple[int, int]
     size: tuple[int, int, int]
     timesteps: Tensor
-    rows: dict[Any, slice]
+    places: Places
+    positive: frozenset[Any]
+    evaluation: int
     streams: list[Tensor] = field(default_factory=list)
 
     def start(self, embeddings: Tensor, call: BlockCall) -> Tensor:
@@ -114,36 +118,39 @@ def listen_jointly(
     ) -> Any:
         options = transformer_options or {}
         run: Run | None = options.get(KEY)
-        receive = receiver_of(run) if run is not None and hears_positive(run) else None
+        receive = receiver_of(run) if run is not None and run.own_call is not None else None
         if run is not None and receive is not None:
             forward = _forward(executor.class_obj, run, x, t, options)
             if forward is not None:
                 options = forward.options(options, blocks, receive)
         return executor(x, t, c_concat, c_crossattn, control, options, **extra)
 
+    locate_rows(model)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
 
 
 def _forward(base: Any, run: Run, x: Tensor, t: Tensor, options: dict[str, Any]) -> JointForward | None:
-    """Return the forward that begins; None for another model, as a guider of two models evaluates."""
+    """Return the forward that begins, None if it evaluates no positive conditioning of the guider."""
+    own, places = run.own_call, options.get(PLACES)
+    if own is None or places is None or COND not in own.conds:
+        return None
+    positive = {entry["uuid"] for entry in own.conds[COND]} & places.rows.keys()
     network = base.diffusion_model
     family = joint_family(network)
-    if family is None or base is not run.guider.inner_model:
+    if family is None or not positive:
         return None
     latent_size = (x.shape[-2], x.shape[-1])
     frames = x.shape[2] if x.ndim == 5 else 1
-    timesteps = base.process_timestep(base.model_sampling.timestep(t).float(), x=x)
-    size = (frames, *family.map_size(network, latent_size))
-    return JointForward(family, network, latent_size, size, timesteps, dict(_positive_rows(run, x, options)))
-
-
-def _positive_rows(run: Run, x: Tensor, options: dict[str, Any]) -> Iterator[tuple[Any, slice]]:
-    """Yield the rows of every positive conditioning in a batch of several conditionings."""
-    positive = {entry["uuid"] for entry in run.guider.conds.get(COND) or ()}
-    count = len(x) // len(options["uuids"])
-    for index, uuid in enumerate(options["uuids"]):
-        if uuid in positive:
-            yield uuid, slice(index * count, (index + 1) * count)
+    return JointForward(
+        family=family,
+        network=network,
+        latent_size=latent_size,
+        size=(frames, *family.map_size(network, latent_size)),
+        timesteps=base.process_timestep(base.model_sampling.timestep(t).float(), x=x),
+        places=places,
+        positive=frozenset(positive),
+        evaluation=own.number,
+    )
 
 
 class ConceptMaps:
@@ -159,8 +166,6 @@ class ConceptMaps:
     def receive(self, forward: JointForward, call: BlockCall) -> None:
         """Pass all concepts through a block, and collect the maps of those that read it."""
         concepts = self.collector.concepts
-        if not forward.rows:
-            return
         if not forward.streams:
             forward.streams = [forward.start(concept.embeddings, call) for concept in concepts]
         for index, concept in enumerate(concepts):
@@ -170,6 +175,8 @@ class ConceptMaps:
             layers = concept.layers or forward.family.read_blocks(forward.network)
             if outputs is None or call.name not in layers:
                 continue
-            for uuid, rows in forward.rows.items():
-                frames = forward.maps(outputs[rows], call.image.outputs[rows])
-                self.collector.add(uuid, index, call.name, frames, forward.latent_size)
+            for uuid in forward.positive:
+                rows = forward.places.rows[uuid].to(outputs.device)
+                maps = forward.maps(outputs[rows], call.image.outputs[rows])
+                origin = Origin(uuid, forward.places, forward.evaluation, forward.latent_size)
+                self.collector.add(origin, index, call.name, maps)
