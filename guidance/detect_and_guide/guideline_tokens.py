@@ -134,14 +134,21 @@ class GuidelineTokens:
 
 
 def from_text(
-    hidden: Tensor, start: int, end: int, words: str, whole_phrase: bool, family: str = ""
+    hidden: Tensor,
+    background: Tensor,
+    start: int,
+    end: int,
+    words: str,
+    whole_phrase: bool,
+    family: str = "",
 ) -> GuidelineTokens:
     """Return tokens that are not optimised: a text encoder's own embeddings of a phrase.
 
-    The start token becomes the background token, and word pieces of the phrase become the concept's tokens.
+    Word pieces of the phrase become the concept's tokens.
 
     Args:
-        hidden: (T, d) hidden states of the phrase, start token first.
+        hidden: (T, d) hidden states of the phrase.
+        background: (d,) the background token, such as the hidden state of the start token.
         start, end: range of the phrase's word pieces, end exclusive.
         words: the phrase.
         whole_phrase: use all word pieces. Otherwise only the last one, whose embedding already reflects the
@@ -151,7 +158,8 @@ def from_text(
     Raises:
         ValueError: the phrase is empty.
     """
-    if not 0 < start < end <= len(hidden):
+    if not 0 <= start < end <= len(hidden):
         raise ValueError("The phrase has no words. Write what to look for, such as 'nude person'.")
     pieces = range(start, end) if whole_phrase else range(end - 1, end)
-    return GuidelineTokens(hidden[[0, *pieces]].float().clone(), family=family, words=words, name=words)
+    embeddings = torch.cat([background[None], hidden[list(pieces)]]).float()
+    return GuidelineTokens(embeddings, family=family, words=words, name=words)

@@ -1,4 +1,4 @@
-"""Concepts in joint attention, in the real host with small models of random weights: plumbing, not quality."""
+"""Concepts in joint attention, in the real host. Small models of random weights: plumbing, not quality."""
 
 from __future__ import annotations
 
@@ -283,3 +283,45 @@ def test_guidance_acts_only_in_the_mask(host: Any, reading: Any, tiny: Any, fami
     assert not torch.equal(looked[..., :6], plain[..., :6])
     for concept, settings in ((never, {}), (always, {"strength": 0.0}), (always, {"start_sigma": 0.001})):
         assert torch.equal(sample(tiny, guarded(model, concept, safety, **settings), steps=2), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_detection_map_node_shows_maps_of_all_families(
+    host: Any, reading: Any, tiny: Any, family: str
+) -> None:
+    from safe_guidance.nodes.detect_and_guide import DAGDetectionMapNode
+
+    model = tiny.tiny_model(family)
+    concept = tokens(reading.text_width(model), family=type(model.model.model_config).__name__)
+    DAGDetectionMapNode.hidden = None
+    mask, sheet, report = DAGDetectionMapNode.execute(
+        model=model,
+        vae=tiny.tiny_vae(16),
+        guideline_tokens=concept,
+        positive=tiny.tiny_conditioning(1),
+        samples={"samples": torch.randn(2, 16, *SIZE, generator=torch.Generator().manual_seed(1))},
+        sigmas="5, 1",
+        seed=0,
+    ).args
+    assert mask.shape == (2, 80, 104) and sheet.shape[0] == 2 and 0 <= mask.min() < mask.max() <= 1
+    assert "sigma 5:" in report and "sigma 1:" in report
+
+
+def test_words_become_tokens_of_the_encoder_that_the_model_reads(host: Any, tiny: Any) -> None:
+    """Flux reads T5's embeddings alone, SD 3 those of CLIP before T5's; T5 has no start token."""
+    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromTextNode
+
+    for family, before in (("flux", 0), ("sd3", 77)):
+        clip = tiny.tiny_clip(family)
+
+        def hidden(text: str, clip: Any = clip) -> torch.Tensor:
+            return clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0][0].float()
+
+        words = "nude person"
+        whole = GuidelineTokensFromTextNode.execute(clip=clip, words=words, whole_phrase=True).args[0]
+        last = GuidelineTokensFromTextNode.execute(clip=clip, words=words).args[0]
+        pieces = [piece[0] for piece in clip.tokenize(words)["t5xxl"][0]].index(1)  # T5's end token
+        assert pieces >= 2
+        assert torch.equal(whole.embeddings[1:], hidden(words)[before : before + pieces])
+        assert torch.equal(last.embeddings[1:], whole.embeddings[-1:])
+        assert torch.equal(last.embeddings[0], hidden("background")[before])

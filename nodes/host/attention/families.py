@@ -47,8 +47,8 @@ def check_concepts(model: ModelPatcher, concepts: Sequence[GuidelineTokens]) -> 
         concept.check_fits(family(model), width)
         if known is not None and not known.issuperset(concept.layers):
             raise ValueError(
-                f"The guideline tokens '{concept.name or concept.words}' read layers that this model does not "
-                "have. Use tokens that were optimised on this kind of model."
+                f"The guideline tokens '{concept.name or concept.words}' read layers that this model does "
+                "not have. Use tokens that were optimised on this kind of model."
             )
 
 
