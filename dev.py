@@ -97,6 +97,7 @@ STUDIES = (
     "detect_and_guide",
     "dag_token_sources",
     "memorisation",
+    "negation_set_meaning",
     "safe_denoiser",
     "stg_ablation",
     "stg_detectors",

@@ -7,34 +7,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..guidance.safety_functions.clip import PAPER_THRESHOLD, PRESETS, ClipSafetyFunction, usual_threshold
-from .host.files.folders import BUNDLED_SUFFIX
-from .host.files.safety_files import DEMO_CLIP, safety_names
 from .host.files.safety_models import clip_model, detector_hash
 from .io_types import SafetyFunctionType
 from .parsing import lines_of
-from .safety_function_inputs import ALIASES, CATEGORY, function_output, views_input
+from .safety_function_inputs import ALIASES, CATEGORY, clip_inputs, function_output, views_input
 
 CUSTOM = "custom"
-
-
-def clip_inputs() -> list[io.Input]:
-    """Return the inputs that choose a CLIP model."""
-    return [
-        io.Combo.Input(
-            "file",
-            options=safety_names(DEMO_CLIP, suffixes=(".safetensors",)),
-            default=DEMO_CLIP + BUNDLED_SUFFIX,
-            tooltip="CLIP weights: a safetensors file in models/safety. The small bundled model "
-            "knows only the demo model's world.",
-        ),
-        io.String.Input(
-            "model",
-            default="ViT-B-32",
-            advanced=True,
-            tooltip="Name of the architecture in open_clip that the file belongs to. The "
-            "bundled model does not need it.",
-        ),
-    ]
 
 
 def clip_threshold() -> io.Input:

@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from ..guidance.safety_functions.interface import SafetyFunction
 from ..guidance.safety_functions.multi_view import Views
 from .host.engine.node_messages import message_ui
-from .host.files.safety_files import bundled_note
+from .host.files.folders import BUNDLED_SUFFIX
+from .host.files.safety_files import DEMO_CLIP, bundled_note, safety_names
 
 CATEGORY = "safe guidance/safety functions"
 ALIASES = ["detector", "nsfw", "safety checker", "classifier", "content filter"]
@@ -25,6 +26,26 @@ def views_input() -> io.Input:
         "together. More views are harder to fool and cost more. Start with 1, the "
         "image itself.",
     )
+
+
+def clip_inputs() -> list[io.Input]:
+    """Return the inputs that choose a CLIP model."""
+    return [
+        io.Combo.Input(
+            "file",
+            options=safety_names(DEMO_CLIP, suffixes=(".safetensors",)),
+            default=DEMO_CLIP + BUNDLED_SUFFIX,
+            tooltip="CLIP weights: a safetensors file in models/safety. The small bundled model "
+            "knows only the demo model's world.",
+        ),
+        io.String.Input(
+            "model",
+            default="ViT-B-32",
+            advanced=True,
+            tooltip="Name of the architecture in open_clip that the file belongs to. The "
+            "bundled model does not need it.",
+        ),
+    ]
 
 
 def function_output(function: SafetyFunction, views: int, file: str = "", message: str = "") -> io.NodeOutput:

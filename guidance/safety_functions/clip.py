@@ -56,6 +56,15 @@ class ClipModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Return unit features (B, width) float32 of images (B, 3, H, W), nominally in [0, 1]."""
+        resized = F.interpolate(
+            images.float(), (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
+        mean = resized.new_tensor(self.mean)[:, None, None]
+        std = resized.new_tensor(self.std)[:, None, None]
+        return F.normalize(self.network.encode_image((resized - mean) / std).float(), dim=1)
+
 
 class ClipSafetyFunction(SafetyFunction):
     """Measures an image's cosine with the texts, minus that with the neutral texts if there are any.
@@ -97,13 +106,7 @@ class ClipSafetyFunction(SafetyFunction):
             return F.normalize(features.mean(0), dim=0).cpu()
 
     def __call__(self, images: Tensor) -> Assessment:
-        clip = self.clip
-        resized = F.interpolate(
-            images.float(), (clip.size, clip.size), mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)
-        mean = resized.new_tensor(clip.mean)[:, None, None]
-        std = resized.new_tensor(clip.std)[:, None, None]
-        features = F.normalize(clip.network.encode_image((resized - mean) / std).float(), dim=1)
+        features = self.clip.embed(images)
         cosines = [features @ direction.to(features) for direction in self._texts]  # (B,) each
         measure = cosines[0] - cosines[1] if len(cosines) == 2 else cosines[0]
         names = ("similarity", "neutral")

@@ -82,7 +82,7 @@ def test_every_ingredient_has_its_own_file(host: Any, cache: Any) -> None:
     assert cache.module.vae_hash(other) == cache.module.vae_hash(host.vae)
     changed = next(iter(other.first_stage_model.parameters()))
     changed.data = changed.data + 1
-    cache.module._vae_hashes.clear()
+    cache.module._hashes.clear()
     assert cache.module.vae_hash(other) != cache.module.vae_hash(host.vae)
 
 

@@ -38,10 +38,20 @@ def auxiliary_patcher(network: nn.Module) -> ModelPatcher:
     return patcher
 
 
+def use_patcher(network: nn.Module, patcher: ModelPatcher) -> None:
+    """Load a network of the host with the patcher that the host made for it, not with a second one."""
+    vars(network)[_PATCHER] = patcher
+
+
+def load_networks(networks: Sequence[nn.Module]) -> torch.device:
+    """Let the host load networks, and return the device on which they are."""
+    comfy.model_management.load_models_gpu([auxiliary_patcher(network) for network in networks])
+    return comfy.model_management.get_torch_device()
+
+
 def load_now(function: SafetyFunction) -> torch.device:
     """Let the host load a safety function's networks, and return the device on which they are."""
-    comfy.model_management.load_models_gpu([auxiliary_patcher(network) for network in function.networks])
-    return comfy.model_management.get_torch_device()
+    return load_networks(function.networks)
 
 
 def assess(function: SafetyFunction, images: Tensor) -> Assessment:

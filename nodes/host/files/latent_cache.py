@@ -24,7 +24,7 @@ LIMIT = 16 * 2**30
 
 SUFFIX = ".latents"
 
-_vae_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def directory() -> Path:
@@ -34,17 +34,21 @@ def directory() -> Path:
 
 def vae_hash(vae: Any) -> str | None:
     """Return the SHA-256 of a VAE's weights, their dtype and its class; None for a VAE without weights."""
-    network = vae.first_stage_model
-    if network not in _vae_hashes:
-        digest = hashlib.sha256(f"{type(network).__qualname__} {getattr(vae, 'vae_dtype', None)}".encode())
+    return weights_hash(vae.first_stage_model, str(getattr(vae, "vae_dtype", None)))
+
+
+def weights_hash(network: Any, precision: str = "") -> str | None:
+    """Return the SHA-256 of a network's class, precision and weights; None for a network without weights."""
+    if network not in _hashes:
+        digest = hashlib.sha256(f"{type(network).__qualname__} {precision}".encode())
         weights = network.state_dict()
         for name, tensor in weights.items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             # hashlib reads the array where it is: no copy of the weights.
             digest.update(memoryview(numbers))
-        _vae_hashes[network] = digest.hexdigest() if weights else ""
-    return _vae_hashes[network] or None
+        _hashes[network] = digest.hexdigest() if weights else ""
+    return _hashes[network] or None
 
 
 def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]) -> References:
