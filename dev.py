@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Command line for developers: demo, test, serve, bench, study and make, with a real ComfyUI and this pack.
+"""Command line for developers: demo, test, serve, bench, fuzz, soak, study and make, with a real ComfyUI.
 
 On a fresh machine it first installs a test host (see installer/). With COMFYUI_PATH it uses an installed
 ComfyUI instead. Standard library only, because nothing else is installed yet when it starts.
@@ -130,6 +130,14 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "bench": (
         "measure each method against the plain KSampler",
         partial(run_module, "evaluation.benches.cli"),
+    ),
+    "fuzz": (
+        "give hostile files, numbers and texts to every reader and node",
+        partial(run_module, "evaluation.fuzz.cli"),
+    ),
+    "soak": (
+        "sample the same images many times: bit-identical, and in the same memory",
+        partial(run_module, "evaluation.soak"),
     ),
     "study": (
         "run a study behind the fidelity pages",

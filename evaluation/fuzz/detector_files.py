@@ -57,7 +57,7 @@ class Kind:
         read: reads a file; the module must be imported only after the host.
     """
 
-    files: st.SearchStrategy[bytes]
+    files: st.SearchStrategy[Any]
     suffix: str
     read: Callable[[Path], object]
 

@@ -31,8 +31,9 @@ def documented_commands() -> Iterator[tuple[str, list[str]]]:
 
 def parse_documented(words: list[str]) -> None:
     """Parse a command line with the parser that would read it. Raises SystemExit when it does not fit."""
-    from safe_guidance.evaluation import demo
+    from safe_guidance.evaluation import demo, soak
     from safe_guidance.evaluation.benches import cli
+    from safe_guidance.evaluation.fuzz import cli as fuzz
 
     command, arguments = dev.parse(words)
     if command in NAMES:
@@ -41,6 +42,10 @@ def parse_documented(words: list[str]) -> None:
         demo.parser().parse_args(arguments)
     elif command == "bench":
         cli.parser().parse_args(arguments)
+    elif command == "fuzz":
+        fuzz.parser().parse_args(arguments)
+    elif command == "soak":
+        soak.parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(("page", "words"), sorted(documented_commands()), ids=str)
