@@ -49,7 +49,7 @@ class Objects:
             "LATENT": {"samples": torch.zeros(1, 4, 32, 32)},
             "IMAGE": torch.rand(2, 128, 128, 3, generator=torch.Generator().manual_seed(0)),
             "MASK": torch.ones(1, 128, 128),
-            "NEGATION_SET": load(file_path(NEGATION_SETS, file_names(NEGATION_SETS)[0])),
+            "NEGATION_SET": load(file_path(NEGATION_SETS, "demo_star (bundled)")),
             "GUIDELINE_TOKENS": load_tokens(file_path(GUIDELINE_TOKENS, file_names(GUIDELINE_TOKENS)[0])),
             "SAFETY_TRACE": read_trace(next((ASSETS / "traces").glob("*.json"))),
         }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from safe_guidance.evaluation.fuzz import node_inputs
 
-SMALL = 6
+SMALL = 4
 """Inputs of each node. `dev.py fuzz` makes any number."""
 
 
