@@ -60,6 +60,17 @@ def test_arguments_reach_the_command_untouched() -> None:
     assert dev.parse(["serve"]) == ("serve", [])
 
 
+def test_a_test_run_can_name_its_host() -> None:
+    assert dev.split_leg("test", ["-k", "a"]) == ("pinned", ["-k", "a"])
+    assert dev.split_leg("test", ["--host", "lowest", "-k", "a"]) == ("lowest", ["-k", "a"])
+    assert dev.split_leg("demo", ["--host", "x"]) == ("pinned", ["--host", "x"])
+    for leg in ("lowest", "newest-frontend"):
+        _, paths = dev.split_leg("test", ["--host", leg])
+        assert paths and all((ROOT / path).exists() for path in paths)
+    with pytest.raises(SystemExit):
+        dev.split_leg("test", ["--host", "newest"])
+
+
 @pytest.mark.parametrize("words", [["demo", "--fast"], ["study", "none"], ["make", "pictures"], ["fly"]])
 def test_the_check_of_documented_commands_notices_mistakes(words: list[str]) -> None:
     with pytest.raises(SystemExit):
