@@ -21,6 +21,7 @@ from .reliability import write_block
 
 STEPS, CFG, SIDE = 4, 5.0, 128
 SEEDS = (1, 2)
+CONCEPT = "a blue heart"
 SETTLED = 3
 """Part of the runs, a third, after which memory is measured: caches fill during the first."""
 
@@ -110,7 +111,10 @@ def guarding_nodes(objects: Any) -> dict[str, Callable[[], Any]]:
     """Return what attaches each method to the model again, by the node's name."""
 
     def attaching(node: Any) -> Callable[[], Any]:
-        return lambda: node.EXECUTE_NORMALIZED(**objects.defaults(node)).args[0]
+        given = objects.defaults(node)
+        # A method without its concept would refuse to run.
+        given |= {name: CONCEPT for name, value in given.items() if value == ""}
+        return lambda: node.EXECUTE_NORMALIZED(**given).args[0]
 
     found = {}
     for node in objects.fuzzed().values():
