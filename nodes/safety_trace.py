@@ -10,9 +10,10 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..formats.tensor_file import content_hash
-from ..reports.trace import Trace, in_words, table
+from ..reports.trace import Trace
 from ..reports.trace_file import METADATA, SUFFIXES, read_trace
 from ..reports.trace_strip import strip
+from ..reports.trace_text import in_words, table
 from .host.engine.hooks import trace_of
 from .host.engine.node_messages import message_ui
 from .host.files.input_files import TRACES, bundled_or_input_names, bundled_or_input_path

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..engine.correction import COND, Step
 from .conditioning_entries import Entry, copy_for_rows, swapped_conds
 from .differentiable_layers import differentiable
-from .gradient_pass import run_gradient_pass
+from .gradient_pass import FUNCTION_AROUND, run_gradient_pass
 from .ordinary_tensors import ordinary
 
 
@@ -46,7 +46,7 @@ def text_gradients(
         ValueError: gradients do not flow through this model.
     """
     entries: list[Entry] = step.guider.conds[COND]
-    _refuse_hooks(entries)
+    _refuse_hooks(entries, "Text embeddings cannot be guided")
     chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, len(step.x))
 
     def run(model_options: dict[str, Any]) -> list[Tensor | None]:
@@ -60,8 +60,10 @@ def text_gradients(
                 step.guider.inner_model, [entries_of_rows], x, timestep, model_options
             )[0]
             wanted = [leaf for leaf in leaves if leaf is not None]
-            if not predicted.requires_grad:  # no entry is active at this noise level
-                return [None] * len(leaves)
+            if not predicted.requires_grad:
+                if FUNCTION_AROUND in model_options:
+                    raise RuntimeError("another node has answered from a cache")
+                return [None] * len(leaves)  # no entry is active at this noise level
             found = iter(
                 torch.autograd.grad(
                     predicted, wanted, ordinary(cotangent).to(predicted.dtype), allow_unused=True
@@ -84,7 +86,11 @@ def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: b
     """
     guider, batch = step.guider, len(step.x)
     entries: list[Entry] = [entry for cond in guider.conds.values() if cond for entry in cond]
-    _refuse_hooks(entries)
+    _refuse_hooks(
+        entries,
+        "Safe Data Guidance cannot pass gradients through the model",
+        ", or switch the cheap gradient on, which needs none",
+    )
     chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, batch)
 
     def run(model_options: dict[str, Any]) -> Tensor:
@@ -133,12 +139,18 @@ def _networks(step: Step, entries: list[Entry]) -> Iterator[nn.Module]:
             control = control.previous_controlnet
 
 
-def _refuse_hooks(entries: list[Entry]) -> None:
+def _refuse_hooks(entries: list[Entry], refused: str, instead: str = "") -> None:
+    """Raise an error if hooks change weights, which are no longer loaded when the backward pass needs them.
+
+    Args:
+        entries: the conditioning that the gradient goes through.
+        refused: sentence beginning about the method that asked.
+        instead: what else its user can do.
+    """
     if any(entry.get("hooks") is not None for entry in entries):
-        # Weights that differ between conditionings are no longer loaded when the backward pass needs them.
         raise ValueError(
-            "Text embeddings cannot be guided while hooks change the model's weights during sampling. "
-            "Load the LoRA into the model instead of attaching it to the conditioning."
+            f"{refused} while hooks change the model's weights during sampling. "
+            f"Load the LoRA into the model instead of attaching it to the conditioning{instead}."
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ....guidance.core.noise_level import NoiseLevel
 from ....reports.plain_text import log
-from ....reports.trace import first_pass_sentences, sentence
+from ....reports.trace_text import first_pass_sentences, sentence
 from .correction import Attachment, Correction
 from .node_messages import show_message
 from .traces import Recorder
@@ -35,11 +36,42 @@ def costly_branch(name: str, cond_scale: float) -> str:
     )
 
 
+def unmoved_prediction(name: str) -> str:
+    """Return the note for a prediction that stayed the same although its text embedding had changed."""
+    return (
+        f"{name} changed the text embeddings, and some predictions stayed the same to the last bit. "
+        "Another node that caches predictions, such as TeaCache, has probably answered: remove it."
+    )
+
+
+def cached_text(name: str) -> str:
+    """Return the note for a text whose prediction is exactly that of the prompt or the negative prompt."""
+    return (
+        f"The prediction for the text of {name} was exactly that of the prompt or the negative prompt. If "
+        "the texts differ, another node that caches predictions, such as TeaCache, has answered: remove it."
+    )
+
+
 def outside_window(name: str, sigmas: Sequence[float]) -> str:
     """Return the note for a run whose noise levels all lie outside the window of a method."""
     ran = f"sampling ran from sigma {max(sigmas):.3g} to {min(sigmas):.3g}"
     advice = "Widen the window, or start from more noise (denoise)."
     return f"{name} did nothing: {ran}, outside its window. {advice}"
+
+
+def limited_by_noise(name: str) -> str:
+    """Return the note for a schedule that rises, where changes are limited to the size of the noise."""
+    return (
+        f"The noise schedule rises (un-sampling), so {name} changes predictions by at most the noise level. "
+        f"Leave {name} out of an un-sampling run whose result should give back the same image."
+    )
+
+
+def add_remarks(attachments: Sequence[Attachment], states: Sequence[Any], recorder: Recorder) -> None:
+    """Add what the corrections say about their settings to the notes of the run, given their states."""
+    for index, (attachment, state) in enumerate(zip(attachments, states)):
+        for remark in attachment.correction.remarks(state):
+            recorder.note(index, remark)
 
 
 def add_inert_notes(attachments: Sequence[Attachment], recorder: Recorder) -> None:
@@ -74,4 +106,4 @@ def show_messages(attachments: Sequence[Attachment], recorder: Recorder) -> None
         if attachment.correction.two_pass:
             lines += first_pass_sentences(trace)
     for node, lines in messages.items():
-        show_message(" ".join(lines), node)
+        show_message("\n".join(lines), node)

@@ -9,33 +9,25 @@ cap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
-from ....guidance.core.noise_level import NoiseLevel
-from .branches import Branches, OwnCall
+from ....guidance.core.composition import Change, SigmaClock, combine, where_rows, within_noise
+from .branches import Branches, OwnCall, cond_scale
+from .caches import changed_rows, without_caches
 from .correction import Attachment, Correction, RunContext, Step
+from .diagnostics import limited_by_noise, unmoved_prediction
 from .node_messages import errors_shown_at
+from .schedule import SchedulePosition, noise_level
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
 
-GuiderForward = Callable[[dict[str, Any]], Tensor]
-"""Function that evaluates the guider once with the host's options, (B, C, h, w)."""
-
-
-def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
-    """Return the forward process at a sampler's sigma, measured from the host's own way of adding noise."""
-    one, zero = torch.ones(1, 1, device=sigma.device), torch.zeros(1, 1, device=sigma.device)
-    sigma = sigma[:1].float()
-    signal = model_sampling.noise_scaling(sigma, zero, one)
-    noise = model_sampling.noise_scaling(sigma, one, zero)
-    return NoiseLevel(signal.item(), noise.item())
+GuiderForward = Callable[[dict[str, Any], bool], Tensor]
+"""Function that evaluates the guider once with the host's options, (B, C, h, w); if True, without caches."""
 
 
 class Run:
@@ -58,6 +50,7 @@ class Run:
         self._first_pass = first_pass
         self._denoise_mask = context.denoise_mask
         self._clock = SigmaClock()
+        self._position = SchedulePosition()
         self._branches: Branches | None = None
         self.guider = guider
         self.recorder = Recorder([correction.name for correction in self._corrections])
@@ -115,10 +108,13 @@ class Run:
     def own_call(self) -> OwnCall | None:
         """Return the model call in progress if it evaluates the guider's own branches.
 
-        None for calls of other nodes, for extra predictions of a method and for gradient passes. Hooks inside
-        the model read it.
+        None for calls of other nodes, extra predictions and gradient passes. Hooks inside the model read it.
         """
         return None if self._branches is None else self._branches.call
+
+    def evaluating_text(self, name: str, entries: Any) -> AbstractContextManager[None]:
+        """Evaluate a method's text in the block, at the place of the own call in progress."""
+        return nullcontext() if self._branches is None else self._branches.with_text(name, entries)
 
     def evaluate(
         self,
@@ -147,7 +143,9 @@ class Run:
         sigma = float(timestep[0])
         level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
-        active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
+        # Without noise there is no direction to guide, and directions divide by the noise level.
+        is_active = [sigma > 0 and correction.is_active(level) for correction in self._corrections]
+        active = [i for i, is_on in enumerate(is_active) if is_on]
         self.recorder.call(sigma, len(x), active)
         if active:
             denoised, branches = self._evaluate_guider(forward, guider, x, timestep, model_options)
@@ -160,13 +158,13 @@ class Run:
                 predictions=branches,
                 guider=guider,
                 model_options=model_options,
-                cond_scale=_cond_scale(guider),
+                cond_scale=cond_scale(guider),
                 denoise_mask=self._denoise_mask,
                 is_new=is_new,
             )
             corrected = self._correct(step, active, forward)
         else:
-            corrected = forward(model_options)
+            corrected = forward(model_options, False)
         return corrected if self._first_pass is None else self._first_pass.apply(sigma, corrected)
 
     def _correct(self, step: Step, active: Sequence[int], forward: GuiderForward) -> Tensor:
@@ -178,11 +176,16 @@ class Run:
             with self._hook_of(index):
                 self._corrections[index].observe(step, self._states[index])
         predictions = self._predict_wanted_texts(acting, step)
+        schedule = step.model_options.get("transformer_options", {}).get("sample_sigmas")
+        adds_noise = self._position.rises(step.sigma, schedule)
         changes = []
         for index in acting:
             own_step = replace(step, predictions={**step.predictions, **predictions[index]})
             with self._hook_of(index):
                 change = self._corrections[index].correct(own_step, self._states[index])
+            if change is not None and adds_noise:
+                self.recorder.note(index, limited_by_noise(self.recorder.methods[index]))
+                change = within_noise(change, step.sigma)
             if change is not None:
                 self.recorder.changed(index, change, step.denoised)
                 changes.append(change)
@@ -198,14 +201,19 @@ class Run:
             if rows is None or not bool(rows.any()):
                 return step
             again, branches = self._evaluate_guider(
-                forward, step.guider, step.x, step.timestep, step.model_options
+                forward, step.guider, step.x, step.timestep, without_caches(step.model_options), True
             )
-            self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
+            change = Change(again - step.denoised, changed_rows(again, step.denoised, rows))
+            if not bool((change.active == rows).all()):
+                self.recorder.note(index, unmoved_prediction(self.recorder.methods[index]))
+            self.recorder.changed(index, change, step.denoised)
             return replace(
                 step,
-                denoised=_where_rows(rows, again, step.denoised),
+                denoised=where_rows(rows, again, step.denoised),
+                # A cache may have answered before, and no branch: the other rows' texts are as they were.
                 predictions={
-                    name: _where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
+                    name: where_rows(rows, out, step.predictions.get(name, out))
+                    for name, out in branches.items()
                 },
             )
 
@@ -230,20 +238,11 @@ class Run:
         x: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],
+        is_afresh: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the guider's prediction and those of its branches, by name."""
         branches = self._branches = Branches(guider, x, timestep, model_options)
         try:
-            return forward(branches.options), branches.predictions
+            return forward(branches.options, is_afresh), branches.predictions
         finally:
             self._branches = None
-
-
-def _cond_scale(guider: Any) -> float:
-    """Return the guider's CFG scale; 1 for guiders that have only a positive branch."""
-    return float(getattr(guider, "cfg1", guider.cfg))
-
-
-def _where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return `new` in some rows (B,) bool and `old` in the others."""
-    return torch.where(per_sample(rows.to(new.device), new), new, old)

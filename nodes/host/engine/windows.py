@@ -6,7 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ....guidance.core.noise_level import SigmaWindow
-from .run import noise_level
+from .schedule import noise_level
 
 
 def percent_window(model: ModelPatcher, start: float, end: float) -> SigmaWindow:
