@@ -28,7 +28,7 @@ SETTLED = 3
 
 @dataclass
 class Record:
-    """What the runs of one kind gave.
+    """Results of the runs of one kind.
 
     Attributes:
         latents: hash of the first latents of each workflow and seed.

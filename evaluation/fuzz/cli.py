@@ -74,7 +74,7 @@ def run_worker(group: str, seconds: float, number: int) -> tuple[dict[str, Any],
 
 
 def work(group: str, seconds: float, number: int) -> int:
-    """Fuzz one group until the time is over; the figures are written after every batch."""
+    """Try one group until the time is over; write the figures after every batch."""
     folder = Path(os.environ["SAFE_GUIDANCE_FUZZ"])
     batches = {"user files": user_batches, "detector files": detector_batches, "nodes": node_batches}
     inputs: Counter[str] = Counter()

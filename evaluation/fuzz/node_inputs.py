@@ -19,7 +19,7 @@ SLOW = frozenset({"SafeGuidanceOptimizeGuidelineTokens", "SafeGuidanceSampleAndR
 
 
 class Objects:
-    """What flows through the connections of the pack's nodes, made once."""
+    """Objects for the connections of the pack's nodes, made once."""
 
     def __init__(self) -> None:
         from ...formats.guideline_token_file import load as load_tokens

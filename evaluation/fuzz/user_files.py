@@ -40,9 +40,9 @@ def _read_tokens(path: Path) -> object:
 
 def _read_trace(path: Path) -> object:
     """Read a trace and draw it: what is read can be shown."""
-    from ...reports.trace import in_words, table
     from ...reports.trace_file import read_trace
     from ...reports.trace_strip import strip
+    from ...reports.trace_text import in_words, table
 
     trace = read_trace(path)
     return in_words(trace), table(trace), strip(trace), trace.to_json()
@@ -114,7 +114,7 @@ def lists_of_shapes(draw: st.DrawFn) -> bytes:
 
     tensors = {}
     for index in range(draw(st.integers(0, 3))):
-        name = draw(st.sampled_from([f"picture.{index:06}", f"mask.{index:06}", "picture.x", "other"]))
+        name = draw(st.sampled_from([f"picture.{index:06}", f"mask.{index:06}", "mask.x", "other"]))
         shape = draw(st.one_of(st.lists(SIDES, min_size=1, max_size=3), st.just([8, 2049, 3])))
         kind = draw(st.sampled_from([torch.uint8, torch.uint8, torch.float32, torch.int64]))
         tensors[name] = torch.zeros(shape, dtype=kind)
