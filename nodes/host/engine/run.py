@@ -17,16 +17,17 @@ from torch import Tensor
 
 from ....guidance.core.composition import Change, SigmaClock, combine, where_rows, within_noise
 from .branches import Branches, OwnCall, cond_scale
+from .caches import changed_rows, without_caches
 from .correction import Attachment, Correction, RunContext, Step
-from .diagnostics import limited_by_noise
+from .diagnostics import limited_by_noise, unmoved_prediction
 from .node_messages import errors_shown_at
 from .schedule import SchedulePosition, noise_level
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
 
-GuiderForward = Callable[[dict[str, Any]], Tensor]
-"""Function that evaluates the guider once with the host's options, (B, C, h, w)."""
+GuiderForward = Callable[[dict[str, Any], bool], Tensor]
+"""Function that evaluates the guider once with the host's options, (B, C, h, w); if True, without caches."""
 
 
 class Run:
@@ -163,7 +164,7 @@ class Run:
             )
             corrected = self._correct(step, active, forward)
         else:
-            corrected = forward(model_options)
+            corrected = forward(model_options, False)
         return corrected if self._first_pass is None else self._first_pass.apply(sigma, corrected)
 
     def _correct(self, step: Step, active: Sequence[int], forward: GuiderForward) -> Tensor:
@@ -200,14 +201,19 @@ class Run:
             if rows is None or not bool(rows.any()):
                 return step
             again, branches = self._evaluate_guider(
-                forward, step.guider, step.x, step.timestep, step.model_options
+                forward, step.guider, step.x, step.timestep, without_caches(step.model_options), True
             )
-            self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
+            change = Change(again - step.denoised, changed_rows(again, step.denoised, rows))
+            if not bool((change.active == rows).all()):
+                self.recorder.note(index, unmoved_prediction(self.recorder.methods[index]))
+            self.recorder.changed(index, change, step.denoised)
             return replace(
                 step,
                 denoised=where_rows(rows, again, step.denoised),
+                # A cache may have answered before, and no branch: the other rows' texts are as they were.
                 predictions={
-                    name: where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
+                    name: where_rows(rows, out, step.predictions.get(name, out))
+                    for name, out in branches.items()
                 },
             )
 
@@ -232,10 +238,11 @@ class Run:
         x: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],
+        is_afresh: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the guider's prediction and those of its branches, by name."""
         branches = self._branches = Branches(guider, x, timestep, model_options)
         try:
-            return forward(branches.options), branches.predictions
+            return forward(branches.options, is_afresh), branches.predictions
         finally:
             self._branches = None
