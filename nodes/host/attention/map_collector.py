@@ -21,7 +21,7 @@ LEAST_COVERED = 0.98
 
 @dataclass(frozen=True)
 class Origin:
-    """Where token maps come from.
+    """Origin of token maps: a conditioning in one model call.
 
     Attributes:
         uuid: the host's identifier of the conditioning.
