@@ -92,7 +92,7 @@ class Setting:
         models.setdefault("vae", tiny.tiny_vae(4))
         self.host, self.tiny, self.name, self.vae = host, tiny, name, models["vae"]
         self.model = models[self.other.family]
-        methods = ("SLD", "STG") if self.other.is_slow else METHODS
+        methods = ("SPELL",) if self.other.is_slow else METHODS
         self.methods = tuple(m for m in methods if not (self.other.has_hooks and m in GRADIENTS))
 
     def text(self, seed: int) -> list[Any]:

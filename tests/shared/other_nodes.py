@@ -80,7 +80,7 @@ class Other:
         is_cache: True if what happens at a step depends on earlier steps of all images of a batch.
         batch: number of images; the host's context windows take one.
         calls: model calls for one prediction, each with as many rows.
-        is_slow: True to try one method of each kind only.
+        is_slow: True to try only a method that evaluates nothing by itself.
     """
 
     patch: Callable[[Model], Model] = lambda model: model
