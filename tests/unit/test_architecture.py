@@ -30,7 +30,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "nodes/host/engine": frozenset({"guidance", "reports"}),
     "nodes/host/autograd": frozenset({"guidance", "nodes/host/engine"}),
     "nodes/host/attention": frozenset({"guidance", "reports", "nodes/host/engine"}),
-    "nodes/host/files": frozenset({"guidance", "formats", "demo"}),
+    "nodes/host/files": frozenset({"guidance", "formats", "demo", "nodes/host/engine"}),
     "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
     "nodes": BELOW_THE_HOST | HOST_ROOMS,
 }

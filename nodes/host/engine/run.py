@@ -25,7 +25,7 @@ from .traces import Recorder
 from .two_pass import FirstPass
 
 GuiderForward = Callable[[], Tensor]
-"""Function that evaluates the guider once, (B, C, h, w)."""
+"""Function that evaluates the guider once, in the sampler's shape."""
 
 
 def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
@@ -58,6 +58,7 @@ class Run:
         self._corrections = [attachment.correction for attachment in attachments]
         self._first_pass = first_pass
         self._denoise_mask = context.denoise_mask
+        self._frames = context.frames
         self._clock = SigmaClock()
         self._branches: dict[str, Tensor] = {}
         self.is_guiders_forward = False
@@ -122,16 +123,20 @@ class Run:
     def predict(
         self, forward: GuiderForward, guider: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
     ) -> Tensor:
-        """Return the prediction with the changes of all active corrections, (B, C, h, w)."""
+        """Return the prediction with the changes of all active corrections, in the sampler's shape."""
         sigma = float(timestep[0])
         level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
         active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
-        self.recorder.call(sigma, len(x), active)
+        noisy = self._frames.images(x)
+        self.recorder.call(sigma, len(noisy), active)
         if active:
-            denoised, branches = self._evaluate_guider(forward)
+            latent, branches = self._evaluate_guider(forward)
+            denoised = self._frames.images(latent)
             step = Step(
-                x=x,
+                x=noisy,
+                latent=x,
+                frames=self._frames,
                 timestep=timestep,
                 sigma=sigma,
                 level=level,
@@ -145,8 +150,11 @@ class Run:
             )
             corrected = self._correct(step, active, forward)
         else:
-            corrected = forward()
-        return corrected if self._first_pass is None else self._first_pass.apply(sigma, corrected)
+            latent = forward()
+            corrected = denoised = self._frames.images(latent)
+        if self._first_pass is not None:
+            corrected = self._first_pass.apply(sigma, corrected)
+        return latent if corrected is denoised else self._frames.with_images(latent, corrected)
 
     def _correct(self, step: Step, active: Sequence[int], forward: GuiderForward) -> Tensor:
         """Call the hooks of the active corrections; in a first pass, two-pass corrections only observe."""
@@ -170,10 +178,12 @@ class Run:
     def _steer(self, index: int, step: Step, forward: GuiderForward) -> Step:
         """Let a correction steer; return the step with a new prediction in the rows that it named."""
         with self._hook_of(index):
-            rows = self._corrections[index].steer(step, self._states[index])  # (B,) bool
-            if rows is None or not bool(rows.any()):
+            samples = self._corrections[index].steer(step, self._states[index])  # (B,) bool
+            if samples is None or not bool(samples.any()):
                 return step
-            again, branches = self._evaluate_guider(forward)
+            rows = self._frames.of_samples(samples)  # (F,) bool
+            latent, branches = self._evaluate_guider(forward)
+            again = self._frames.images(latent)
             self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
             return replace(
                 step,
@@ -198,11 +208,12 @@ class Run:
             yield
 
     def _evaluate_guider(self, forward: GuiderForward) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the guider's prediction and those of its branches, by name."""
+        """Return the guider's prediction in the sampler's shape, and the images of its branches by name."""
         branches = self._branches = {}
         self.is_guiders_forward = True
         try:
-            return forward(), branches
+            latent = forward()
+            return latent, {name: self._frames.images(out) for name, out in branches.items()}
         finally:
             self.is_guiders_forward, self._branches = False, {}
 
