@@ -29,7 +29,7 @@ class RunContext:
         model: the patched MODEL that is sampled.
         frames: where the images are in the sampler's latents.
         latent: the sampler's latent that the run starts from, in VAE space; zeros for an empty one.
-        denoise_mask: (F, 1 or C, h, w) the host's inpainting mask, 1 where it samples; None without inpainting.
+        denoise_mask: (F, 1 or C, h, w) the host's inpainting mask, 1 where it samples, or None.
         resources: the object that `Correction.patch` returned for this MODEL; it outlives the run.
     """
 

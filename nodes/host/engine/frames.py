@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 MOST_FRAMES = 65
 """Longest still video that is tried to find a VAE's second latent frame."""
 
