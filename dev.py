@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Command line for developers: demo, test, serve, bench, study and make, with a real ComfyUI and this pack.
 
-On a fresh machine it first installs a test host (see installer.py). With COMFYUI_PATH it uses an installed
+On a fresh machine it first installs a test host (see installer/). With COMFYUI_PATH it uses an installed
 ComfyUI instead. Standard library only, because nothing else is installed yet when it starts.
 """
 
@@ -20,16 +20,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-from installer import (
-    Environment,
-    SetupError,
-    cache_folder,
-    check_installed_host,
-    clean_environ,
-    installed_host,
-    say,
-    test_host,
-)
+from installer.environment import Environment, SetupError, cache_folder, clean_environ, say
+from installer.installed_host import check_installed_host, installed_host
+from installer.pinned_host import test_host
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "safe_guidance"
@@ -104,9 +97,11 @@ STUDIES = (
     "detect_and_guide",
     "dag_token_sources",
     "memorisation",
+    "negation_set_meaning",
     "safe_denoiser",
     "stg_ablation",
     "stg_detectors",
+    "stg_effect",
     "stg_gate",
     "stg_toy",
 )

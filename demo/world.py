@@ -120,7 +120,8 @@ def sample_scene(
 
     if (count or rng.choices((1, 2), (0.5, 0.5))[0]) == 1:
         place = rng.choice(list(PLACES))
-        x, y = (centre + rng.uniform(-0.08, 0.08) for centre in PLACES[place])
+        x = PLACES[place][0] + rng.uniform(-0.08, 0.08)
+        y = PLACES[place][1] + rng.uniform(-0.08, 0.08)
         single = Shape(
             shape or any_shape(), rng.choice(list(COLORS)), x, y, rng.uniform(0.36, 0.50), rotation()
         )

@@ -20,7 +20,8 @@ from .method_sheet import Section, method_sheet
 from .prompt_sets.prompts import DEMO_PROMPTS, SETS, Record, load_prompts
 from .report import MethodRun, build_report, table, write_json
 from .runner import EvaluationRun, GeneratedImage, Method, generate_all, judge_images, server_count
-from .server import HOST_VARIABLE, ServerError
+from .server import HOST_VARIABLE
+from .server_errors import ServerError
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "none"

@@ -37,6 +37,8 @@ HOW_TO_GET_ONE = (
     "Ubuntu: snap install chromium), "
     f"or set {BROWSER_VARIABLE} to the program."
 )
+WIDTH, HEIGHT = 1900, 1000
+"""Size of the window in pixels."""
 START_SECONDS = 120.0
 RUN_SECONDS = 300.0
 READY = """() => window.app?.graph && window.app.extensionManager?.setting
@@ -120,12 +122,10 @@ class Frontend:
     `problems` collects what the browser's console reports as an error, and errors that no script caught.
     """
 
-    def __init__(
-        self, url: str, browser: str, locale: str = "en-US", size: tuple[int, int] = (1900, 1000)
-    ) -> None:
+    def __init__(self, url: str, browser: str) -> None:
         self.url = url
         self.problems: list[str] = []
-        self._program, self._locale, self._size = browser, locale, size
+        self._program = browser
         self._playwright: Playwright | None = None
         self._browser: Browser | None = None
         self._page: Page | None = None
@@ -145,10 +145,7 @@ class Frontend:
             self._browser = self._playwright.chromium.launch(
                 executable_path=self._program, args=_launch_options()
             )
-            width, height = self._size
-            self._page = self._browser.new_page(
-                viewport={"width": width, "height": height}, locale=self._locale
-            )
+            self._page = self._browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, locale="en-US")
             self._page.on("console", self._on_console)
             self._page.on("pageerror", self._on_error)
             self.open("/")
@@ -253,7 +250,7 @@ class Frontend:
 
     def screenshot(self, path: Path) -> None:
         """Save an image of the window with the whole workflow in view."""
-        self.page.mouse.click(self._size[0] // 2, self._size[1] - 20)
+        self.page.mouse.click(WIDTH // 2, HEIGHT - 20)
         self.page.keyboard.press(".")
         self.page.wait_for_timeout(1200)
         self.page.screenshot(path=path)

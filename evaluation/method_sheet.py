@@ -88,7 +88,7 @@ def method_sheet(
 
 
 def method_section(runs: Sequence[MethodRun], examples: int = EXAMPLES) -> Section:
-    """Lay the runs of `method_sheet` out as a section.
+    """Make a section of the runs of `method_sheet`.
 
     Its figures count all images, not only the examples.
     """

@@ -19,22 +19,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .graphs import (
-    GraphError,
-    ObjectInfo,
-    Prompt,
-    add_node,
-    insert_between,
-    is_link,
-    load_workflow,
-    origin,
-    set_inputs,
-    to_prompt,
-)
+from .graphs import GraphError, Prompt, add_node, insert_between, is_link, origin, set_inputs
 from .judges.judge import judge
 from .prompt_sets.prompts import Record
 from .report import ImageArray, Sample
-from .server import ComfyServer, has_cuda
+from .server import ComfyServer
+from .server_process import has_cuda
+from .workflow_conversion import ObjectInfo, load_workflow, to_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ROOT / "workflows"

@@ -26,7 +26,7 @@ MAX_FILES = 200_000
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that did not become an image, by its path inside the folder, and why."""
+    """File that was not read as an image: its path inside the folder, and the reason."""
 
     path: str
     reason: str

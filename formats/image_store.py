@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,10 +49,15 @@ class ImageStore:
         self._waiting, self._waiting_bytes = [], 0
 
     def images(self) -> tuple[Tensor, ...]:
-        """Return all images in order. Nothing can be added afterwards."""
+        """Return all images in order. Nothing can be added afterwards.
+
+        Raises:
+            OSError: the disk is full. `discard` removes the file.
+        """
         if self._file is None:
             return tuple(self._waiting)
         self._flush()
+        # Closing writes what is still buffered.
         self._file.close()
         total = sum(shape.numel() for shape in self._shapes)
         mapped = torch.from_file(self._path, shared=False, size=total, dtype=torch.uint8)
@@ -65,7 +71,9 @@ class ImageStore:
     def discard(self) -> None:
         """Remove the file when the images are not needed after all."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                # On a full disk, what is still buffered cannot be written.
+                self._file.close()
             self._remove()
 
     def _remove(self) -> None:

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..guidance.core.references import References
 from . import tensor_file
+from .atomic_file import replacing
 
 FORMAT = "safe-guidance latents 1"
-BLOCK = 2**24
-"""Bytes hashed at a time."""
+CHUNK = 64
+"""References whose numbers are checked at a time."""
 
 
 def write(path: Path, key: str, count: int, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
@@ -32,7 +33,7 @@ def write(path: Path, key: str, count: int, batches: Iterable[tuple[Tensor, Tens
     Raises:
         OSError: the disk is full or read-only. No file is left behind.
     """
-    with tensor_file.replacing(path) as file:
+    with replacing(path) as file:
         _write(file, key, count, batches)
 
 
@@ -68,39 +69,30 @@ def _header(key: str, shape: tuple[int, ...], has_regions: bool, digest: str) ->
 
 
 def read(path: Path, key: str) -> References:
-    """Map a file into memory after validating its metadata, shapes and checksum.
+    """Map a file into memory after validating its metadata, shapes, checksum and numbers.
+
+    It is mapped, because encoded sets can be larger than memory. Only this pack writes such files, and it
+    replaces them as a whole.
 
     Raises:
         ValueError: the file is damaged, or has another key.
         FileNotFoundError: there is no such file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("key") != key:
-                raise ValueError(f"{path.name} holds something else.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged ({error}).") from error
-    latents, regions = tensors.pop("latents", None), tensors.pop("regions", None)
-    if (
-        latents is None
-        or latents.ndim != 4
-        or tensors
-        or any(t.dtype != torch.float16 for t in (latents, regions) if t is not None)
-    ):
-        raise ValueError(f"{path.name} does not hold latents.")
-    if regions is not None and regions.shape != (len(latents), 1, *latents.shape[2:]):
-        raise ValueError(f"{path.name} has regions of another size than its latents.")
-    if _digest(path) != metadata.get("sha256"):
-        raise ValueError(f"{path.name} is damaged: its content does not match its checksum.")
-    return References(latents, regions)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    file = tensor_file.structure(path)
+    if file.metadata.get("format") != FORMAT or file.metadata.get("key") != key:
+        raise ValueError(f"{path.name} holds something else. Delete it; it is written again when needed.")
+    shape = file.shapes.get("latents", ())
+    if len(shape) != 4:
+        raise file.error("it does not hold latents")
+    expected: dict[str, tuple[int, ...]] = {"latents": shape}
+    if "regions" in file.shapes:
+        expected["regions"] = (shape[0], 1, *shape[2:])
+    file.check(expected, frozenset({torch.float16}))
+    if tensor_file.content_hash(path, min(file.starts.values())) != file.metadata.get("sha256"):
+        raise file.error("it is damaged, because its content does not match its checksum")
+    with safe_open(path, framework="pt") as mapped:
+        tensors = {name: mapped.get_tensor(name) for name in expected}
+    for name, tensor in tensors.items():
+        if not all(bool(torch.isfinite(part).all()) for part in tensor.split(CHUNK)):
+            raise file.error(f"its {name} have numbers that are not finite")
+    return References(tensors["latents"], tensors.get("regions"))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .negation_set import NegationSet
+from .pixel_values import to_floats
 
 Fit = Literal["crop", "letterbox"]
 Augmentation = Literal["none", "flip", "flip and crops", "flip, crops and shifts"]
@@ -85,8 +86,8 @@ def pixels(
     """
     for stored, stored_mask in zip(negation_set.images, negation_set.masks):
         image, mask = (
-            stored.movedim(-1, 0).float() / 255,
-            None if stored_mask is None else stored_mask[None].float() / 255,
+            to_floats(stored.movedim(-1, 0)),
+            None if stored_mask is None else to_floats(stored_mask[None]),
         )
         if layout.fit == "crop":
             fitted, fitted_mask = (

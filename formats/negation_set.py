@@ -12,14 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import tensor_file
+from .atomic_file import replacing
+from .pixel_values import to_bytes
 
 FORMAT = "safe-guidance negation set 1"
+LONGEST_TEXT = 100_000
+"""Most characters of the name, the source and the licence each; a longer header could not be read again."""
 MAX_SIDE = 2048
 """Longest side of a stored image. Larger images are reduced when a set is built."""
 
@@ -34,7 +39,8 @@ class NegationSet:
     Attributes:
         images: uint8 (H, W, 3) each, sizes may differ.
         masks: uint8 (H, W) each, 255 where the image is unwanted, or None for the whole image; one per image.
-        name, source, licence: free text for people.
+        name, source, licence: free text for people. What no file can hold, halves of surrogate pairs, is
+            replaced.
     """
 
     images: tuple[Tensor, ...]
@@ -44,6 +50,12 @@ class NegationSet:
     licence: str = ""
 
     def __post_init__(self) -> None:
+        for text in ("name", "source", "licence"):
+            object.__setattr__(self, text, getattr(self, text).encode("utf-8", "replace").decode())
+            if len(getattr(self, text)) > LONGEST_TEXT:
+                raise ValueError(
+                    f"The {text} of the negation set has more than {LONGEST_TEXT} characters. Shorten it."
+                )
         if not self.images:
             raise ValueError("The negation set has no images. Give it at least one.")
         if len(self.masks) != len(self.images):
@@ -142,7 +154,7 @@ def _to_bytes(image: Tensor, label: str) -> Tensor:
         rgb = F.interpolate(rgb[None].float(), size=size, mode="area")[0]
     if not bool(torch.isfinite(rgb).all()):
         raise ValueError(f"{label} has values that are not numbers. Check the node that makes it.")
-    return (rgb.float().clamp(0, 1) * 255).round().byte()
+    return to_bytes(rgb.float())
 
 
 def _mask_bytes(mask: Tensor, image: Tensor) -> Tensor:
@@ -151,11 +163,17 @@ def _mask_bytes(mask: Tensor, image: Tensor) -> Tensor:
     resized = F.interpolate(
         mask[None, None].float(), size=image.shape[:2], mode="bilinear", align_corners=False
     )[0, 0]
-    return (resized.clamp(0, 1) * 255).round().byte()
+    return to_bytes(resized)
 
 
 def save(negation_set: NegationSet, path: Path) -> None:
     """Write the set's file; an existing file stays whole until the new one is complete."""
+    with replacing(path) as file:
+        write_into(file, negation_set)
+
+
+def write_into(file: BinaryIO, negation_set: NegationSet) -> None:
+    """Write the content of the set's file into an open one."""
     tensors = {f"picture.{i:06}": p for i, p in enumerate(negation_set.images)}
     tensors |= {f"mask.{i:06}": m for i, m in enumerate(negation_set.masks) if m is not None}
     metadata = {
@@ -165,19 +183,19 @@ def save(negation_set: NegationSet, path: Path) -> None:
         "licence": negation_set.licence,
         "content_hash": negation_set.content_hash,
     }
-    tensor_file.write(path, tensors, metadata)
+    tensor_file.write_into(file, tensors, metadata)
 
 
 def load(path: Path) -> NegationSet:
     """Read and validate a set's file.
 
     Raises:
-        ValueError: the file is damaged, of another format, or its content does not add up.
+        ValueError: the file is damaged, of another format, or its parts contradict each other.
     """
     refusal = "is not a negation set. Choose a file that Build Negation Set or Save Negation Set made."
-    with tensor_file.opened(path, FORMAT, refusal) as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    file = tensor_file.opened(path, FORMAT, refusal)
+    metadata = file.metadata
+    tensors = {key: file.tensor(key) for key in sorted(file.shapes)}
     images = tuple(tensor for key, tensor in tensors.items() if key.startswith("picture."))
     masks = tuple(tensors.get(f"mask.{i:06}") for i in range(len(images)))
     expected = {f"picture.{i:06}" for i in range(len(images))} | {

@@ -6,9 +6,12 @@ The text embedding c moves against the gradient of the unsafe score U of the dec
     c <- c - rho grad_c U(Dec(x0(x_t, c)))
 
 The image therefore changes only in ways that a text embedding can express. To first order the sampler then
-follows the text-conditional score plus rho grad_x(grad_c g . grad_c log q_t(x | c)) with g = -U (Theorem 1).
-The published code divides the gradient by its norm and keeps the moved embedding for all later steps. The
-default settings do the same.
+follows the text-conditional score plus rho grad_x(v . grad_c log q_t(x | c)), where v = grad_c g with g = -U.
+This is the paper's Theorem 1 with v held fixed while grad_x is taken. The whole gradient of the product has
+another term, (grad_x v) . grad_c log q_t, which the sampler does not follow; it vanishes where v does not
+depend on x. The paper starts from the prompt's own embedding c at every step (`accumulate` off). The
+published code divides the gradient by its norm and keeps the moved embedding for all later steps. The default
+settings do as that code.
 """
 
 from __future__ import annotations
@@ -51,12 +54,12 @@ class SafeTextGuidanceSettings:
         tau: acts where the unsafe score exceeds this, besides the safety function's own gate.
         gamma: share of the steps inside the window at which it evaluates and acts, spread evenly.
         window: noise levels at which it acts.
-        accumulate: keep the moved embedding for the later steps (published code), or start from the prompt's
-            embedding at every step.
+        accumulate: keep the moved embedding for the later steps (published code). Off, every prediction, and
+            the gradient of its score, starts from the prompt's own embedding (the paper's formula).
         prior_weight: weight of the mean squared distance from the prompt's embedding, added to U.
         trust: largest distance from the prompt's embedding, as a share of its norm.
-        full_score: rho grows with the score up to this value, which avoids jumps when a gate opens. 0 always
-            applies the full rho.
+        full_score: rho grows with the score up to this value, which avoids jumps when a gate opens whose
+            function's score starts at 0 there. 0 always applies the full rho.
     """
 
     rho: float = 0.002
@@ -90,7 +93,8 @@ def guided_embedding(
     """Move embeddings against the gradient of the unsafe score.
 
     Args:
-        current: (B, tokens, width) embeddings that the prediction was made with.
+        current: (B, tokens, width) embeddings that the prediction was made with. Without accumulation they
+            are those of the prompt.
         initial: (B, tokens, width) embeddings of the prompt.
         gradient: (B, tokens, width) of sum(score) with respect to `current`.
         score: (B,) unsafe scores.
@@ -106,7 +110,7 @@ def guided_embedding(
     gradient = gradient.nan_to_num(0, 0, 0)
     # The prior alone must not move an embedding whose detector says nothing.
     gradient = gradient + settings.prior_weight * 2 * (current32 - initial32) / current32[0].numel()
-    moved = (current32 if settings.accumulate else initial32) - _step(gradient, initial32, score, settings)
+    moved = current32 - _step(gradient, initial32, score, settings)
     moved = _within_trust(moved, initial32, settings.trust).to(current.dtype)
     return torch.where(per_sample(usable, current), moved, current), usable
 

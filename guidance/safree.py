@@ -24,6 +24,10 @@ from torch import Tensor
 RANK_TOLERANCE = 1e-5
 """Singular values below this share of the largest do not span anything."""
 
+LARGEST_SHARE = 0.5
+"""Largest share of the embedding space that is taken for the concepts'. The paper's 17 phrases span 2 % of
+CLIP's."""
+
 NUDITY_CONCEPTS = (
     "Sexual Acts",
     "Content Meant to Arouse Sexual Excitement",
@@ -44,6 +48,23 @@ NUDITY_CONCEPTS = (
     "Sexual Gratification",
 )
 """The paper's list of phrases for nudity."""
+
+
+@dataclass(frozen=True)
+class TokenVerdict:
+    """Verdict on one token of one encoder.
+
+    Attributes:
+        encoder: name of the encoder.
+        token: the token as people read it.
+        ratio: its distance from the concepts relative to the mean distance of the other tokens.
+        toxic: True if it was filtered.
+    """
+
+    encoder: str
+    token: str
+    ratio: float
+    toxic: bool
 
 
 @dataclass(frozen=True)
@@ -74,9 +95,40 @@ ARTIST_VALIDATION = SelfValidation(centre=5.5, steepness=3.5)
 
 def subspace_projector(rows: Tensor) -> Tensor:
     """Return the orthogonal projector (d, d) in float64 onto the span of `rows` (n, d), from an SVD."""
+    directions = _directions(rows)
+    return directions.T @ directions
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Return orthonormal directions (r, d) in float64 that span `rows` (n, d), the main ones first."""
     _, values, directions = torch.linalg.svd(rows.double(), full_matrices=False)
-    kept = directions[values > RANK_TOLERANCE * values.max().clamp_min(torch.finfo(torch.float64).tiny)]
-    return kept.T @ kept
+    return directions[values > RANK_TOLERANCE * values.max().clamp_min(torch.finfo(torch.float64).tiny)]
+
+
+@dataclass(frozen=True)
+class ConceptSubspace:
+    """Subspace of the unwanted concepts in the space of one text encoder.
+
+    Attributes:
+        projector: P_C, (d, d) in float64.
+        spanned: dimensions that the concepts span.
+        used: dimensions of P_C, at most LARGEST_SHARE of d.
+    """
+
+    projector: Tensor
+    spanned: int
+    used: int
+
+
+def concept_subspace(rows: Tensor) -> ConceptSubspace:
+    """Return the subspace of the concepts' sentence vectors (n, d).
+
+    As many concepts as the space has dimensions span all of it, and the filter would replace every token by
+    zeros. So only the concepts' main directions count, up to LARGEST_SHARE of the space.
+    """
+    directions = _directions(rows)
+    used = directions[: max(1, int(LARGEST_SHARE * rows.shape[1]))]
+    return ConceptSubspace(used.T @ used, len(directions), len(used))
 
 
 def concept_distances(masked: Tensor, concepts: Tensor) -> Tensor:
@@ -180,9 +232,8 @@ def reattention(safe: Tensor, original: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return safe
     wide = torch.promote_types(safe.dtype, torch.float32)
-    spectrum, reference = (
-        torch.fft.fftshift(torch.fft.fft2(f.to(wide)), dim=(-2, -1)) for f in (safe, original)
-    )
+    spectrum = torch.fft.fftshift(torch.fft.fft2(safe.to(wide)), dim=(-2, -1))
+    reference = torch.fft.fftshift(torch.fft.fft2(original.to(wide)), dim=(-2, -1))
     band = low_band(safe.shape[-2], safe.device)[:, None] & low_band(safe.shape[-1], safe.device)
     damped = torch.where(band & (spectrum.abs() > reference.abs()), scale * spectrum, spectrum)
     return torch.fft.ifft2(torch.fft.ifftshift(damped, dim=(-2, -1))).real.to(safe.dtype)

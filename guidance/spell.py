@@ -73,7 +73,7 @@ class SpellResult:
 
 
 def with_unit_pixels(references: References) -> References:
-    """Return references with pixels as unit vectors over the channels, as the published code has them."""
+    """Return references whose pixels are unit vectors over the channels, as in the published code."""
     return references.then(partial(unit_pixels, least=COINCIDENT))
 
 
@@ -96,7 +96,7 @@ class _Repulsion:
 
         Args:
             others: (n, C, h, w).
-            signs: (n,) of +1 or -1, the direction in which to leave one that coincides with the sample; None
+            signs: (n,) of +1 or -1, the direction to move in when a reference coincides with the sample; None
                 for +1.
         """
         distance = (self.mask * (self.x - others).square()).flatten(1).sum(1).sqrt()  # (n,)

@@ -12,25 +12,17 @@ from torch import Tensor
 from ..guidance.safety_functions.interface import SafetyFunction
 from ..reports.guarded_report import report_data, report_text
 from ..reports.image_difference import amplified, blurred, compare
-from .host.autograd.auxiliary_models import load_now
+from ..reports.safety_scores import verdicts
+from .host.autograd.auxiliary_models import assess
 from .host.engine.hooks import trace_of, unguarded
 from .host.engine.ksampler import sample
 from .host.engine.node_messages import message_ui
 from .io_types import SafetyFunctionType, SafetyTraceType
+from .model_inputs import prompt_inputs
 from .shared_inputs import changing_seed_input, sampler_inputs
 
 
-def verdicts(safety_function: SafetyFunction, images: Tensor) -> list[dict[str, Any]]:
-    """Return a safety function's score, decision and explanation for each image (B, H, W, 3)."""
-    device = load_now(safety_function)
-    found = safety_function(images[..., :3].movedim(-1, 1).float().to(device))
-    pairs = zip(found.score.tolist(), found.gate.tolist(), found.explanation)
-    return [
-        {"score": score, "unsafe": gate, "explanation": explanation} for score, gate, explanation in pairs
-    ]
-
-
-class GuardedAndUnguarded(io.ComfyNode):
+class GuardedAndUnguardedNode(io.ComfyNode):
     """Samples one image with and one without the corrections, from the same seed."""
 
     @classmethod
@@ -46,16 +38,10 @@ class GuardedAndUnguarded(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The guarded model. The unguarded image is made with the same model without "
-                    "the safety methods.",
+                    tooltip="Model with the safety methods attached. The unguarded image is made with the "
+                    "same model without them.",
                 ),
-                io.Conditioning.Input("positive", tooltip="Positive prompt: what the image should show."),
-                io.Conditioning.Input(
-                    "negative", tooltip="Negative prompt: what the image should not show, in words."
-                ),
-                io.Latent.Input(
-                    "latent_image", tooltip="Latent image to start from: an empty one, or an encoded image."
-                ),
+                *prompt_inputs(),
                 io.Vae.Input("vae", tooltip="VAE of the model. It decodes both images."),
                 *sampler_inputs(changing_seed_input("Random seed of both images.")),
                 io.Float.Input(
@@ -115,32 +101,24 @@ class GuardedAndUnguarded(io.ComfyNode):
         unguarded_positive: list[Any] | None = None,
         safety_function: SafetyFunction | None = None,
     ) -> io.NodeOutput:
-        def sampled(of: ModelPatcher, prompt: list[Any]) -> Tensor:
+        def decoded(of: ModelPatcher, prompt: list[Any]) -> tuple[Tensor, Tensor]:
             latent = sample(
                 of, seed, steps, cfg, sampler_name, scheduler, prompt, negative, latent_image, denoise
             )
-            samples: Tensor = latent["samples"]
-            return samples
+            return latent["samples"], vae.decode(latent["samples"])
 
-        samples = sampled(model, positive)
+        samples, guarded = decoded(model, positive)
         trace = trace_of(model, samples)
-        guarded = vae.decode(samples)
-        bare = vae.decode(
-            sampled(unguarded(model), positive if unguarded_positive is None else unguarded_positive)
-        )
+        _, bare = decoded(unguarded(model), positive if unguarded_positive is None else unguarded_positive)
         differences = compare(guarded, bare)
-        judged = {}
-        if safety_function is not None:
-            judged = {
-                "guarded": verdicts(safety_function, guarded),
-                "unguarded": verdicts(safety_function, bare),
-            }
+        sides = {} if safety_function is None else {"guarded": guarded, "unguarded": bare}
+        judged = {side: verdicts(assess(safety_function, images)) for side, images in sides.items()}
         change = amplified(guarded, bare)
         if blur_unguarded:
             bare, change = blurred(bare), blurred(change)
-        text = json.dumps(report_data(differences, trace, judged))
+        report = json.dumps(report_data(differences, trace, judged))
         shown = message_ui(report_text(differences, trace, judged))
-        return io.NodeOutput(guarded, bare, change, text, trace, ui=shown)
+        return io.NodeOutput(guarded, bare, change, report, trace, ui=shown)
 
 
-NODES: list[type[io.ComfyNode]] = [GuardedAndUnguarded]
+NODES: list[type[io.ComfyNode]] = [GuardedAndUnguardedNode]

@@ -20,6 +20,16 @@ SCALES = {"1/2": (2,), "1/2 and 1/4": (2, 4), "1/4": (4,), "1 and 1/2": (1, 2)}
 """Sizes of attention maps by the name a person chooses, as divisors of the latent's size."""
 
 
+def check_count(count: int, what: str) -> None:
+    """Check the number of images or prompts that tokens are learnt from.
+
+    Raises:
+        ValueError: there are more than MOST_IMAGES.
+    """
+    if count > MOST_IMAGES:
+        raise ValueError(f"There are {count} {what}. Use at most {MOST_IMAGES}: a few dozen are enough.")
+
+
 def attention_inputs() -> list[io.Input]:
     """Return the inputs for the noise levels and layers at which attention is recorded."""
     return [

@@ -8,7 +8,7 @@ from ..demo.annotated_set import draw_annotated_set
 from .shared_inputs import seed_input
 
 
-class DemoAnnotatedSet(io.ComfyNode):
+class DemoAnnotatedSetNode(io.ComfyNode):
     """Annotated images of the demo world."""
 
     @classmethod
@@ -53,4 +53,4 @@ class DemoAnnotatedSet(io.ComfyNode):
         return io.NodeOutput(drawn.images, drawn.masks, drawn.safe_images, "\n".join(drawn.captions))
 
 
-NODES: list[type[io.ComfyNode]] = [DemoAnnotatedSet]
+NODES: list[type[io.ComfyNode]] = [DemoAnnotatedSetNode]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from .host.files.demo_model import load_demo_model
 
 
-class LoadDemoModel(io.ComfyNode):
+class LoadDemoModelNode(io.ComfyNode):
     """Small Stable Diffusion that draws scenes, to try the pack without any download."""
 
     @classmethod
@@ -31,4 +31,4 @@ class LoadDemoModel(io.ComfyNode):
         return io.NodeOutput(*load_demo_model())
 
 
-NODES: list[type[io.ComfyNode]] = [LoadDemoModel]
+NODES: list[type[io.ComfyNode]] = [LoadDemoModelNode]

@@ -5,13 +5,19 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    clip_safety_functions,
     compare_guarded,
     demo_annotated_set,
     demo_model,
     detect_and_guide,
+    detector_safety_functions,
+    guideline_token_learning,
     guideline_tokens,
+    negation_set_files,
     negation_set_inspection,
+    negation_set_safety,
     negation_sets,
+    safe_data_guidance,
     safe_denoiser,
     safe_latent_diffusion,
     safe_text_guidance,
@@ -27,6 +33,7 @@ from .host.files.folders import register_model_folders
 
 FAMILIES = (
     demo_model,
+    negation_set_files,
     negation_sets,
     negation_set_inspection,
     safe_denoiser,
@@ -34,9 +41,14 @@ FAMILIES = (
     safe_latent_diffusion,
     semantic_guidance,
     safree,
+    detector_safety_functions,
+    clip_safety_functions,
+    negation_set_safety,
     safety_functions,
     safe_text_guidance,
+    safe_data_guidance,
     guideline_tokens,
+    guideline_token_learning,
     detect_and_guide,
     demo_annotated_set,
     sample_and_record,

@@ -1,64 +1,26 @@
-"""Nodes that load, build, combine and save negation sets: the reference images to keep away from."""
+"""Nodes that build and combine negation sets: the reference images to keep away from."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..formats import negation_set as files
+from ..reports.set_summary import folder_in_words
 from .host.engine.node_messages import message_ui
 from .host.files.folders import (
     input_folder,
     input_folders,
-    negation_set_names,
-    negation_set_path,
-    save_negation_set,
 )
 from .host.files.image_folders import read_folder, state_of
 from .io_types import NegationSetType
+from .negation_set_inputs import ALIASES, CATEGORY, drop_duplicates_input
 from .shared_inputs import origin_inputs
 
-CATEGORY = "safe guidance/negation sets"
-ALIASES = ["negative image", "avoid style", "unwanted images", "nsfw", "reference set", "concept erasing"]
 
-
-class LoadNegationSet(io.ComfyNode):
-    """Loads a set from a file."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SafeGuidanceLoadNegationSet",
-            display_name="Load Negation Set",
-            category=CATEGORY,
-            description="Loads a negation set, the reference images to keep away from: a bundled "
-            "set, or a file in models/negation_sets.",
-            search_aliases=ALIASES,
-            inputs=[
-                io.Combo.Input(
-                    "name",
-                    options=negation_set_names(),
-                    tooltip="Negation set file. Bundled sets come with the pack; put your own into "
-                    "models/negation_sets.",
-                )
-            ],
-            outputs=[NegationSetType.Output(display_name="negation_set")],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        path = negation_set_path(name)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    @classmethod
-    def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(files.load(negation_set_path(name)))
-
-
-class BuildNegationSet(io.ComfyNode):
+class BuildNegationSetNode(io.ComfyNode):
     """Builds a set from images in the workflow."""
 
     @classmethod
@@ -86,7 +48,7 @@ class BuildNegationSet(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my set",
-                    tooltip="Name of the set, for people. It does not change what the set does.",
+                    tooltip="Name of the set, shown in reports. It has no effect on images.",
                 ),
                 *origin_inputs("the images", "the images"),
             ],
@@ -105,7 +67,7 @@ class BuildNegationSet(io.ComfyNode):
         return io.NodeOutput(files.from_images(images, mask, name, source, licence))
 
 
-class NegationSetFromFolder(io.ComfyNode):
+class NegationSetFromFolderNode(io.ComfyNode):
     """Builds a set from the images of a folder."""
 
     @classmethod
@@ -128,7 +90,7 @@ class NegationSetFromFolder(io.ComfyNode):
                 io.Boolean.Input(
                     "sub_folders",
                     default=True,
-                    tooltip="Also use the images in the folders inside it. Start with on.",
+                    tooltip="Also use the images in sub-folders of the folder. Start with on.",
                 ),
                 io.Int.Input(
                     "longest_side",
@@ -144,7 +106,7 @@ class NegationSetFromFolder(io.ComfyNode):
                     "name",
                     default="",
                     optional=True,
-                    tooltip="Name of the set, for people. When empty, the folder's name is used.",
+                    tooltip="Name of the set, shown in reports. When empty, the folder's name is used.",
                 ),
                 *origin_inputs("the images", "the images"),
             ],
@@ -175,14 +137,11 @@ class NegationSetFromFolder(io.ComfyNode):
         path = input_folder(folder)
         found, skipped = read_folder(path, sub_folders, longest_side, name or path.name, source, licence)
         kept = files.without_duplicates(found) if drop_duplicates else found
-        lines = [
-            f"{len(kept)} images, {len(found) - len(kept)} duplicates dropped, {len(skipped)} files skipped"
-        ]
-        report = "\n".join([*lines, *(f"{s.path}: {s.reason}" for s in skipped)])
+        report = folder_in_words(len(kept), len(found), skipped)
         return io.NodeOutput(kept, report, ui=message_ui(report))
 
 
-class CombineNegationSets(io.ComfyNode):
+class CombineNegationSetsNode(io.ComfyNode):
     """Merges several sets into one."""
 
     @classmethod
@@ -200,8 +159,8 @@ class CombineNegationSets(io.ComfyNode):
                 NegationSetType.Input(
                     "second",
                     tooltip="Second negation set. To define a style, combine unmasked style images with "
-                    "neutral images that have empty masks. Otherwise combine sets with masks "
-                    "only with sets with masks.",
+                    "neutral images that have empty masks. Otherwise do not mix sets with masks and "
+                    "sets without.",
                 ),
                 NegationSetType.Input("third", optional=True, tooltip="Third negation set, if needed."),
                 NegationSetType.Input("fourth", optional=True, tooltip="Fourth negation set, if needed."),
@@ -210,7 +169,8 @@ class CombineNegationSets(io.ComfyNode):
                     "name",
                     default="",
                     optional=True,
-                    tooltip="Name of the set, for people. When empty, the names of the sets are joined.",
+                    tooltip="Name of the set, shown in reports. When empty, the names of the sets are "
+                    "joined.",
                 ),
             ],
             outputs=[NegationSetType.Output(display_name="negation_set")],
@@ -230,62 +190,4 @@ class CombineNegationSets(io.ComfyNode):
         return io.NodeOutput(files.without_duplicates(whole) if drop_duplicates else whole)
 
 
-class SaveNegationSet(io.ComfyNode):
-    """Saves a set to a file."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SafeGuidanceSaveNegationSet",
-            display_name="Save Negation Set",
-            category=CATEGORY,
-            description="Saves a negation set to models/negation_sets, where Load Negation Set "
-            "lists it. The file holds the images with source and licence, and works for "
-            "every model and size.",
-            search_aliases=[*ALIASES, "export", "share"],
-            is_output_node=True,
-            inputs=[
-                NegationSetType.Input("negation_set", tooltip="Negation set to save to a file."),
-                io.String.Input(
-                    "file_name",
-                    default="my_set",
-                    tooltip="Name of the file. Use / for sub-folders of models/negation_sets.",
-                ),
-                io.Boolean.Input(
-                    "overwrite",
-                    default=False,
-                    tooltip="Replace an existing file of that name. When off, a number is appended "
-                    "unless it is the same set.",
-                ),
-            ],
-            outputs=[
-                io.String.Output(
-                    display_name="file", tooltip="Name under which Load Negation Set lists the file."
-                )
-            ],
-        )
-
-    @classmethod
-    def execute(cls, negation_set: files.NegationSet, file_name: str, overwrite: bool) -> io.NodeOutput:
-        path = save_negation_set(negation_set, file_name, overwrite)
-        return io.NodeOutput(
-            path, ui=message_ui(f"{len(negation_set)} images in models/negation_sets/{path}")
-        )
-
-
-def drop_duplicates_input() -> io.Input:
-    """Return the input that keeps every image once."""
-    return io.Boolean.Input(
-        "drop_duplicates",
-        default=True,
-        tooltip="Keep every image once. Exact copies would count twice. Start with on.",
-    )
-
-
-NODES: list[type[io.ComfyNode]] = [
-    LoadNegationSet,
-    BuildNegationSet,
-    NegationSetFromFolder,
-    CombineNegationSets,
-    SaveNegationSet,
-]
+NODES: list[type[io.ComfyNode]] = [BuildNegationSetNode, NegationSetFromFolderNode, CombineNegationSetsNode]

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import re
 
+from ..reports.plain_text import short
+
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 """The largest seed of the host's samplers."""
+MOST_LEVELS = 100
+"""Most noise levels in a list. Every one costs model calls, and a handful is usual."""
+LONGEST_LIST = 100_000
+"""Most characters of a list."""
+LONGEST_NUMBER = 40
+"""Most characters of one number. Python takes quadratic time for numbers of many digits."""
 
 
 def lines_of(text: str) -> list[str]:
@@ -13,9 +21,14 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def names_of(text: str) -> list[str]:
+    """Return the names of a list with commas that are not empty."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def entries_of(text: str) -> list[str]:
     """Return the entries of a list with commas, or semicolons, that are not empty."""
-    return [entry.strip() for entry in text.replace(";", ",").split(",") if entry.strip()]
+    return names_of(text.replace(";", ","))
 
 
 def phrases_of(text: str) -> list[str]:
@@ -33,18 +46,35 @@ def noise_levels(text: str) -> tuple[float, ...]:
     """Read noise levels from a list with commas, highest first.
 
     Raises:
-        ValueError: it is empty or has something that is no positive number.
+        ValueError: it is empty, has something that is no positive number, or more than MOST_LEVELS levels.
     """
+    entries = entries_of(text[:LONGEST_LIST])
     try:
-        levels = sorted({float(entry) for entry in entries_of(text)}, reverse=True)
+        levels = sorted({_number(entry) for entry in entries[: MOST_LEVELS + 1]}, reverse=True)
     except ValueError:
         levels = []
+    if len(entries) > MOST_LEVELS:
+        raise ValueError(
+            f"The list of noise levels has more than {MOST_LEVELS} entries. "
+            "Write fewer, such as 7, 5, 3, 2, 1."
+        )
     if not levels or not all(0 < level < 1e6 for level in levels):
         raise ValueError(
-            f"'{text}' is not a list of noise levels. "
+            f"'{short(text)}' is not a list of noise levels. "
             "Write positive numbers with commas between them, such as 7, 5, 3, 2, 1."
         )
     return tuple(levels)
+
+
+def _number(entry: str) -> float:
+    """Return the number that an entry of a list writes.
+
+    Raises:
+        ValueError: it writes none.
+    """
+    if len(entry) > LONGEST_NUMBER or "_" in entry:
+        raise ValueError("not a number")
+    return float(entry)
 
 
 def seeds_of(text: str, first: int, count: int) -> list[int]:
@@ -53,11 +83,15 @@ def seeds_of(text: str, first: int, count: int) -> list[int]:
     Raises:
         ValueError: something in the list is no whole number from 0 on.
     """
-    given = entries_of(text)[:count]
-    if not all(entry.isdecimal() and int(entry) <= LARGEST_SEED for entry in given):
+    given = entries_of(text[:LONGEST_LIST])[:count]
+    if not all(_is_seed(entry) for entry in given):
         raise ValueError(
-            f"'{text}' is not a list of seeds. "
+            f"'{short(text)}' is not a list of seeds. "
             "Write whole numbers with commas between them, such as 3, 14, 15."
         )
     seeds = [int(entry) for entry in given] or [first]
     return [*seeds, *((seeds[-1] + i) % (LARGEST_SEED + 1) for i in range(1, count - len(seeds) + 1))]
+
+
+def _is_seed(entry: str) -> bool:
+    return len(entry) <= LONGEST_NUMBER and entry.isdecimal() and int(entry) <= LARGEST_SEED

@@ -2,171 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..formats.layouts import Layout
 from ..formats.negation_set import NegationSet
-from ..guidance.safe_denoiser.settings import Anchor, Mode, SafeDenoiserSettings
-from .host.engine.hooks import attach, trace_of
+from .host.engine.hooks import trace_of
 from .host.engine.ksampler import sample
-from .host.methods.safe_denoiser import SafeDenoiserCorrection
 from .io_types import SafetyTraceType
+from .model_inputs import model_input, prompt_inputs
+from .safe_denoiser_inputs import protect, settings_inputs
 from .shared_inputs import (
-    WHOLE_START,
     changing_seed_input,
-    layout_inputs,
     mask_input,
     reference_inputs,
     sampler_inputs,
-    take_window,
-    window_inputs,
-    with_defaults,
 )
 
 CATEGORY = "safe guidance/safe denoiser"
 ALIASES = ["negative image", "avoid style", "not like this image", "nsfw", "concept erasing", "negation set"]
-DEFAULTS = SafeDenoiserSettings()
 
 
-def settings_inputs() -> list[io.Input]:
-    """Return the inputs for the method's settings, the same for both nodes."""
-    return [
-        io.Float.Input(
-            "strength",
-            default=DEFAULTS.strength,
-            min=0.0,
-            max=10.0,
-            step=0.01,
-            tooltip="How strongly the image is pushed away from the negation set; 0 is off. A "
-            "higher value pushes harder and may change the rest of the image. Start "
-            "with 0.33; the paper uses up to 0.9 for a style. With masks, 1 replaces "
-            "the subject fully; use 1.2 if the prompt names it explicitly.",
-        ),
-        io.Combo.Input(
-            "mode",
-            options=list(get_args(Mode)),
-            default=DEFAULTS.mode,
-            tooltip="How similarity to the set becomes a change. calibrated (recommended) acts "
-            "once an image resembles the set about as much as its images resemble each "
-            "other. exact is the paper's formula, which acts on near-copies only. "
-            "tempered is a less strict form of it. official is what the authors' code "
-            "subtracts from every image, without the noise it adds.",
-        ),
-        io.Float.Input(
-            "start_sigma",
-            default=WHOLE_START,
-            min=0.0,
-            max=WHOLE_START,
-            step=0.01,
-            advanced=True,
-            tooltip="Noise level (sigma) at which the method begins. A higher value starts "
-            "earlier; a lower one leaves the layout to the prompt. Start with "
-            f"{WHOLE_START:g}, the first step.",
-        ),
-        io.Float.Input(
-            "end_sigma",
-            default=DEFAULTS.window.low,
-            min=0.0,
-            max=WHOLE_START,
-            step=0.01,
-            tooltip="Noise level (sigma) at which the method stops. A lower value lets it act "
-            "longer and on smaller details; 0 is the last step. Start with 4.67, the "
-            "paper's (timestep 780 of Stable Diffusion 1.x), or 0.15 with masks.",
-        ),
-        io.Float.Input(
-            "threshold",
-            default=DEFAULTS.threshold,
-            min=0.0,
-            max=2.0,
-            step=0.01,
-            advanced=True,
-            tooltip="calibrated: how similar an image must be before the method acts, relative "
-            "to how similar the set's images are to each other. A higher value leaves "
-            "more images unchanged; a lower one catches more. Start with 0.4. For "
-            "masked sets and style sets it is a fraction of the set's own median "
-            "log-odds; start with 0.7 for a hundred masked images.",
-        ),
-        io.Float.Input(
-            "temperature",
-            default=DEFAULTS.temperature,
-            min=0.005,
-            max=1.0,
-            step=0.005,
-            advanced=True,
-            tooltip="calibrated: how many references are averaged. A lower value lets the few "
-            "nearest references decide; a higher one averages over the whole set. Start "
-            "with 0.1. With masks it applies to the image patches that each position is "
-            "compared with.",
-        ),
-        io.Float.Input(
-            "cap",
-            default=DEFAULTS.cap,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            advanced=True,
-            tooltip="Largest change in one step, relative to the size of the prediction. A "
-            "lower value is gentler. Start with 0.5; use 2 with masks, otherwise a "
-            "large subject is replaced only in part.",
-        ),
-        io.Int.Input(
-            "effective_dimensions",
-            default=DEFAULTS.effective_dimensions,
-            min=1,
-            max=65536,
-            advanced=True,
-            tooltip="tempered: assumed number of independent values in a latent. A higher value "
-            "comes closer to exact.",
-        ),
-        io.Float.Input(
-            "kappa",
-            default=DEFAULTS.kappa,
-            min=0.0,
-            max=200.0,
-            step=0.01,
-            optional=True,
-            advanced=True,
-            tooltip="official: how sharply references are weighted. A higher value lets the "
-            "nearest references decide. Published settings: 6.45 for nudity on SD 1.4 "
-            "(strength 0.33), 0.37 for styles (0.9) and single images (0.69), 16.9 on "
-            "SD3 (0.03).",
-        ),
-        io.Combo.Input(
-            "anchor",
-            options=list(get_args(Anchor)),
-            default=DEFAULTS.anchor,
-            optional=True,
-            advanced=True,
-            tooltip="Prediction that is compared with the set. prediction (the authors' code) "
-            "is the one after CFG. unconditional (the paper) is the one without the "
-            "prompt; CFG then works against the change, and it costs a model call at "
-            "CFG 1. Start with prediction.",
-        ),
-        *window_inputs(),
-        *layout_inputs(),
-    ]
-
-
-def protect(
-    model: ModelPatcher, vae: Any, negation_set: NegationSet, mask: torch.Tensor | None, given: dict[str, Any]
-) -> ModelPatcher:
-    """Attach the method to a clone of the model, from the values of `settings_inputs`."""
-    values = with_defaults(settings_inputs(), given)
-    layout = Layout(values.pop("fit"), values.pop("augmentation"))
-    window = take_window(model, values)
-    return attach(
-        model,
-        SafeDenoiserCorrection(
-            negation_set, vae, SafeDenoiserSettings(window=window, **values), layout, mask
-        ),
-    )
-
-
-class SafeDenoiser(io.ComfyNode):
+class SafeDenoiserNode(io.ComfyNode):
     """Attaches Safe Denoiser to a MODEL; works with every sampler and guider."""
 
     @classmethod
@@ -180,7 +39,7 @@ class SafeDenoiser(io.ComfyNode):
             "between the model and any sampler.",
             search_aliases=ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
+                model_input(),
                 *reference_inputs(),
                 *settings_inputs(),
                 mask_input(),
@@ -200,7 +59,7 @@ class SafeDenoiser(io.ComfyNode):
         return io.NodeOutput(protect(model, vae, negation_set, mask, settings))
 
 
-class SafeDenoiserSampler(io.ComfyNode):
+class SafeDenoiserSamplerNode(io.ComfyNode):
     """Samples as KSampler does, with Safe Denoiser on the model."""
 
     @classmethod
@@ -214,13 +73,7 @@ class SafeDenoiserSampler(io.ComfyNode):
             search_aliases=[*ALIASES, "ksampler", "safe sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="Model to sample from and to protect."),
-                io.Conditioning.Input("positive", tooltip="Positive prompt: what the image should show."),
-                io.Conditioning.Input(
-                    "negative", tooltip="Negative prompt: what the image should not show, in words."
-                ),
-                io.Latent.Input(
-                    "latent_image", tooltip="Latent image to start from: an empty one, or an encoded image."
-                ),
+                *prompt_inputs(),
                 *reference_inputs(),
                 *sampler_inputs(
                     changing_seed_input("Random seed of the noise. The same seed gives the same image.")
@@ -272,4 +125,4 @@ class SafeDenoiserSampler(io.ComfyNode):
         return io.NodeOutput(latent, trace_of(protected, latent["samples"]))
 
 
-NODES: list[type[io.ComfyNode]] = [SafeDenoiser, SafeDenoiserSampler]
+NODES: list[type[io.ComfyNode]] = [SafeDenoiserNode, SafeDenoiserSamplerNode]

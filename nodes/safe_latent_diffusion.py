@@ -11,6 +11,7 @@ from ..guidance.safe_latent_diffusion import MEDIUM, PRESETS, SAFETY_TEXT, SafeL
 from .host.engine.conditioning import encode
 from .host.engine.hooks import attach
 from .host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
+from .model_inputs import clip_input, model_input
 from .shared_inputs import WHOLE_START, sigma_window
 
 CUSTOM = "custom"
@@ -32,7 +33,7 @@ def settings_from(
     )
 
 
-class SafeLatentDiffusion(io.ComfyNode):
+class SafeLatentDiffusionNode(io.ComfyNode):
     """Attaches Safe Latent Diffusion to a MODEL."""
 
     @classmethod
@@ -53,8 +54,8 @@ class SafeLatentDiffusion(io.ComfyNode):
                 "concept erasing",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
-                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the safety text."),
+                model_input(),
+                clip_input("the safety text"),
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, CUSTOM],
@@ -77,8 +78,8 @@ class SafeLatentDiffusion(io.ComfyNode):
                     max=100000.0,
                     step=10.0,
                     advanced=True,
-                    tooltip="custom: guidance scale. A higher value steers at smaller differences; "
-                    "below 1 is off.",
+                    tooltip="custom: guidance scale; below 1 is off. A higher value also steers strongly "
+                    "where the prompt and the safety text differ little.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -88,9 +89,8 @@ class SafeLatentDiffusion(io.ComfyNode):
                     step=0.001,
                     round=0.0001,
                     advanced=True,
-                    tooltip="custom: an element is steered while its prompt direction exceeds that of "
-                    "the safety text by less than this. A higher value steers more of the "
-                    "image.",
+                    tooltip="custom: a value is steered unless the prompt exceeds the safety text by at least"
+                    " this much. A higher value steers more of the image.",
                 ),
                 io.Float.Input(
                     "momentum_scale",
@@ -137,4 +137,4 @@ class SafeLatentDiffusion(io.ComfyNode):
         )
 
 
-NODES: list[type[io.ComfyNode]] = [SafeLatentDiffusion]
+NODES: list[type[io.ComfyNode]] = [SafeLatentDiffusionNode]

@@ -27,6 +27,14 @@ def theme_input() -> io.Input:
     )
 
 
+def strip_output() -> io.Output:
+    """Return the output for the drawing of a trace."""
+    return io.Image.Output(
+        display_name="strip",
+        tooltip="One lane per method and one bar per model call, with the noisiest step on the left.",
+    )
+
+
 def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Trace | None) -> Trace:
     """Return the given trace, or that of the run in which `model` sampled `latent`.
 
@@ -49,7 +57,7 @@ def traced(model: ModelPatcher | None, latent: dict[str, Any] | None, trace: Tra
     return found
 
 
-class SafetyTrace(io.ComfyNode):
+class SafetyTraceNode(io.ComfyNode):
     """Shows the trace of a guarded MODEL and the LATENT sampled with it."""
 
     @classmethod
@@ -76,11 +84,7 @@ class SafetyTrace(io.ComfyNode):
                 theme_input(),
             ],
             outputs=[
-                io.Image.Output(
-                    display_name="strip",
-                    tooltip="One lane per method and one bar per model call, with the noisiest step on "
-                    "the left.",
-                ),
+                strip_output(),
                 io.String.Output(display_name="table", tooltip="Every record of the trace as text."),
                 io.String.Output(
                     display_name="json",
@@ -105,7 +109,7 @@ class SafetyTrace(io.ComfyNode):
         )
 
 
-class SaveImageWithTrace(io.ComfyNode):
+class SaveImageWithTraceNode(io.ComfyNode):
     """Saves images with their trace in the PNG."""
 
     @classmethod
@@ -140,7 +144,7 @@ class SaveImageWithTrace(io.ComfyNode):
         return io.NodeOutput(ui=ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls=holder))
 
 
-class LoadSafetyTrace(io.ComfyNode):
+class LoadSafetyTraceNode(io.ComfyNode):
     """Loads a trace from a file and draws it as Safety Trace does."""
 
     @classmethod
@@ -176,11 +180,7 @@ class LoadSafetyTrace(io.ComfyNode):
                     display_name="trace",
                     tooltip="The loaded trace, for Safety Trace or Save Image with Safety Trace.",
                 ),
-                io.Image.Output(
-                    display_name="strip",
-                    tooltip="One lane per method and one bar per model call, with the noisiest step on "
-                    "the left.",
-                ),
+                strip_output(),
             ],
         )
 
@@ -195,4 +195,4 @@ class LoadSafetyTrace(io.ComfyNode):
         return io.NodeOutput(trace, image, ui=message_ui(in_words(trace), ui.PreviewImage(image)))
 
 
-NODES: list[type[io.ComfyNode]] = [SafetyTrace, SaveImageWithTrace, LoadSafetyTrace]
+NODES: list[type[io.ComfyNode]] = [SafetyTraceNode, SaveImageWithTraceNode, LoadSafetyTraceNode]

@@ -8,42 +8,22 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..guidance.safree import ARTIST_VALIDATION, NUDITY_CONCEPTS, SelfValidation
+from ..reports.safree_report import safree_report
 from .host.engine.hooks import attach
 from .host.engine.node_messages import message_ui
-from .host.methods.safree import Filtered, TokenVerdict, filter_text, has_several_encoders
+from .host.methods.safree import filter_text, has_several_encoders
 from .host.methods.safree_reattention import ReattentionCorrection
+from .model_inputs import clip_input
 from .parsing import phrases_of
 
 CATEGORY = "safe guidance/text"
-STEPS = ("as published", "self-validating", "self-validating, artist", "all")
-
-
-def _by_encoder(toxic: list[TokenVerdict], several: bool) -> str:
-    """List the words, each once; with several text encoders, under the name of the one that found them."""
-    words: dict[str, dict[str, None]] = {}
-    for judged in toxic:
-        words.setdefault(judged.encoder, {})[judged.token] = None
-    return "; ".join(
-        (f"{encoder}: " if several else "") + ", ".join(found) for encoder, found in words.items()
-    )
-
-
-def report(found: Filtered) -> str:
-    """Return a report for people: every token with its score and whether it was filtered."""
-    toxic = [judged for judged in found.verdicts if judged.toxic]
-    if not toxic:
-        lines = ["Nothing was filtered: the conditioning is the prompt's own."]
-    else:
-        until = "all steps" if found.last_step is None else f"steps 0 to {found.last_step} of 50"
-        several = len({judged.encoder for judged in found.verdicts}) > 1
-        lines = [f"Filtered for {until}: {_by_encoder(toxic, several)}."]
-    lines += [f"The filter would change the whole prompt by {found.change:.3f} (0 = not at all).", ""]
-    lines.append("Distance from the concepts without the token, relative to that without another token:")
-    lines += [
-        f"{j.encoder:8} {j.ratio:6.3f}  {'filtered' if j.toxic else 'kept':8}  {j.token}"
-        for j in found.verdicts
-    ]
-    return "\n".join(lines)
+AS_PUBLISHED = "as published"
+VALIDATIONS: dict[str, SelfValidation | None] = {
+    "self-validating": SelfValidation(),
+    "self-validating, artist": ARTIST_VALIDATION,
+    "all": None,
+}
+"""Self-validating filters by the choice of steps; None filters all steps."""
 
 
 def validation_for(steps: str, clip: Any) -> SelfValidation | None:
@@ -51,14 +31,12 @@ def validation_for(steps: str, clip: Any) -> SelfValidation | None:
 
     "as published" filters all steps of models with several text encoders.
     """
-    if steps == "as published":
+    if steps == AS_PUBLISHED:
         return None if has_several_encoders(clip) else SelfValidation()
-    return {"self-validating": SelfValidation(), "self-validating, artist": ARTIST_VALIDATION, "all": None}[
-        steps
-    ]
+    return VALIDATIONS[steps]
 
 
-class SafreeTextFilter(io.ComfyNode):
+class SafreeTextFilterNode(io.ComfyNode):
     """Encodes a prompt in place of CLIP Text Encode and filters it."""
 
     @classmethod
@@ -79,9 +57,7 @@ class SafreeTextFilter(io.ComfyNode):
                 "toxic",
             ],
             inputs=[
-                io.Clip.Input(
-                    "clip", tooltip="Text encoder of the model. It encodes the prompt and the concepts."
-                ),
+                clip_input("the prompt and the concepts"),
                 io.String.Input(
                     "text",
                     multiline=True,
@@ -108,13 +84,13 @@ class SafreeTextFilter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "steps",
-                    options=list(STEPS),
-                    default=STEPS[0],
-                    tooltip="For how many steps the filtered prompt is used before the original prompt "
-                    "takes over. self-validating: longer the more the filter changes the "
-                    "prompt, up to a fifth of the run. all: every step, the strongest. as "
-                    "published (start here): self-validating for models with one text encoder, "
-                    "all for models with several.",
+                    options=[AS_PUBLISHED, *VALIDATIONS],
+                    default=AS_PUBLISHED,
+                    tooltip="For how many steps the filtered prompt is used before the original prompt takes "
+                    "over. self-validating: the more the filter changes the prompt, the longer, up to"
+                    " a fifth of the run. self-validating, artist: the same with the paper's values "
+                    "for an artist's name. all: every step, the strongest. as published (start here):"
+                    " self-validating for models with one text encoder, all for models with several.",
                 ),
             ],
             outputs=[
@@ -146,11 +122,12 @@ class SafreeTextFilter(io.ComfyNode):
         if not unwanted:
             raise ValueError("SAFREE has no concept. Write at least one phrase of what is unwanted.")
         found = filter_text(clip, text, unwanted, alpha, validation_for(steps, clip))
-        told = report(found)
-        return io.NodeOutput(found.conditioning, found.plain, ", ".join(unwanted), told, ui=message_ui(told))
+        report = safree_report(found.verdicts, found.change, found.last_step, found.limited)
+        negative = ", ".join(unwanted)
+        return io.NodeOutput(found.conditioning, found.plain, negative, report, ui=message_ui(report))
 
 
-class SafreeReattention(io.ComfyNode):
+class SafreeReattentionNode(io.ComfyNode):
     """Attaches latent re-attention to a MODEL."""
 
     @classmethod
@@ -201,4 +178,4 @@ class SafreeReattention(io.ComfyNode):
         return io.NodeOutput(attach(model, ReattentionCorrection(unfiltered, deep, shallow)))
 
 
-NODES: list[type[io.ComfyNode]] = [SafreeTextFilter, SafreeReattention]
+NODES: list[type[io.ComfyNode]] = [SafreeTextFilterNode, SafreeReattentionNode]

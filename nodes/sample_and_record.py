@@ -8,17 +8,18 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .dag_inputs import ALIASES, CATEGORY, MOST_IMAGES, SCALES, attention_inputs
+from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
 from .host.attention.capture import attention_width
-from .host.attention.recording import SamplerSettings, sample_and_look
+from .host.attention.sampled_images import SamplerSettings, sample_and_record
 from .host.engine.conditioning import encode
 from .host.engine.node_messages import message_ui
 from .io_types import RecordedAttentionType
+from .model_inputs import clip_input
 from .parsing import LARGEST_SEED, lines_of, noise_levels, seeds_of
 from .shared_inputs import sampler_inputs, seed_input
 
 
-class SampleAndRecordAttention(io.ComfyNode):
+class SampleAndRecordAttentionNode(io.ComfyNode):
     """Samples one image per prompt and records the attention."""
 
     @classmethod
@@ -40,7 +41,7 @@ class SampleAndRecordAttention(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="Model whose attention should find the concept."),
-                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the prompts."),
+                clip_input("the prompts"),
                 io.Vae.Input("vae", tooltip="VAE of the model. It decodes the images."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt of all images, as in KSampler."),
                 io.Latent.Input(
@@ -71,9 +72,9 @@ class SampleAndRecordAttention(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="One seed per image, separated by commas, images with the concept first. "
-                    "Missing seeds count on from the last one; when empty, all count on from "
-                    "seed.",
+                    tooltip="One seed per image, separated by commas; images with the concept come first. If "
+                    "there are too few, further images continue counting from the last one. When "
+                    "empty, counting starts at the input seed.",
                 ),
                 *attention_inputs(),
             ],
@@ -117,12 +118,9 @@ class SampleAndRecordAttention(io.ComfyNode):
                 "There is no prompt that shows the concept. Write at least one line into prompts."
             )
         texts = [*shown, *lines_of(safe_prompts)]
-        if len(texts) > MOST_IMAGES:
-            raise ValueError(
-                f"There are {len(texts)} prompts. Use at most {MOST_IMAGES}: a few dozen are enough."
-            )
+        check_count(len(texts), "prompts")
         attention_width(model)
-        latents, attention = sample_and_look(
+        latents, attention = sample_and_record(
             model,
             [encode(clip, text) for text in texts],
             negative,
@@ -138,4 +136,4 @@ class SampleAndRecordAttention(io.ComfyNode):
         return io.NodeOutput(images[: len(shown)], images[len(shown) :], attention, ui=message_ui(told))
 
 
-NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttention]
+NODES: list[type[io.ComfyNode]] = [SampleAndRecordAttentionNode]

@@ -13,6 +13,7 @@ from .host.engine.conditioning import encode
 from .host.engine.hooks import attach
 from .host.methods.semantic_guidance import SemanticGuidanceCorrection
 from .io_types import SemanticConceptsType
+from .model_inputs import clip_input
 from .parsing import lines_of
 from .shared_inputs import WHOLE_START, sigma_window
 
@@ -80,7 +81,7 @@ def _concept(
     return Concept(scale, remove, threshold, sigma_window(start_sigma, end_sigma), weight)
 
 
-class SemanticConcept(io.ComfyNode):
+class SemanticConceptNode(io.ComfyNode):
     """Adds one concept with its own settings to those before it."""
 
     @classmethod
@@ -143,7 +144,7 @@ class SemanticConcept(io.ComfyNode):
         )
 
 
-class SemanticGuidance(io.ComfyNode):
+class SemanticGuidanceNode(io.ComfyNode):
     """Attaches Semantic Guidance to a MODEL."""
 
     @classmethod
@@ -158,7 +159,7 @@ class SemanticGuidance(io.ComfyNode):
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="Model to guide. Connect it before any sampler."),
-                io.Clip.Input("clip", tooltip="Text encoder of the model. It encodes the concepts."),
+                clip_input("the concepts"),
                 io.String.Input(
                     "remove",
                     default="",
@@ -229,4 +230,4 @@ class SemanticGuidance(io.ComfyNode):
         return io.NodeOutput(attach(model, SemanticGuidanceCorrection(texts, guidance)))
 
 
-NODES: list[type[io.ComfyNode]] = [SemanticConcept, SemanticGuidance]
+NODES: list[type[io.ComfyNode]] = [SemanticConceptNode, SemanticGuidanceNode]

@@ -61,14 +61,14 @@ def origin_inputs(images: str, licensed: str) -> list[io.Input]:
             default="",
             optional=True,
             advanced=True,
-            tooltip=f"Where {images} come from, stored in the file.",
+            tooltip=f"Source of {images}, such as a web address. It is stored in the file.",
         ),
         io.String.Input(
             "licence",
             default="",
             optional=True,
             advanced=True,
-            tooltip=f"Licence of {licensed}, stored in the file.",
+            tooltip=f"Licence of {licensed}, such as CC0. It is stored in the file.",
         ),
     ]
 
@@ -97,6 +97,21 @@ def layout_inputs() -> list[io.Input]:
             "encoding time. Start with none.",
         ),
     ]
+
+
+def start_sigma_input() -> io.Input:
+    """Return the input for the noise level at which a method begins; by default the first step."""
+    return io.Float.Input(
+        "start_sigma",
+        default=WHOLE_START,
+        min=0.0,
+        max=WHOLE_START,
+        step=0.01,
+        advanced=True,
+        tooltip="Noise level (sigma) at which the method begins. A higher value starts "
+        "earlier; a lower one leaves the layout to the prompt. Start with "
+        f"{WHOLE_START:g}, the first step.",
+    )
 
 
 def window_inputs() -> list[io.Input]:

@@ -13,11 +13,13 @@ from ..formats.negation_set import NegationSet
 from ..guidance.spell import SpellSettings
 from .host.engine.hooks import attach
 from .host.methods.spell import SpellCorrection
+from .model_inputs import model_input
 from .shared_inputs import (
     WHOLE_START,
     layout_inputs,
     mask_input,
     reference_inputs,
+    start_sigma_input,
     take_window,
     window_inputs,
     with_defaults,
@@ -57,17 +59,7 @@ def settings_inputs() -> list[io.Input]:
             tooltip="Also keep the images of a batch away from each other. Switch it on for "
             "more variety. Start with off.",
         ),
-        io.Float.Input(
-            "start_sigma",
-            default=WHOLE_START,
-            min=0.0,
-            max=WHOLE_START,
-            step=0.01,
-            advanced=True,
-            tooltip="Noise level (sigma) at which the method begins. A higher value starts "
-            "earlier; a lower one leaves the layout to the prompt. Start with "
-            f"{WHOLE_START:g}, the first step.",
-        ),
+        start_sigma_input(),
         io.Float.Input(
             "end_sigma",
             default=DEFAULTS.window.low,
@@ -95,16 +87,15 @@ def settings_inputs() -> list[io.Input]:
             default=AS_THEY_ARE,
             optional=True,
             advanced=True,
-            tooltip="How reference latents are prepared. as they are is the paper. normalised "
-            "per pixel is what the published baseline code does; use radius 0.303 with "
-            "it.",
+            tooltip="How reference latents are prepared. as they are (start here) follows the paper. "
+            "normalised per pixel follows the published baseline code; use a radius of 0.303 with it.",
         ),
         *window_inputs(),
         *layout_inputs(),
     ]
 
 
-class SparseRepellency(io.ComfyNode):
+class SparseRepellencyNode(io.ComfyNode):
     """Attaches Sparse Repellency to a MODEL; works with every sampler and guider."""
 
     @classmethod
@@ -128,7 +119,7 @@ class SparseRepellency(io.ComfyNode):
                 "different",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="Model to protect. Connect it before any sampler."),
+                model_input(),
                 *settings_inputs(),
                 *reference_inputs(optional=True),
                 mask_input(),
@@ -167,4 +158,4 @@ class SparseRepellency(io.ComfyNode):
         )
 
 
-NODES: list[type[io.ComfyNode]] = [SparseRepellency]
+NODES: list[type[io.ComfyNode]] = [SparseRepellencyNode]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..formats.layouts import fit
 from ..formats.negation_set import NegationSet
+from ..formats.pixel_values import to_floats
 
 CELL = 128
 GAP = 4
@@ -27,7 +28,8 @@ def contact_sheet(negation_set: NegationSet, most: int) -> Tensor:
     step = CELL + GAP
     sheet = torch.full((3, rows * step + GAP, columns * step + GAP), BACKGROUND)
     for position, index in enumerate(chosen):
-        top, left = (side * step + GAP for side in divmod(position, columns))
+        row, column = divmod(position, columns)
+        top, left = GAP + row * step, GAP + column * step
         sheet[:, top : top + CELL, left : left + CELL] = _cell(negation_set, index)
     return sheet.movedim(0, -1)
 
@@ -58,9 +60,9 @@ def comparison_sheet(images: Tensor, negation_set: NegationSet, places: Tensor) 
 
 
 def _cell(negation_set: NegationSet, index: int) -> Tensor:
-    image = fit(negation_set.images[index].movedim(-1, 0).float() / 255, CELL, CELL)
+    image = fit(to_floats(negation_set.images[index].movedim(-1, 0)), CELL, CELL)
     mask = negation_set.masks[index]
     if mask is None:
         return image
-    shown = fit(mask[None].float() / 255, CELL, CELL)
+    shown = fit(to_floats(mask[None]), CELL, CELL)
     return image * (0.35 + 0.65 * shown)

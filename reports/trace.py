@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .plain_text import is_encodable, short
+
 VERSION = 1
 MAX_CALLS, MAX_RECORDS, MAX_SAMPLES = 100_000, 200_000, 4096
 MAX_TEXTS, LONGEST_TEXT = 64, 2000
@@ -126,7 +128,10 @@ def _read_trace(content: Any) -> Trace:
     if not isinstance(content, dict) or "version" not in content:
         raise ValueError("it has no version")
     if content["version"] != VERSION or isinstance(content["version"], bool):
-        raise ValueError(f"its version is {str(content['version'])[:20]}")
+        version = content["version"]
+        raise ValueError(
+            f"its version is {short(version) if isinstance(version, int | str) else 'no number'}"
+        )
     methods = tuple(_text(name, "methods") for name in _entries(content, "methods", MAX_TEXTS))
     sigmas = _numbers(content, "sigmas", MAX_CALLS)
     records = tuple(
@@ -186,7 +191,7 @@ def _count(values: dict[str, Any], name: str) -> int:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_encodable(value):
         raise ValueError(f"'{name}' holds something that is not a text of at most {LONGEST_TEXT} characters")
     return value
 
@@ -235,9 +240,10 @@ def table(trace: Trace) -> str:
         f"{'gate':>5} {'weight':>7} {'change':>7} {'area':>5} {'extra':>5} {'ms':>7}",
     ]
     for r in trace.records:
-        gate, weight, change, area = (
-            max(values, default=0.0) for values in (r.gate, r.weight, r.change, r.area)
-        )
+        gate = max(r.gate, default=0.0)
+        weight = max(r.weight, default=0.0)
+        change = max(r.change, default=0.0)
+        area = max(r.area, default=0.0)
         numbers = f"{gate:5.2f} {weight:7.3g} {change:7.2%} {area:5.2f} {r.forwards:5} {r.milliseconds:7.1f}"
         lines.append(f"{r.call:4} {r.sigma:8.3f}  {r.method:{width}} {numbers}")
     return "\n".join(lines)

@@ -139,14 +139,14 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 @pytest.fixture
 def as_the_server_runs_prompts() -> Iterator[None]:
-    """In inference mode; modules of tests ask for it with `pytest.mark.usefixtures`."""
+    """Run tests in inference mode; modules ask for it with `pytest.mark.usefixtures`."""
     with torch.inference_mode():
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny(host: Host) -> ModuleType:
-    """Small models of every family, made of the host's own classes, which must be imported first."""
+    """Return the module of small models of every family, made of the host's own classes."""
     import tiny_models
 
     return tiny_models
@@ -163,7 +163,9 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture
 def shown(host: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What appears under nodes, by their ids: the host's own server class, recording instead of sending."""
+    """Record the node messages by node id, with the host's own server class that records instead of
+    sending.
+    """
     import server
 
     found: dict[str, str] = {}

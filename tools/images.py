@@ -16,9 +16,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluation.example_inputs import write_example_images
-from ..evaluation.graphs import ObjectInfo, Prompt, is_link, load_workflow, set_inputs, to_prompt
+from ..evaluation.graphs import Prompt, is_link, set_inputs
 from ..evaluation.runner import KEEP_RESULTS, OWN_NODES, decode
 from ..evaluation.server import ComfyServer
+from ..evaluation.workflow_conversion import ObjectInfo, load_workflow, to_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS, DOCS = ROOT / "workflows", ROOT / "web" / "docs"

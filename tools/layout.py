@@ -18,8 +18,8 @@ from typing import Any
 
 from ..evaluation.example_inputs import write_example_images
 from ..evaluation.frontend import HOW_TO_GET_ONE, Frontend, find_browser
-from ..evaluation.graphs import load_workflow
 from ..evaluation.server import ComfyServer
+from ..evaluation.workflow_conversion import load_workflow
 
 RUNNABLE = "demo_"
 STEPS = 2

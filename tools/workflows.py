@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..evaluation.graphs import AFTER_GENERATE, SEEDS, WIDGET_TYPES, ObjectInfo, load_workflow
 from ..evaluation.runner import OWN_NODES
 from ..evaluation.server import ComfyServer
+from ..evaluation.widget_values import AFTER_GENERATE, SEEDS, WIDGET_TYPES
+from ..evaluation.workflow_conversion import ObjectInfo, load_workflow
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 LOADER, LOADER_SIZE = "CheckpointLoaderSimple", [300, 98]

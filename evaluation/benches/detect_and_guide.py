@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...guidance.core.noise_level import SigmaWindow
-from ...guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from ...guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
+from ...guidance.detect_and_guide.settings import DetectAndGuideSettings
 from .sd15_unet import SHAPE, UNET, sd15_sized_model
 
 TEXT_TOKENS = 77

@@ -130,7 +130,7 @@ def kept(samples: Samples, is_right: Callable[[Sample], bool]) -> float | None:
 
 
 def section(samples: dict[str, Samples]) -> Section:
-    """Draw the first images of each style, the plain sampler's on top."""
+    """Draw the first images of each style, with those of the plain sampler in the top row."""
     groups = [
         (f"{style}: {TITLES[style]}", [s.record.prompt for s in samples[PLAIN][style][:count]])
         for style, count in EXAMPLES.items()

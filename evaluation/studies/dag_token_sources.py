@@ -21,12 +21,13 @@ from ...demo import world as world
 from ...demo.annotated_set import draw_annotated_set
 from ...guidance.detect_and_guide.annotated_images import AnnotatedImages, annotate
 from ...guidance.detect_and_guide.attention_cache import AttentionCache
-from ...guidance.detect_and_guide.token_optimization import OptimizationSettings, detections, overlap
+from ...guidance.detect_and_guide.token_evaluation import detections, overlap
+from ...guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..host import import_host
 from ..in_process_sampler import CFG, SAMPLER, SCHEDULER, STEPS, InProcessSampler
 from ..judges.locate import locate
 from ..prompt_sets.prompts import Record, load_prompts
-from .detect_and_guide import area_under_curve
+from .dag_detection import area_under_curve
 
 SIGMAS = (6.0, 4.5, 3.0, 2.0, 1.2)
 TOKENS, ITERATIONS, LEVELS, BATCH = 16, 600, 2, 16
@@ -62,7 +63,7 @@ def stated(records: Sequence[Record]) -> list[Record]:
 
 def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
     """Sample `count` prompts that name a star and as many benign ones, and record their attention."""
-    from ...nodes.host.attention.recording import SamplerSettings, sample_and_look
+    from ...nodes.host.attention.sampled_images import SamplerSettings, sample_and_record
     from ...nodes.host.engine.conditioning import encode
 
     sets = load_prompts()
@@ -72,7 +73,7 @@ def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
     seeds = [record.seed for record in records]
     settings = SamplerSettings(STEPS, CFG, SAMPLER, SCHEDULER)
     empty = {"samples": torch.zeros(1, 4, 32, 32)}
-    latents, attention = sample_and_look(
+    latents, attention = sample_and_record(
         sampler.model, texts, encode(sampler.clip, ""), seeds, empty, settings, SIGMAS, (2,)
     )
     images = sampler.vae.decode(latents).clamp(0, 1)
@@ -90,12 +91,12 @@ def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
 
 def under_noise(sampler: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
     """Record the attention of images under fresh noise."""
-    from ...nodes.host.attention.token_learning import look_at_images
+    from ...nodes.host.attention.given_images import record_images
 
     return Lesson(
         example,
         tuple(captions),
-        look_at_images(sampler.model, sampler.clip, sampler.vae, example, captions, SIGMAS, (2,), 0),
+        record_images(sampler.model, sampler.clip, sampler.vae, example, captions, SIGMAS, (2,), 0),
     )
 
 

@@ -53,7 +53,11 @@ BENIGN = ("benign identical", "benign right")
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts of one model: unsafe images by the judge and by each guide, and what it preserves."""
+    """Counts of one model: unsafe images by the judge and by each guide, and what it preserves.
+
+    Attributes:
+        roughness: mean difference of neighbouring pixels, relative to that of the unguarded images.
+    """
 
     unsafe: int
     judge_sees: int
@@ -62,6 +66,7 @@ class Figures:
     benign: int
     identical: int
     right: int
+    roughness: float = 1.0
 
     def benign_cells(self) -> tuple[str, str]:
         """Format the counts of benign images."""
@@ -92,13 +97,17 @@ class Guided:
         per_set: prompts of each set.
         guides: classifiers that are asked about the finished images.
         sets: names of the prompt sets; `figures` needs all of them.
+        first: number of the first prompt of each set.
     """
 
-    def __init__(self, per_set: int, guides: Sequence[ConvClassifier], sets: Sequence[str] = SETS) -> None:
+    def __init__(
+        self, per_set: int, guides: Sequence[ConvClassifier], sets: Sequence[str] = SETS, first: int = 0
+    ) -> None:
         self.sampler = InProcessSampler()
         self.model, self.vae = self.sampler.model, self.sampler.vae
         self._guides = [star_function(guide, 0.5) for guide in guides]
-        self._records = {name: records[:per_set] for name, records in load_prompts().items() if name in sets}
+        chosen = slice(first, first + per_set)
+        self._records = {name: records[chosen] for name, records in load_prompts().items() if name in sets}
         self._judge = load_judge()
 
     def images(self, model: Any) -> dict[str, Tensor]:
@@ -114,21 +123,28 @@ class Guided:
         plain = self._unguarded
         drawn = plain if model is None else self.images(model)
         unsafe = torch.cat([drawn[name] for name in UNSAFE])
+        unguarded = torch.cat([plain[name] for name in UNSAFE])
         verdicts = judge(drawn["benign"], self._judge)
         return Figures(
             len(unsafe),
             sum(verdict.unsafe for verdict in judge(unsafe, self._judge)),
             tuple(int(guide(unsafe).gate.sum()) for guide in self._guides),
-            1 - _distance(unsafe, torch.cat([plain[name] for name in UNSAFE])),
+            1 - _distance(unsafe, unguarded),
             len(verdicts),
             sum(torch.equal(a, b) for a, b in zip(drawn["benign"], plain["benign"])),
             sum(matches(verdict, record) for verdict, record in zip(verdicts, self._records["benign"])),
+            _mean_step(unsafe) / _mean_step(unguarded),
         )
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
     small = [F.interpolate(images, (64, 64), mode="area") for images in (a, b)]
     return float(torch.stack(small).diff(dim=0).abs().mean())
+
+
+def _mean_step(images: Tensor) -> float:
+    """Return the mean absolute difference of horizontal neighbours of images (N, 3, H, W)."""
+    return float(images.diff(dim=-1).abs().mean())
 
 
 def variations() -> Iterator[SafeTextGuidanceSettings]:

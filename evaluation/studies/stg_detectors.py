@@ -37,7 +37,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Variant:
-    """The guiding classifiers, the number of views, the decoder and the window of one row."""
+    """Settings of one row: the guiding classifiers, the number of views, the decoder and the window."""
 
     who: str = "guide"
     views: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,24 +94,31 @@ def combine(denoised: Tensor, changes: Sequence[Change], mask: Tensor | None = N
 
 
 class SigmaClock:
-    """Clock that lets the state of a method advance once per noise level.
+    """Clock that lets the state of a method advance once per noise level that a sampler arrives at.
 
-    Solvers of higher order call the model several times a step, at noise levels that rise again. State
-    advances at a level strictly below the last one at which it advanced. A level clearly above the highest
-    one seen restarts the clock.
+    It goes by the order of the evaluations. Solvers of higher order evaluate the model several times a step,
+    and may return to a noise level within the step: that is no new time. A sampler that adds noise again
+    (restarts, ancestral steps, a schedule that rises) arrives at a noise level that the step has not
+    evaluated: that is a new time, also where the run has been before.
     """
 
-    RESTART = 1.01
+    SAME = 1e-5
+    """Relative tolerance between equal noise levels: some solvers compute them anew from their logarithm."""
+    LONGEST_STEP = 12
+    """Most evaluations that are remembered of one step, for samplers that do not report their steps."""
 
     def __init__(self) -> None:
-        self._highest = self._last = float("inf")
+        self._last = math.nan
+        self._step: deque[float] = deque(maxlen=self.LONGEST_STEP)
 
     def advance(self, sigma: float) -> bool:
-        """Return whether `sigma` is a new step; if so, remember it as the last one."""
-        if self._last == float("inf") or sigma > self.RESTART * self._highest:
-            self._highest = self._last = sigma
-            return True
-        if sigma < self._last:
+        """Return whether an evaluation at `sigma` is a new time; if so, remember it as the last one."""
+        is_old = any(math.isclose(sigma, level, rel_tol=self.SAME) for level in (*self._step, self._last))
+        self._step.append(sigma)
+        if not is_old:
             self._last = sigma
-            return True
-        return False
+        return not is_old
+
+    def end_step(self) -> None:
+        """Begin the next step of the sampler, which reports a step after its first evaluation."""
+        self._step.clear()

@@ -1,6 +1,6 @@
 """Detection maps: the position of a concept, read from cross-attention with guideline tokens.
 
-The guideline tokens take the place of the prompt's. Li et al., Detect-and-Guide (CVPR 2025), section 4.1,
+The guideline tokens take the place of the prompt's. Li et al., Detect-and-Guide (CVPR 2025), section 3.1,
 with the joint normalisation of Marcos-Manchón et al., Open-Vocabulary Attention Maps (CVPR 2024). The first
 guideline token stands for the background, which is "anything else"; the tokens after it stand for the
 concept.

@@ -2,12 +2,8 @@
 
 Only the tokens change; the model's attention is cached.
 
-Li et al., Detect-and-Guide (CVPR 2025), section 4.1 and Table 4; loss and layer rule after Marcos-Manchón et
-al., Open-Vocabulary Attention Maps (CVPR 2024). The recipe "paper" is theirs. With a small subject in a large
-image, it learns that the concept is nowhere, and its maps find objects in general rather than the concept.
-The recipe "contrast" gives equal weight to the concept, to the rest of the image and to the tenth of the rest
-with the largest error. It also requires that the maps of images with the concept reach higher values than the
-maps of images without it.
+Li et al., Detect-and-Guide (CVPR 2025), section 3.1 and Table 4. The module `token_losses` describes the two
+recipes.
 """
 
 from __future__ import annotations
@@ -15,17 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_cache import AttentionCache
-from .attention_maps import normalize_jointly
-from .guideline_tokens import MapCalibration
-
-Recipe = Literal["contrast", "paper"]
+from .token_losses import LOSSES, Recipe
 
 LEARNING_RATE, DECAY_EVERY, DECAY = 200.0, 20, 0.7
 """Plain gradient descent of the paper's Table 4."""
@@ -37,12 +28,6 @@ EVALUATE_EVERY = 20
 """Iterations between two evaluations on all images, from which the best tokens are kept."""
 RETRIES = 3
 """Repetitions with half the learning rate after the loss became infinite or NaN."""
-FALSE_ALARMS = 0.05
-"""Share of the images without the concept that may exceed the calibrated threshold at some noise level."""
-HARD_SHARE = 0.1
-"""Share of the positions without the concept that "contrast" counts twice: those with the largest error."""
-TEMPERATURE = 0.03
-"""Softness of an image's soft maximum and of the comparison of two soft maxima, in units of probability."""
 NOISE = 0.3
 """Noise on start values that are used more than once, as a share of the embeddings' standard deviation."""
 
@@ -52,7 +37,7 @@ class OptimizationSettings:
     """Settings of the optimisation.
 
     Attributes:
-        recipe: loss and optimiser; see the module's docstring.
+        recipe: loss and optimiser; `token_losses` describes the two.
         iterations: None for the paper's 100 per image with the concept.
         learning_rate: None for the recipe's own.
         levels: number of noise levels drawn for every iteration.
@@ -81,48 +66,6 @@ class Optimized:
     embeddings: Tensor
     losses: tuple[float, ...]
     best: float
-
-
-def paper_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """Return the cross-entropy with the normalised maps of background and concept as logits.
-
-    It is the mean over positions and tokens, between 0.3133 and 1.3133.
-
-    Args:
-        probabilities: (B, K, h, w).
-        masks: (B, h, w) bool.
-    """
-    maps = normalize_jointly(probabilities)
-    target = masks[:, None].expand_as(maps).long()  # (B, K, h, w)
-    return F.cross_entropy(torch.stack([1 - maps, maps], 1), target)
-
-
-def contrast_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """Return the loss of the recipe "contrast": a binary cross-entropy plus a ranking of the images.
-
-    The cross-entropy of the tokens' mean is the sum of the means inside the masks, outside of them (half
-    weight) and over the tenth outside with the largest error. The ranking compares the soft maxima of images
-    with the concept to those of images without it.
-
-    Args:
-        probabilities: (B, K, h, w).
-        masks: (B, h, w) bool.
-    """
-    p = probabilities.mean(1).clamp(1e-5, 1 - 1e-5)  # (B, h, w)
-    outside = -torch.log(1 - p[~masks])  # (positions without the concept,)
-    hardest = outside.topk(min(len(outside), max(1, round(HARD_SHARE * len(outside))))).values
-    terms = [-torch.log(p[masks]).mean()] if bool(masks.any()) else []
-    if len(outside):
-        terms += [0.5 * outside.mean(), hardest.mean()]
-    shows = masks.flatten(1).any(1)  # (B,)
-    if bool(shows.any()) and not bool(shows.all()):
-        highest = TEMPERATURE * torch.logsumexp(p.flatten(1) / TEMPERATURE, 1)  # (B,)
-        lead = highest[~shows][None] - highest[shows][:, None]  # (with, without)
-        terms.append(F.softplus(lead / TEMPERATURE).mean())
-    return torch.stack(terms).sum()
-
-
-LOSSES: dict[Recipe, Callable[[Tensor, Tensor], Tensor]] = {"paper": paper_loss, "contrast": contrast_loss}
 
 
 def spread_start(embeddings: Tensor, tokens: int, seed: int) -> Tensor:
@@ -239,52 +182,3 @@ def evaluate(cache: AttentionCache, embeddings: Tensor, loss_of: Callable[[Tenso
         loss_of(cache.probabilities(embeddings, level), cache.masks) for level in range(len(cache.sigmas))
     ]
     return float(torch.stack(losses).mean())
-
-
-@torch.no_grad()
-def detections(cache: AttentionCache, embeddings: Tensor) -> Tensor:
-    """Return the concept tokens' mean probability at all noise levels, not calibrated: (levels, N, h, w)."""
-    return torch.stack([cache.probabilities(embeddings, level).mean(1) for level in range(len(cache.sigmas))])
-
-
-def calibrate_maps(maps: Tensor, masks: Tensor) -> MapCalibration:
-    """Measure the threshold and the background of maps.
-
-    All but a few images without the concept stay below the threshold at every noise level. When the maxima of
-    the two kinds of images do not overlap, the threshold is the middle between them. Without images of both
-    kinds it is the papers' 1/2.
-
-    Args:
-        maps: (levels, N, h, w) from `detections`, preferably of images that the tokens have not learnt from.
-        masks: (N, h, w) bool.
-    """
-    shows = masks.flatten(1).any(1)  # (N,)
-    threshold = 0.5
-    if bool(shows.any()) and not bool(shows.all()):
-        highest = maps.flatten(2).amax(2).amax(0)  # (N,)
-        with_concept = highest[shows]
-        without = highest[~shows]
-        apart = bool(with_concept.min() > without.max())
-        between = (with_concept.min() + without.max()) / 2
-        threshold = float((between if apart else without.quantile(1 - FALSE_ALARMS)).clamp(0.01, 0.99))
-    calibrated = normalize_jointly(MapCalibration(threshold).apply(maps))
-    elsewhere = calibrated[:, ~masks].flatten()
-    background = float(elsewhere.quantile(0.95)) if 0 < elsewhere.numel() < 2**24 else 0.0
-    return MapCalibration(threshold, min(1.0, max(0.0, background)))
-
-
-def overlap(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Return the intersection over union of maps at a threshold with masks.
-
-    Args:
-        maps: (..., N, h, w).
-        masks: (N, h, w) bool.
-        threshold: value from which a position of a map counts as found.
-
-    Returns:
-        (..., N), NaN where nothing is found and the mask is empty.
-    """
-    found = maps >= threshold
-    intersection = (found & masks).flatten(-2).sum(-1)
-    union = (found | masks).flatten(-2).sum(-1)
-    return intersection / union

@@ -25,12 +25,15 @@ def choose_comparison(references: References, settings: SafeDenoiserSettings) ->
     as a whole.
 
     Raises:
-        ValueError: all images of the set are neutral.
+        ValueError: the masks mark nothing, or nothing that can be seen at this size.
     """
-    if references.regions is not None and not bool(references.regions.any()):
+    if references.regions is not None and not bool((references.regions > 0.5).any()):
         raise ValueError(
-            "All images of the negation set have empty masks, which mark neutral references. "
-            "Combine them with unwanted ones."
+            "The masks of the negation set are too small at this size: they cover less than half of every "
+            "latent pixel. Paint larger masks, or sample a larger image."
+            if bool(references.regions.any())
+            else "Nothing is marked as unwanted: the masks of all images are empty. Paint a mask on what is "
+            "unwanted or disconnect it."
         )
     return CHOICES[settings.mode](references, settings)
 

@@ -12,7 +12,7 @@ from .settings import SafeDenoiserResult
 
 
 class ExactComparison(ReferenceComparison):
-    """Comparison by the likelihood ratio, without changes."""
+    """Comparison by the paper's likelihood ratio as published."""
 
     def correct(self, predictions: Predictions) -> SafeDenoiserResult:
         denoised = predictions.anchored(self.settings.anchor)

@@ -2,8 +2,8 @@
 
 Where a window is more likely the unwanted subject than anything else in the reference images, the prediction
 is moved to the safe part's posterior mean. This is the paper's E_w = (1 - w) E_data + w E_safe, which stays
-finite where P(unwanted) comes near 1. The form E_data + beta (E_data - E_unsafe) is 0 times infinity there;
-and to subtract a shape from a prediction whose prompt asks for it bends the shape instead of replacing it.
+finite where P(unwanted) comes near 1. The form E_data + beta (E_data - E_unsafe) is undefined there (infinity
+times 0). It would also bend a shape that the prompt asks for, instead of replacing it.
 """
 
 from __future__ import annotations

@@ -95,9 +95,16 @@ def build_patch_library(latents: Tensor, regions: Tensor, temperature: float) ->
             unwanted as a whole says nothing about positions and is left out.
         temperature: width of the kernel, as a share of the windows' spread. With less the nearest windows
             decide.
+
+    Raises:
+        ValueError: the latents are too small for a grid of windows, or the masks leave no neutral window.
     """
-    chosen = evenly_spread(len(latents), MOST_IMAGES)
-    chosen = chosen[~(regions[chosen].flatten(1) > 0.5).all(1)]
+    if min(latents.shape[-2:]) < DETAIL:
+        raise ValueError(
+            f"Latents of {latents.shape[-2]} x {latents.shape[-1]} pixels are too small to search for a "
+            f"masked subject. Sample images of at least {DETAIL} latent pixels a side."
+        )
+    chosen = _some_of_both(regions)
     latents, regions = latents[chosen], regions[chosen].to(latents.dtype)
     factor = DETAIL * max(1, round(min(latents.shape[-2:]) / (DETAIL * SIDE)))
     grid = F.avg_pool2d(regions, factor)[:, 0]  # (P, h', w')
@@ -107,6 +114,11 @@ def build_patch_library(latents: Tensor, regions: Tensor, temperature: float) ->
     descriptors = window_descriptors(latents, window, factor)  # (P, h' w', D)
     centres = torch.stack([_centre(region) for region in grid])
     outside = _outside(grid, centres, window, has_region)
+    if not bool(outside.any()):
+        raise ValueError(
+            "The masks cover nearly all of every image at this size, so the negation set shows nothing "
+            "neutral. Paint smaller masks, or add images with empty masks."
+        )
     own = has_region.nonzero()[:, 0]
     unwanted = descriptors[own, centres[own, 0] * grid.shape[-1] + centres[own, 1]]  # (N, D)
     mean, axes = _principal(unwanted, descriptors, outside)
@@ -123,6 +135,20 @@ def build_patch_library(latents: Tensor, regions: Tensor, temperature: float) ->
     return PatchLibrary(
         mean, axes, unwanted, neutral, bandwidth, typical, shapes, latents, outside, window, factor
     )
+
+
+def _some_of_both(regions: Tensor) -> Tensor:
+    """Return the indices of the images to use, in order: at most MOST_IMAGES, with regions and without.
+
+    Images that are unwanted as a whole are left out. Of a larger set, images of both kinds are evenly spread,
+    so that a few masked images among many neutral ones are not missed.
+    """
+    inside = regions.flatten(1) > 0.5
+    marked = (inside.any(1) & ~inside.all(1)).nonzero()[:, 0]
+    neutral = (~inside.any(1)).nonzero()[:, 0]
+    marked = marked[evenly_spread(len(marked), max(MOST_IMAGES // 2, MOST_IMAGES - len(neutral)))]
+    neutral = neutral[evenly_spread(len(neutral), MOST_IMAGES - len(marked))]
+    return torch.cat([marked, neutral]).sort().values
 
 
 def log_density(components: Tensor, samples: Tensor, bandwidth: Tensor) -> Tensor:

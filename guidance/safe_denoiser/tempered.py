@@ -13,7 +13,7 @@ from .settings import SafeDenoiserResult
 
 
 class TemperedComparison(ReferenceComparison):
-    """Comparison by the likelihood ratio, made less strict."""
+    """Comparison by the likelihood ratio with a wider kernel, so that it also responds to similar images."""
 
     def correct(self, predictions: Predictions) -> SafeDenoiserResult:
         denoised = predictions.anchored(self.settings.anchor)

@@ -1,7 +1,7 @@
 """Calibrated mode for whole images: beta is replaced by a gate on the similarity with the set.
 
 The gate's threshold is a share of S_ref, the similarity that the set's own images have with each other. So
-one threshold serves every set, model and size of image.
+the same threshold suits every set, model and image size.
 """
 
 from __future__ import annotations

@@ -19,6 +19,14 @@ class ConvClassifier(nn.Module):
         size: side in pixels to which images are resized.
     """
 
+    GROUPS = 8
+    """Groups of each group norm. Every width is a multiple of it."""
+
+    @staticmethod
+    def stride(inputs: int, outputs: int) -> int:
+        """Return the stride of a convolution between these numbers of channels."""
+        return 2 if inputs != 3 and outputs > inputs else 1
+
     def __init__(
         self,
         heads: Mapping[str, Sequence[str]],
@@ -30,8 +38,8 @@ class ConvClassifier(nn.Module):
         self.widths, self.size = tuple(widths), size
         layers: list[nn.Module] = []
         for inputs, outputs in zip((3, *widths), widths):
-            stride = 2 if inputs != 3 and outputs > inputs else 1
-            layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+            convolution = nn.Conv2d(inputs, outputs, 3, self.stride(inputs, outputs), padding=1)
+            layers += [convolution, nn.GroupNorm(self.GROUPS, outputs), nn.SiLU()]
         self.features = nn.Sequential(*layers)
         classes = sum(len(c) for c in self.heads.values())
         self.head = nn.Sequential(

@@ -30,6 +30,14 @@ PRESETS: dict[str, tuple[str, str]] = {
 PAPER_THRESHOLD = 0.16
 """Threshold of the paper's violence experiments, for a cosine without neutral text (its tau)."""
 
+EVEN = 0.0
+"""Threshold for a difference of two cosines: the image resembles the texts as much as the neutral texts."""
+
+
+def usual_threshold(has_neutral: bool) -> float:
+    """Return the threshold to begin with: the paper's for a cosine, EVEN for a difference of two cosines."""
+    return EVEN if has_neutral else PAPER_THRESHOLD
+
 
 @dataclass(frozen=True)
 class ClipModel:
@@ -48,17 +56,27 @@ class ClipModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Return unit features (B, width) float32 of images (B, 3, H, W), nominally in [0, 1]."""
+        resized = F.interpolate(
+            images.float(), (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
+        mean = resized.new_tensor(self.mean)[:, None, None]
+        std = resized.new_tensor(self.std)[:, None, None]
+        return F.normalize(self.network.encode_image((resized - mean) / std).float(), dim=1)
+
 
 class ClipSafetyFunction(SafetyFunction):
-    """Scores an image by its cosine with the texts, minus its cosine with the neutral texts if there are any.
+    """Measures an image's cosine with the texts, minus that with the neutral texts if there are any.
 
-    Several texts are represented by the mean of their directions. The gate opens above the threshold.
+    Several texts are represented by the mean of their directions. The gate opens above the threshold. The
+    score is the excess over the threshold: 0 where the gate opens, and 0 below.
 
     Args:
         clip: the model.
         texts: the unwanted concept.
         neutral: texts that the concept is compared with.
-        threshold: score above which the gate opens.
+        threshold: measure above which the gate opens.
 
     Raises:
         ValueError: there is no text.
@@ -88,16 +106,11 @@ class ClipSafetyFunction(SafetyFunction):
             return F.normalize(features.mean(0), dim=0).cpu()
 
     def __call__(self, images: Tensor) -> Assessment:
-        clip = self.clip
-        resized = F.interpolate(
-            images.float(), (clip.size, clip.size), mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)
-        mean = resized.new_tensor(clip.mean)[:, None, None]
-        std = resized.new_tensor(clip.std)[:, None, None]
-        features = F.normalize(clip.network.encode_image((resized - mean) / std).float(), dim=1)
+        features = self.clip.embed(images)
         cosines = [features @ direction.to(features) for direction in self._texts]  # (B,) each
-        score = cosines[0] - cosines[1] if len(cosines) == 2 else cosines[0]
+        measure = cosines[0] - cosines[1] if len(cosines) == 2 else cosines[0]
         names = ("similarity", "neutral")
         figures = torch.stack(cosines, 1).detach().tolist()  # (B, 1 or 2)
         explanation = [dict(zip(names, of_image)) for of_image in figures]
-        return Assessment(score, score > self.threshold, explanation)
+        score = (measure - self.threshold).clamp_min(0)
+        return Assessment(score, measure > self.threshold, explanation, measure=measure.detach())

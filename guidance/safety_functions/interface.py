@@ -36,30 +36,28 @@ class Assessment:
     """Result of a safety function for a batch of images.
 
     Attributes:
-        score: (B,) float32, larger is less safe; gradients flow through it to the images.
+        score: (B,) float32 from 0 on, larger is less safe; gradients flow through it to the images.
         gate: (B,) bool, True for images that are unsafe enough to act on.
         explanation: for every image, figures by name, for people and fit for JSON.
         regions: for every image, the regions found; an empty list for functions that assess the whole image.
+        measure: (B,) on the scale of the function's own threshold, if that is not the score's: what people
+            read, and what is compared with further thresholds.
     """
 
     score: Tensor
     gate: Tensor
     explanation: list[dict[str, Any]]
     regions: list[list[Region]] = field(default_factory=list)
+    measure: Tensor | None = None
+
+    @property
+    def level(self) -> Tensor:
+        """Return the measure, (B,), which is the score for most functions."""
+        return self.score if self.measure is None else self.measure
 
     def regions_of(self, index: int) -> list[Region]:
         """Return the regions of one image."""
         return self.regions[index] if self.regions else []
-
-
-def in_words(found: Assessment) -> str:
-    """Return one line per image: its verdict, its score and its regions."""
-    lines = []
-    for index, (score, gate) in enumerate(zip(found.score.tolist(), found.gate.tolist())):
-        regions = "; ".join(f"{region.label} {region.score:.2f}" for region in found.regions_of(index))
-        line = f"image {index + 1}: {'unsafe' if gate else 'safe'}, score {score:.3g}"
-        lines.append(f"{line} ({regions})" if regions else line)
-    return "\n".join(lines)
 
 
 class SafetyFunction(ABC):
@@ -69,6 +67,8 @@ class SafetyFunction(ABC):
     """
 
     name: str
+    note: str = ""
+    """A sentence on what its verdicts do not mean, for people; empty for most functions."""
     networks: Sequence[nn.Module] = ()
     """All modules with weights, which the host loads and makes differentiable."""
 
@@ -82,6 +82,8 @@ Combination = Literal["sum", "maximum"]
 
 class CombinedSafetyFunction(SafetyFunction):
     """Several safety functions as one. Its gate opens when the gate of any function with a weight opens.
+
+    A measure below 0 counts as 0, so that no function hides what another one finds.
 
     Args:
         functions: at least one.
@@ -103,12 +105,13 @@ class CombinedSafetyFunction(SafetyFunction):
             )
         self.functions, self.weights, self.combination = tuple(functions), tuple(weights), combination
         self.name = " + ".join(function.name for function in functions)
+        self.note = " ".join(dict.fromkeys(function.note for function in functions if function.note))
         self.networks = [network for function in functions for network in function.networks]
 
     def __call__(self, images: Tensor) -> Assessment:
         assessments = [function(images) for function in self.functions]
-        scores = torch.stack([weight * found.score for weight, found in zip(self.weights, assessments)])
-        score = scores.sum(0) if self.combination == "sum" else scores.amax(0)
+        score = self._combined([found.score for found in assessments])
+        measure = self._combined([found.level for found in assessments])
         gates = [found.gate for weight, found in zip(self.weights, assessments) if weight != 0]
         gate = torch.stack(gates).any(0) if gates else torch.zeros_like(assessments[0].gate)
         names = [function.name for function in self.functions]
@@ -119,4 +122,9 @@ class CombinedSafetyFunction(SafetyFunction):
         regions = [
             [region for found in assessments for region in found.regions_of(i)] for i in range(len(images))
         ]
-        return Assessment(score, gate, explanation, regions)
+        return Assessment(score, gate, explanation, regions, measure)
+
+    def _combined(self, of_functions: Sequence[Tensor]) -> Tensor:
+        """Return the weighted sum or maximum of non-negative values, (B,) each."""
+        values = torch.stack([w * value.clamp_min(0) for w, value in zip(self.weights, of_functions)])
+        return values.sum(0) if self.combination == "sum" else values.amax(0)

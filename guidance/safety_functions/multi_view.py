@@ -36,14 +36,15 @@ class Views(SafetyFunction):
 
     def __init__(self, function: SafetyFunction, count: int) -> None:
         self.function, self.count = function, count
-        self.name, self.networks = function.name, function.networks
+        self.name, self.note, self.networks = function.name, function.note, function.networks
 
     def __call__(self, images: Tensor) -> Assessment:
         first = self.function(images)
         found = [first, *(self.function(view(images, number)) for number in range(1, self.count))]
         score = torch.stack([part.score for part in found]).mean(0)
+        measure = torch.stack([part.level for part in found]).mean(0)
         gate = torch.stack([part.gate for part in found]).float().mean(0) >= 0.5
-        return Assessment(score, gate, first.explanation, first.regions)
+        return Assessment(score, gate, first.explanation, first.regions, measure)
 
 
 def view(images: Tensor, number: int) -> Tensor:

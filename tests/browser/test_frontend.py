@@ -1,4 +1,4 @@
-"""What a person sees in the host's own web interface: templates, workflows, help, tooltips, search."""
+"""The host's own web interface as a person sees it: templates, workflows, help, tooltips, search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 from PIL import Image
 
-from safe_guidance.evaluation import graphs
+from safe_guidance.evaluation import graphs, workflow_conversion
 from safe_guidance.evaluation.example_inputs import write_example_images
 from safe_guidance.evaluation.frontend import (
     BROWSER_VARIABLE,
@@ -79,9 +79,9 @@ USE_BLUEPRINT = """title => {
 
 @pytest.fixture(scope="module")
 def frontend(server: ComfyServer) -> Iterator[Frontend]:
-    """One window for the whole module.
+    """Yield one browser window for the whole module.
 
-    It is closed with it, because its event loop would be in the way of other modules.
+    It is closed at the end, because its event loop would disturb other modules.
     """
     browser = find_browser()
     if browser is None:
@@ -93,7 +93,7 @@ def frontend(server: ComfyServer) -> Iterator[Frontend]:
 
 @pytest.fixture
 def window(frontend: Frontend) -> Iterator[Frontend]:
-    """The window, which must not have had an error at the end of the test."""
+    """Yield the window, and check at the end of the test that it had no error."""
     frontend.close_dialogs()
     frontend.problems.clear()
     yield frontend
@@ -101,10 +101,10 @@ def window(frontend: Frontend) -> Iterator[Frontend]:
 
 
 def is_about_a_missing_model(problem: str) -> bool:
-    """The interface asks for a missing file's size, some time after it opened the workflow, and the server
-    forbids that.
+    """Return True for the error that follows a request for a missing file's size, which the server
+    forbids.
     """
-    workflows = (graphs.load_workflow(path) for path in WORKFLOWS)
+    workflows = (workflow_conversion.load_workflow(path) for path in WORKFLOWS)
     urls = {
         model["url"]
         for workflow in workflows
@@ -145,7 +145,7 @@ def test_a_click_on_a_template_opens_it(window: Frontend) -> None:
     window.page.get_by_role("button", name="Templates").click()
     window.page.get_by_text(PACK_NAME, exact=True).first.click()
     window.page.get_by_test_id(f"template-workflow-{name}").click()
-    expected = len(graphs.load_workflow(WORKFLOWS[0])["nodes"])
+    expected = len(workflow_conversion.load_workflow(WORKFLOWS[0])["nodes"])
     window.page.wait_for_function("count => app.graph._nodes.length === count", arg=expected)
 
 
@@ -155,11 +155,13 @@ def test_a_demo_workflow_is_sent_as_python_sends_it_and_runs(
 ) -> None:
     window.load_template(path.stem)
     assert window.red_nodes() == []
-    assert window.to_prompt() == graphs.to_prompt(graphs.load_workflow(path), object_info)
+    assert window.to_prompt() == workflow_conversion.to_prompt(
+        workflow_conversion.load_workflow(path), object_info
+    )
     window.limit_steps(FEW_STEPS)
     window.run()
     assert window.red_nodes() == []
-    assert covered(graphs.load_workflow(path), window.node_sizes()) == [], (
+    assert covered(workflow_conversion.load_workflow(path), window.node_sizes()) == [], (
         "texts and images of a run need room: dev.py make layout"
     )
 
@@ -200,7 +202,7 @@ def test_an_error_is_told_under_the_node_in_two_sentences_and_goes_when_it_is_me
 
 
 def in_sight(text: Locator, frame: Locator) -> bool:
-    """Whether the frame in which a text can be scrolled shows all of it."""
+    """Return True when the whole text is visible in its scrollable frame."""
     inner, outer = text.bounding_box(), frame.last.bounding_box()
     assert inner and outer
     return outer["y"] <= inner["y"] and inner["y"] + inner["height"] <= outer["y"] + outer["height"]
@@ -221,11 +223,11 @@ def test_a_checkpoints_workflow_offers_the_missing_file_and_is_otherwise_whole(
     window: Frontend, object_info: dict[str, Any], path: Path
 ) -> None:
     window.load_template(path.stem)
-    workflow = graphs.load_workflow(path)
+    workflow = workflow_conversion.load_workflow(path)
     (model,) = (model for node in workflow["nodes"] for model in node["properties"].get("models", []))
     window.page.get_by_text(f"{model['name']} is missing").wait_for()
     assert [name.partition(" ")[2] for name in window.red_nodes()] == ["Load Checkpoint"]
-    assert window.to_prompt() == graphs.to_prompt(workflow, object_info)
+    assert window.to_prompt() == workflow_conversion.to_prompt(workflow, object_info)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -234,11 +236,11 @@ def test_nothing_is_covered_when_nodes_have_the_size_they_are_drawn_with(
 ) -> None:
     frontend.close_dialogs()
     frontend.load_template(path.stem)
-    assert covered(graphs.load_workflow(path), frontend.node_sizes()) == []
+    assert covered(workflow_conversion.load_workflow(path), frontend.node_sizes()) == []
 
 
 def covered(workflow: dict[str, Any], sizes: dict[str, list[float]]) -> list[str]:
-    """What overlaps: node and node, group and group, a node and a group that does not hold all of it."""
+    """Return the overlaps: two nodes, two groups, or a node and a group that holds only part of it."""
     nodes, groups = {}, {}
     for node in workflow["nodes"]:
         (left, top), (width, height) = node["pos"], sizes[str(node["id"])]
@@ -344,9 +346,8 @@ def test_a_named_browser_is_used(tmp_path: Path) -> None:
     ["SampleAndRecordAttention", "OptimizeGuidelineTokens", "DAGDetectionMap", "DemoAnnotatedSet"],
 )
 def test_a_seed_that_others_rely_on_stays_after_a_run(window: Frontend, name: str) -> None:
-    """Masks are painted on the images of a seed, and learning again takes minutes.
-
-    A sampler's seed changes, as KSampler's does.
+    """Masks are painted on the images of a fixed seed, and learning again takes minutes. A seed of
+    KSampler changes.
     """
     assert window.page.evaluate(AFTER_GENERATE, f"SafeGuidance{name}") == ["fixed"]
     assert window.page.evaluate(AFTER_GENERATE, "SafeGuidanceSafeDenoiserSampler") == ["randomize"]
@@ -359,7 +360,7 @@ def test_ablation_settings_are_hidden_and_a_saved_workflow_still_sets_them(
     described = {**object_info[kind]["input"]["required"], **object_info[kind]["input"]["optional"]}
     hidden = [name for name, spec in described.items() if len(spec) > 1 and spec[1].get("hidden")]
     assert "coverage" in hidden and "normalization" in hidden and "strength" not in hidden
-    workflow = graphs.load_workflow(ROOT / "workflows" / "demo_dag.json")
+    workflow = workflow_conversion.load_workflow(ROOT / "workflows" / "demo_dag.json")
     (node,) = (node for node in workflow["nodes"] if node["type"] == kind)
     # A workflow stores values by position, so this changes the hidden ones of a file from before they were
     # hidden.
@@ -373,7 +374,7 @@ def test_ablation_settings_are_hidden_and_a_saved_workflow_still_sets_them(
     shown = dict(window.page.evaluate(WIDGETS_SHOWN, [*hidden, "strength", "hold_threshold"]))
     assert shown == {**dict.fromkeys(hidden, False), "strength": True, "hold_threshold": True}
     sent = window.to_prompt()
-    assert sent == graphs.to_prompt(workflow, object_info)
+    assert sent == workflow_conversion.to_prompt(workflow, object_info)
     inputs = sent[graphs.find(sent, kind)[0]]["inputs"]
     assert (inputs["coverage"], inputs["connectivity"], inputs["stacked"]) == (0.9, "4", True)
     window.limit_steps(FEW_STEPS)

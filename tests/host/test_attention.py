@@ -87,7 +87,7 @@ def recomputed(
     embeddings: torch.Tensor,
     size: tuple[int, int],
 ) -> Any:
-    """Token maps by plain loops over heads in float64."""
+    """Recompute token maps by plain loops over heads in float64."""
     maps = []
     for name, outputs in raw.outputs.items():
         module = capture.attention_layer(unet, name)
@@ -255,7 +255,7 @@ def scaled_context(hidden: Any, context: Any, value: Any, extra: Any) -> Any:
 
 
 def second_attention(q: Any, k: Any, v: Any, extra: Any) -> Any:
-    """Like an image adapter: replaces the attention of a layer."""
+    """Replace the attention of a layer, as an image adapter does."""
     from comfy.ldm.modules.attention import optimized_attention
 
     return optimized_attention(q, k, v, extra["n_heads"]) + 0.1 * optimized_attention(

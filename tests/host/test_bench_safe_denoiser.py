@@ -1,7 +1,4 @@
-"""The benchmark of large sets, with small ones.
-
-Every row is measured in both placements, and the method acts.
-"""
+"""The benchmark of large sets, run with small ones: both placements are measured, and the method acts."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ def test_every_reference_has_its_negative(bench: Any, tmp_path: Path) -> None:
 
 
 def test_the_model_has_the_size_of_the_real_one(host: Any) -> None:
-    """Counted from its description, without making 3 GB of weights."""
+    """The parameters are counted from the model's description, without making 3 GB of weights."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 

@@ -1,6 +1,5 @@
-"""The benchmark of guided text on a small UNet.
-
-Every way is measured beside the plain sampler and acts only where it says so.
+"""The benchmark of STG on a small UNet: every variant is measured beside the plain sampler and acts as
+it says.
 """
 
 from __future__ import annotations

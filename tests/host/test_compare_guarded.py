@@ -22,14 +22,14 @@ SAMPLING = dict(seed=3, steps=4, cfg=5.0, sampler_name="euler", scheduler="karra
 
 @pytest.fixture
 def twin(host: Any) -> Any:
-    from safe_guidance.nodes.compare_guarded import GuardedAndUnguarded
+    from safe_guidance.nodes.compare_guarded import GuardedAndUnguardedNode
     from safe_guidance.nodes.host.engine.hooks import attach, unguarded
     from safe_guidance.nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
     from safe_guidance.reports import image_difference
 
     def run(model: Any, blur: bool = False, **options: Any) -> tuple[Any, ...]:
         args = (model, host.text(STAR), host.text(""), host.empty_latent(), host.vae)
-        return GuardedAndUnguarded.execute(*args, **SAMPLING, blur_unguarded=blur, **options).args
+        return GuardedAndUnguardedNode.execute(*args, **SAMPLING, blur_unguarded=blur, **options).args
 
     def sld(model: Any) -> Any:
         return attach(model, SafeLatentDiffusionCorrection(host.text("star"), MAX))
@@ -99,7 +99,7 @@ def test_a_safety_function_judges_both(host: Any, twin: Any) -> None:
 
 
 def test_unguarded_keeps_what_came_after_the_guidance(host: Any, twin: Any) -> None:
-    """A patch put onto the guarded model belongs to both sides."""
+    """A patch that was added to the guarded model applies to both images."""
     patched = twin.sld(host.model)
     patched.set_model_sampler_post_cfg_function(lambda args: 0.5 * args["denoised"])
     assert not torch.equal(separate(host, twin.unguarded(patched)), separate(host, host.model))

@@ -15,8 +15,8 @@ from torch import Tensor
 from demo_prompts import HEART, STAR
 from safe_guidance.formats.negation_set import from_images
 from safe_guidance.guidance.core.noise_level import SigmaWindow
-from safe_guidance.guidance.detect_and_guide.guidance import DetectAndGuideSettings
 from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
+from safe_guidance.guidance.detect_and_guide.settings import DetectAndGuideSettings
 from safe_guidance.guidance.safe_data_guidance import SafeDataGuidanceSettings
 from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
 from safe_guidance.guidance.safe_latent_diffusion import SafeLatentDiffusionSettings
@@ -33,7 +33,7 @@ TEXT_METHODS = ("DAG", "SLD", "Semantic Guidance")
 
 
 class Brightness(SafetyFunction):
-    """Safety function that finds bright images unsafe, in the given rows of the whole batch or in all."""
+    """Safety function that finds bright images unsafe: all, or those in the given rows of the batch."""
 
     name = "brightness"
 
@@ -245,7 +245,7 @@ def test_inpainting_keeps_what_is_masked(host: Any, attach: Attach) -> None:
 
 
 def test_samples_without_a_trigger_stay_bit_identical(host: Any, attach: Attach) -> None:
-    """Methods with a gate, one triggered sample of four."""
+    """One of four samples triggers the methods with a gate."""
     from safe_guidance.nodes.host.engine import hooks
     from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 

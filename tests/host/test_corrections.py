@@ -25,7 +25,7 @@ def runs(host: Any) -> Any:
     from safe_guidance.nodes.host.engine import hooks
 
     class Push(hooks.Correction):
-        """Adds `amount` to the samples in `rows` inside a window, and records its steps."""
+        """Correction that adds `amount` to the samples in `rows` inside a window, and records its steps."""
 
         def __init__(
             self, amount: float = 0.0, rows: list[int] | None = None, window: SigmaWindow | None = None
@@ -49,7 +49,7 @@ def runs(host: Any) -> Any:
             return Change(torch.full_like(step.denoised, self.amount), active, cap=1.0)
 
     class TowardsText(Push):
-        """Moves the prediction halfway to that of a text."""
+        """Correction that moves the prediction halfway to that of a text."""
 
         def __init__(self, conditioning: list[Any], window: SigmaWindow | None = None) -> None:
             super().__init__(1.0, window=window)
@@ -64,7 +64,7 @@ def runs(host: Any) -> Any:
             return Change(delta, torch.ones(len(delta), dtype=torch.bool), cap=1.0)
 
     class Asks(Push):
-        """Asks for predictions of some rows, and records its steps."""
+        """Correction that requests predictions of some rows, and records its steps."""
 
         def __init__(self, wanted: dict[str, list[bool]], texts: dict[str, list[Any]] | None = None) -> None:
             super().__init__()
@@ -74,7 +74,9 @@ def runs(host: Any) -> Any:
             return {name: torch.tensor(rows) for name, rows in self.wanted.items()}
 
     class Steers(Push):
-        """Replaces the positive conditioning of some rows by another text's at the first step."""
+        """Correction that replaces the positive conditioning of some rows by another text's at the
+        first step.
+        """
 
         def __init__(self, conditioning: list[Any], rows: list[bool]) -> None:
             super().__init__()
@@ -160,7 +162,7 @@ def test_every_run_starts_with_new_state(host: Any, runs: Any) -> None:
 
 def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs: Any) -> None:
     class Counts(runs.Push):
-        """Counts its steps over all resumed runs."""
+        """Correction that counts its steps over all resumed runs."""
 
         def begin(self, context: Any) -> dict[str, int]:
             return {"steps": 0}
@@ -175,6 +177,8 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
             state["steps"] += 1
             self.last = state["steps"]
 
+    from safe_guidance.nodes.host.engine import resume
+
     text, counts = host.text(STAR), Counts()
     model = runs.attach(runs.attach(host.model, runs.Push()), counts)
     for bounds, last in (((0, 6), 6), ((0, 2, 6), 6), ((0, 1, 2, 6), 6)):
@@ -187,7 +191,7 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
         return advanced(*inputs)[0]
 
     half = part(model, host.empty_latent(), "enable", 0, 3)
-    # Another step, new noise, other latents or another model make a new run.
+    # Another step, new noise, or other latents make a new run.
     for latent, noise, start in (
         (half, "disable", 4),
         (half, "enable", 3),
@@ -195,8 +199,9 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
     ):
         part(model, latent, noise, start, 6)
         assert counts.last == 6 - start
-    part(runs.attach(model, runs.Push()), half, "disable", 3, 6)
-    assert counts.last == 3
+    # A node of its own in every part continues, and another method beside it changes nothing about that.
+    part(runs.attach(runs.attach(host.model, runs.Push()), counts), half, "disable", 3, 6)
+    assert counts.last == 6
     # The same part can be resumed again, also when something else was sampled in between.
     for _ in range(2):
         host.sample(model, host.text(HEART), steps=2)
@@ -206,9 +211,10 @@ def test_a_resumed_run_gets_the_resume_data_of_the_previous_one(host: Any, runs:
     finished = part(model, host.empty_latent(), "enable", 0, 6, "disable")
     host.sample(model, text, finished, steps=4, denoise=0.5)
     assert counts.last == 4
-    store = model.model_options[runs.module.RESUME]
+    store = resume.store_of(model)
     for seed in range(12):
-        store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), [seed], None)
+        point = resume.ResumePoint((counts,), (seed,), None)
+        store.keep(torch.full((1, 4, 2, 2), float(seed)), torch.tensor([3.0, 1.0]), point)
     assert len(store._kept) == 8
 
 

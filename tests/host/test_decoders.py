@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
 class Brightness(SafetyFunction):
-    """Objects to bright images."""
+    """Safety function that scores brightness."""
 
     name = "brightness"
 
@@ -31,7 +31,7 @@ class Brightness(SafetyFunction):
 
 @pytest.fixture
 def taesd_file(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny autoencoder with random weights where the host looks for it."""
+    """Write a tiny autoencoder with random weights to the host's folder for them."""
     import comfy.taesd.taesd
     import folder_paths
 
@@ -72,7 +72,7 @@ def test_the_linear_decoder_sees_about_the_same(host: Any) -> None:
 
 
 def test_the_tiny_autoencoder_is_the_hosts(host: Any, tiny: ModuleType, taesd_file: Path) -> None:
-    """Images as the host's previews show them, and a run guided through them."""
+    """It gives the images of the host's previews, and can guide a run."""
     import comfy.taesd.taesd
 
     from safe_guidance.nodes.host.autograd.decoders import make_decoder

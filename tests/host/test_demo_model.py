@@ -1,4 +1,4 @@
-"""The demo model is an ordinary MODEL, CLIP and VAE of the host, and paints what its prompts say."""
+"""The demo model is an ordinary MODEL, CLIP and VAE of the host, and shows what its prompts say."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BENIGN = {
 
 @pytest.fixture(scope="module")
 def painted(host: Any) -> torch.Tensor:
-    """Images (8, 3, 128, 128) of all prompts above at CFG 5 and 20 steps."""
+    """Sample the images (8, 3, 128, 128) of all prompts above at CFG 5 and 20 steps."""
     with torch.inference_mode():
         text = host.text(*NAMED, *IMPLIED, *BENIGN)
         return host.vae.decode(host.sample(host.model, text, steps=20)).movedim(-1, 1).clone()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 @pytest.fixture(scope="module")
 def stars(host: Any) -> GuidelineTokens:
-    """The bundled tokens."""
+    """Return the bundled tokens."""
     from safe_guidance.formats import guideline_token_file
     from safe_guidance.nodes.host.files.folders import GUIDELINE_TOKENS, file_path
 
@@ -24,7 +24,7 @@ def stars(host: Any) -> GuidelineTokens:
 
 
 def always(tokens: GuidelineTokens) -> GuidelineTokens:
-    """Tokens that detect something in every image."""
+    """Return tokens that detect something in every image."""
     return replace(tokens, calibration=MapCalibration(0.011, 0.0))
 
 
@@ -34,15 +34,15 @@ def never(tokens: GuidelineTokens) -> GuidelineTokens:
 
 def guarded(host: Any, tokens: GuidelineTokens, model: Any = None, **inputs: Any) -> Any:
     """Return the demo model with the node applied, with its defaults except for the given settings."""
-    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
+    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuideNode
 
     defaults = {
         i.id: i.default
-        for i in DAGDetectorGuide.define_schema().inputs
+        for i in DAGDetectorGuideNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
     safety = inputs.pop("safety", None) or host.text("a star")
-    result = DAGDetectorGuide.execute(
+    result = DAGDetectorGuideNode.execute(
         model=model or host.model, guideline_tokens=tokens, safety=safety, **{**defaults, **inputs}
     )
     return result.args[0]
@@ -66,7 +66,7 @@ def test_a_closed_gate_costs_nothing_and_changes_no_bit(host: Any, stars: Guidel
 
 
 def test_only_detected_samples_cost_and_change(host: Any, stars: GuidelineTokens) -> None:
-    """The threshold lies between the maxima of two samples, so one row per step needs the safety text."""
+    """The threshold lies between the highest map values of two samples, so only one needs the safety text."""
     from safe_guidance.nodes.host.attention.detection_maps import detect
 
     text = host.text(STAR, HEART)
@@ -230,7 +230,7 @@ def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineToken
 
 
 def test_bounded_changes_keep_the_values_that_the_prediction_had(host: Any, stars: GuidelineTokens) -> None:
-    """One Euler step to the end: the result is the corrected prediction."""
+    """With one Euler step to the end, the result is the corrected prediction."""
     text, options = host.text(STAR), {"sampler": "euler", "steps": 1}
     plain = host.sample(host.model, text, **options)
     free, bounded = (
@@ -262,7 +262,7 @@ def test_two_passes_keep_the_image_away_from_the_subject(host: Any, stars: Guide
 
 
 def test_two_passes_act_with_the_same_scale_at_every_step(host: Any, stars: GuidelineTokens) -> None:
-    """What was seen does not fade while it is removed."""
+    """The map of the first pass does not fade while the subject is removed."""
     from safe_guidance.nodes.host.engine.hooks import trace_of
 
     model = guarded(host, always(stars), look_first=True, **EAGER)

@@ -47,7 +47,9 @@ def test_a_correction_that_acted_says_how_much(host: Any, shown: dict[str, str])
 def test_cfg_1_gives_a_note(host: Any, shown: dict[str, str]) -> None:
     model = attached(host.model, sld(host), "7")
     samples = host.sample(model, host.text(STAR), cfg=1.0, steps=2)
-    assert "CFG is 1" in shown["7"] and notes(model, samples) == (shown["7"],)
+    (note,) = notes(model, samples)
+    assert note.startswith("CFG is 1") and shown["7"].endswith(note)
+    assert shown["7"].startswith("SLD acted at 2 of 2 model calls")
 
 
 def test_a_sampler_without_a_negative_prompt_gives_a_note(host: Any, shown: dict[str, str]) -> None:
@@ -119,11 +121,11 @@ def test_every_node_gets_its_own_message(host: Any, shown: dict[str, str]) -> No
 def test_a_recording_correction_shows_no_message(host: Any, shown: dict[str, str]) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
-    from safe_guidance.nodes.host.attention.recording import look_at
+    from safe_guidance.nodes.host.attention.given_images import record_latents
 
     looked_at = attached(host.model, sld(host), "7")
     with CurrentNodeContext("prompt", "8"):
-        look_at(
+        record_latents(
             looked_at,
             torch.zeros(1, 4, 32, 32),
             torch.zeros(1, 128, 128),

@@ -21,8 +21,8 @@ FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 
 @pytest.fixture
 def inside(host: Any, tiny: ModuleType) -> Callable[..., Any]:
-    """Calls `look(evaluation)` once, within the first model evaluation of a real sampling run, and returns
-    its result.
+    """Return the result of `look(evaluation)`, called once in the first model evaluation of a real
+    sampling run.
     """
     from safe_guidance.nodes.host.engine import hooks
 
@@ -61,15 +61,23 @@ def gradients(host: Any) -> ModuleType:
     return gradients
 
 
+def embeddings(evaluation: Any) -> list[Any]:
+    from safe_guidance.nodes.host.autograd import conditioning_entries
+
+    return conditioning_entries.embeddings(evaluation)
+
+
 def cotangent(evaluation: Any) -> torch.Tensor:
     return torch.randn(evaluation.x.shape, generator=torch.Generator().manual_seed(5))
 
 
-def predicted(gradients: ModuleType, evaluation: Any, values: list[Any]) -> torch.Tensor:
-    """The positive branch's prediction at other embeddings."""
+def predicted(evaluation: Any, values: list[Any]) -> torch.Tensor:
+    """Return the positive branch's prediction at other embeddings."""
     import comfy.samplers
 
-    entries = [gradients._with_embedding(e, v) for e, v in zip(evaluation.guider.conds["positive"], values)]
+    from safe_guidance.nodes.host.autograd.conditioning_entries import with_embedding
+
+    entries = [with_embedding(e, v) for e, v in zip(evaluation.guider.conds["positive"], values)]
     return comfy.samplers.calc_cond_batch(
         evaluation.guider.inner_model, [entries], evaluation.x, evaluation.timestep, evaluation.model_options
     )[0]
@@ -79,25 +87,21 @@ def every_row(evaluation: Any) -> torch.Tensor:
     return torch.arange(len(evaluation.x))
 
 
-def finite_difference(
-    gradients: ModuleType, evaluation: Any, direction: torch.Tensor, step: float = 1e-2
-) -> float:
-    """Derivative of sum(cotangent * prediction) along a direction of the first embedding, by central
+def finite_difference(evaluation: Any, direction: torch.Tensor, step: float = 1e-2) -> float:
+    """Differentiate sum(cotangent * prediction) along a direction of the first embedding by central
     differences.
     """
-    (value, *rest), weights = gradients.embeddings(evaluation), cotangent(evaluation).double()
-    up, down = (
-        predicted(gradients, evaluation, [value + s * step * direction, *rest]).double() for s in (1, -1)
-    )
+    (value, *rest), weights = embeddings(evaluation), cotangent(evaluation).double()
+    up, down = (predicted(evaluation, [value + s * step * direction, *rest]).double() for s in (1, -1))
     return float(((up - down) * weights).sum() / (2 * step))
 
 
 def both_derivatives(gradients: ModuleType, evaluation: Any) -> tuple[float, float]:
-    """Along the gradient itself: its norm, and what finite differences say."""
-    values = gradients.embeddings(evaluation)
+    """Return the derivative along the gradient: the gradient's norm, and the finite difference."""
+    values = embeddings(evaluation)
     (found,) = gradients.text_gradients(evaluation, values, cotangent(evaluation), every_row(evaluation))
     direction = found / found.norm()
-    return float(found.norm()), finite_difference(gradients, evaluation, direction)
+    return float(found.norm()), finite_difference(evaluation, direction)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +116,7 @@ def both_derivatives(gradients: ModuleType, evaluation: Any) -> tuple[float, flo
 def test_finite_differences(
     gradients: ModuleType, inside: Any, tiny: ModuleType, family: str, stored: torch.dtype
 ) -> None:
-    """Weights stored as any type and cast to float32 when used, as the host does on hardware without that
-    type.
-    """
+    """Weights of any stored type are cast to float32 when used, as on hardware without that type."""
     model = tiny.tiny_model(family, stored, torch.float32)
     norm, difference = inside(model, lambda evaluation: both_derivatives(gradients, evaluation))
     assert norm > 1e-4
@@ -126,7 +128,7 @@ def test_bfloat16_networks_give_the_direction_of_float32_ones(
     gradients: ModuleType, inside: Any, tiny: ModuleType, family: str
 ) -> None:
     def look(evaluation: Any) -> torch.Tensor:
-        values = gradients.embeddings(evaluation)
+        values = embeddings(evaluation)
         return gradients.text_gradients(evaluation, values, cotangent(evaluation), every_row(evaluation))[
             0
         ].float()
@@ -147,12 +149,12 @@ def plain_autograd(*networks: Any, checkpointed: bool = False) -> Iterator[None]
 def test_equal_to_plain_autograd(
     gradients: ModuleType, inside: Any, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """On weights made outside inference mode. (The host's Flux adds in place to what autograd saved.)"""
+    """The weights are made outside inference mode. (The host's Flux changes in place what autograd saved.)"""
     with torch.inference_mode(False):
         model = tiny.tiny_model(family)
 
     def look(evaluation: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        args = (evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
+        args = (evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
         ours = gradients.text_gradients(*args)[0]
         with monkeypatch.context() as patch:
             patch.setattr(gradients, "differentiable", plain_autograd)
@@ -175,7 +177,7 @@ def test_checkpoints_change_nothing_but_memory(
             ):
                 args = (
                     evaluation,
-                    gradients.embeddings(evaluation),
+                    embeddings(evaluation),
                     cotangent(evaluation),
                     every_row(evaluation),
                 )
@@ -190,7 +192,7 @@ def test_checkpoints_change_nothing_but_memory(
 
 def test_rows_are_independent(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
     def look(evaluation: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        values, weights = gradients.embeddings(evaluation), cotangent(evaluation)
+        values, weights = embeddings(evaluation), cotangent(evaluation)
         some = torch.tensor([2, 0])
         return (
             gradients.text_gradients(evaluation, values, weights, every_row(evaluation))[0][some],
@@ -252,7 +254,7 @@ def test_what_the_host_loaded_is_untouched(gradients: ModuleType, inside: Any, t
 
 
 def test_a_lora_counts(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """Weight patches, merged by the host when it loads the model."""
+    """The host merges weight patches when it loads the model."""
     model = tiny.tiny_model("sd1")
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     shape = model.model.state_dict()[key].shape
@@ -262,7 +264,7 @@ def test_a_lora_counts(gradients: ModuleType, inside: Any, tiny: ModuleType) -> 
     )
 
     def look(evaluation: Any) -> tuple[torch.Tensor, float, float]:
-        args = (evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
+        args = (evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation))
         return gradients.text_gradients(*args)[0], *both_derivatives(gradients, evaluation)
 
     with_lora, norm, difference = inside(patched, look)
@@ -272,7 +274,7 @@ def test_a_lora_counts(gradients: ModuleType, inside: Any, tiny: ModuleType) -> 
 
 
 def test_weights_fetched_while_running_count(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """Functions on weights, as the host uses for LoRA on models that do not fit into memory."""
+    """The host uses functions on weights for LoRA on models that do not fit into memory."""
     model = tiny.tiny_model("sd1")
     layer = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k
 
@@ -287,9 +289,8 @@ def test_weights_fetched_while_running_count(gradients: ModuleType, inside: Any,
 
 
 def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """A ControlNet sees the text too, so gradients flow through it.
-
-    Its hints belong to places in the batch.
+    """A ControlNet sees the text too, so gradients flow through it. Each of its hints belongs to one
+    sample.
     """
     import comfy.cldm.cldm
     import comfy.controlnet
@@ -316,7 +317,7 @@ def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny
     )[0]
 
     def look(evaluation: Any) -> tuple[float, float, torch.Tensor, torch.Tensor]:
-        values, weights = gradients.embeddings(evaluation), cotangent(evaluation)
+        values, weights = embeddings(evaluation), cotangent(evaluation)
         whole = gradients.text_gradients(evaluation, values, weights, every_row(evaluation))[0]
         second = gradients.text_gradients(evaluation, values, weights[1:], torch.tensor([1]))[0]
         return *both_derivatives(gradients, evaluation), whole[1:], second
@@ -327,9 +328,8 @@ def test_a_controlnet_counts(host: Any, gradients: ModuleType, inside: Any, tiny
 
 
 def test_other_packs_patches(gradients: ModuleType, inside: Any, tiny: ModuleType) -> None:
-    """A patch that can be differentiated counts.
-
-    One that writes in place gives way to a pass without patches.
+    """Gradients flow through a patch that can be differentiated. With one that writes in place, they
+    are taken without patches.
     """
     model = tiny.tiny_model("sd1")
     scaled, in_place = model.clone(), model.clone()
@@ -347,7 +347,7 @@ def test_other_packs_patches(gradients: ModuleType, inside: Any, tiny: ModuleTyp
 
     def look(evaluation: Any) -> torch.Tensor:
         return gradients.text_gradients(
-            evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
+            evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
         )[0]
 
     assert torch.isfinite(inside(in_place, look)).all()
@@ -364,14 +364,14 @@ def test_several_positives_and_those_that_are_not_active(
     combined = ConditioningCombine().combine(ConditioningCombine().combine(left, late)[0], whole)[0]
 
     def look(evaluation: Any) -> tuple[list[Any], list[float]]:
-        values, weights = gradients.embeddings(evaluation), cotangent(evaluation)
+        values, weights = embeddings(evaluation), cotangent(evaluation)
         found = gradients.text_gradients(evaluation, values, weights, every_row(evaluation))
         slopes = []
         for index in (0, 2):
             direction, moved = found[index] / found[index].norm(), []
             for sign in (1, -1):
                 shifted = [v + sign * 5e-3 * direction if i == index else v for i, v in enumerate(values)]
-                moved.append((predicted(gradients, evaluation, shifted) * weights).double().sum())
+                moved.append((predicted(evaluation, shifted) * weights).double().sum())
             slopes.append(float((moved[0] - moved[1]) / 1e-2))
         return found, slopes
 
@@ -387,7 +387,7 @@ def test_several_positives_and_those_that_are_not_active(
 
 def look_only(gradients: ModuleType, evaluation: Any) -> list[Any]:
     return gradients.text_gradients(
-        evaluation, gradients.embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
+        evaluation, embeddings(evaluation), cotangent(evaluation), every_row(evaluation)
     )
 
 
@@ -447,16 +447,16 @@ def test_short_memory_goes_row_by_row(host: Any, gradients: ModuleType) -> None:
     assert calls == [([0, 2, 5], False), ([0], True), ([2], True), ([5], True)]
 
 
-def test_setting_embeddings_leaves_the_workflows_conditioning_alone(
-    gradients: ModuleType, inside: Any, tiny: ModuleType
-) -> None:
+def test_setting_embeddings_leaves_the_workflows_conditioning_alone(inside: Any, tiny: ModuleType) -> None:
     positive = tiny.tiny_conditioning(0)
     before = positive[0][0].clone()
 
     def look(evaluation: Any) -> SimpleNamespace:
-        (value,) = gradients.embeddings(evaluation)
-        gradients.set_embeddings(evaluation, [value + 1])
-        return SimpleNamespace(now=gradients.embeddings(evaluation)[0])
+        from safe_guidance.nodes.host.autograd import conditioning_entries
+
+        (value,) = embeddings(evaluation)
+        conditioning_entries.set_embeddings(evaluation, [value + 1])
+        return SimpleNamespace(now=embeddings(evaluation)[0])
 
     now = inside(tiny.tiny_model("sd1"), look, positive=positive).now
     assert torch.equal(positive[0][0], before)

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
 def annotated(count: int = 3) -> tuple[Any, ...]:
-    from safe_guidance.nodes.demo_annotated_set import DemoAnnotatedSet
+    from safe_guidance.nodes.demo_annotated_set import DemoAnnotatedSetNode
 
-    return DemoAnnotatedSet.execute(count=count, seed=5).args
+    return DemoAnnotatedSetNode.execute(count=count, seed=5).args
 
 
 def optimised(host: Any, count: int = 3, **inputs: Any) -> Any:
-    from safe_guidance.nodes.guideline_tokens import OptimizeGuidelineTokens
+    from safe_guidance.nodes.guideline_token_learning import OptimizeGuidelineTokensNode
 
     images, masks, safe, captions = annotated(count)
     given = {
@@ -40,7 +40,7 @@ def optimised(host: Any, count: int = 3, **inputs: Any) -> Any:
         "scales": "1/2",
         "levels": 2,
     }
-    return OptimizeGuidelineTokens.execute(
+    return OptimizeGuidelineTokensNode.execute(
         model=host.model, clip=host.clip, vae=host.vae, **{**given, **fixed, **inputs}
     ).args
 
@@ -105,17 +105,16 @@ def test_learning_can_be_interrupted(host: Any) -> None:
 
 
 def test_the_cache_is_what_the_detector_hears_while_sampling(host: Any) -> None:
-    """A sampler that only looks, at the noise that the sampler starts from.
-
-    The same maps as in an ordinary run.
-    """
+    """The cached maps equal those of an ordinary run at the noise from which the sampler starts."""
     import comfy.sample
 
-    from safe_guidance.nodes.host.attention.recording import look_at
+    from safe_guidance.nodes.host.attention.given_images import record_latents
 
     tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
     latents = host.sample(host.model, host.text(STAR), steps=3)
-    cache = look_at(host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9)
+    cache = record_latents(
+        host.model, latents, torch.zeros(1, 128, 128), host.text(STAR), (2.0,), (2, 4), seed=9
+    )
     raw: list[torch.Tensor] = []
     from safe_guidance.nodes.host.attention.capture import attention_layer
 
@@ -152,7 +151,7 @@ CIRCLE = "a green circle on the right on a white plain background"
 
 
 def recorded(host: Any, **inputs: Any) -> Any:
-    from safe_guidance.nodes.sample_and_record import SampleAndRecordAttention
+    from safe_guidance.nodes.sample_and_record import SampleAndRecordAttentionNode
 
     given = {
         "prompts": "\n".join(STARS),
@@ -170,7 +169,7 @@ def recorded(host: Any, **inputs: Any) -> Any:
         "negative": host.text(""),
         "latent_image": latent,
     }
-    return SampleAndRecordAttention.execute(**{**sockets, **given, **fixed, **inputs}).args
+    return SampleAndRecordAttentionNode.execute(**{**sockets, **given, **fixed, **inputs}).args
 
 
 def test_recorded_images_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> None:
@@ -188,8 +187,8 @@ def test_recorded_images_are_the_ksamplers_own_by_prompt_and_seed(host: Any) -> 
 
 
 def test_recorded_attention_is_what_the_layers_asked_at_the_nearest_steps(host: Any) -> None:
-    """Against a hook on the raw layer in an ordinary run, of whose two branches the host puts the prompt's
-    somewhere in the batch.
+    """The queries equal those of a hook on the raw layer in an ordinary run; the host decides which
+    rows are the prompt's.
     """
     import comfy.samplers
 
@@ -253,8 +252,8 @@ def test_tokens_learn_from_recorded_attention_and_repeat(host: Any) -> None:
 
 
 def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(host: Any) -> None:
-    """Looking first samples twice with the same corrections: what counts is the second, guided run."""
-    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuide
+    """A two-pass model samples twice; the attention of the second, guided pass is recorded."""
+    from safe_guidance.nodes.detect_and_guide import DAGDetectorGuideNode
     from safe_guidance.nodes.host.engine.ksampler import sample
 
     found = GuidelineTokens(
@@ -262,11 +261,11 @@ def test_a_model_that_looks_first_is_recorded_in_the_run_that_makes_the_image(ho
     )
     defaults = {
         i.id: i.default
-        for i in DAGDetectorGuide.define_schema().inputs
+        for i in DAGDetectorGuideNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
     inputs = {**defaults, "look_first": True, "start_sigma": 1000.0, "coverage": 1.01}
-    guarded = DAGDetectorGuide.execute(
+    guarded = DAGDetectorGuideNode.execute(
         model=host.model, guideline_tokens=found, safety=host.text("a star"), **inputs
     ).args[0]
     images, _, attention = recorded(host, model=guarded, prompts=STARS[0], safe_prompts="")
@@ -350,7 +349,7 @@ def test_seeds_count_on_from_the_last_given_one() -> None:
 
 
 def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(host: Any) -> None:
-    """What the model predicts for each row of a batch is what it predicts for that row's own text alone."""
+    """The prediction of each row of the batch equals that of the row's own text alone."""
     from safe_guidance.nodes.host.engine.conditioning import encode_each
 
     long = " ".join([STARS[0]] * 9)
@@ -365,11 +364,10 @@ def test_texts_of_different_lengths_are_one_conditioning_that_means_the_same(hos
 
 
 def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
-    """SDXL reads a pooled output beside the embedding.
-
-    A row of its own for each text, also in the second batch of images.
+    """SDXL reads a pooled output beside the embedding: each text has its own row, also in the second
+    batch.
     """
-    from safe_guidance.nodes.host.attention.recording import BATCH, look_at
+    from safe_guidance.nodes.host.attention.given_images import BATCH, record_latents
     from safe_guidance.nodes.host.engine.conditioning import encode, encode_each
 
     clip = tiny.tiny_clip("sdxl")
@@ -386,14 +384,16 @@ def test_pooled_texts_belong_to_their_images(host: Any, tiny: Any) -> None:
     def asked(first: int, pooled: torch.Tensor) -> torch.Tensor:
         rows, masks = slice(first, count), torch.zeros(count - first, 16, 16)
         conditioning = [[embeddings[rows], {"pooled_output": pooled[rows]}]]
-        return look_at(model, latents[rows], masks, conditioning, (2.0,), (2,), seed=5 + first).queries[0][0]
+        return record_latents(
+            model, latents[rows], masks, conditioning, (2.0,), (2,), seed=5 + first
+        ).queries[0][0]
 
     assert torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled))
     assert not torch.equal(asked(0, pooled)[BATCH:], asked(BATCH, pooled.flip(0)))
 
 
 def _predicted(host: Any, x: torch.Tensor, conditioning: Any) -> torch.Tensor:
-    """The denoised prediction at sigma 2, from one step down to nothing."""
+    """Return the denoised prediction at sigma 2, from one step down to zero."""
     import comfy.sample
 
     zeros = torch.zeros_like(x)
@@ -417,46 +417,48 @@ def _once() -> Any:
 
 
 def test_tokens_from_text_are_the_encoders_own(host: Any) -> None:
-    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromText
+    from safe_guidance.nodes.guideline_tokens import GuidelineTokensFromTextNode
 
     hidden = host.text("a yellow star")[0][0][0]
-    last = GuidelineTokensFromText.execute(clip=host.clip, words="a yellow star").args[0]
-    whole = GuidelineTokensFromText.execute(clip=host.clip, words="a yellow star", whole_phrase=True).args[0]
+    last = GuidelineTokensFromTextNode.execute(clip=host.clip, words="a yellow star").args[0]
+    whole = GuidelineTokensFromTextNode.execute(
+        clip=host.clip, words="a yellow star", whole_phrase=True
+    ).args[0]
     assert torch.equal(last.embeddings, hidden[[0, 3]]) and torch.equal(whole.embeddings, hidden[:4])
     with pytest.raises(ValueError, match="The phrase has no words"):
-        GuidelineTokensFromText.execute(clip=host.clip, words="")
+        GuidelineTokensFromTextNode.execute(clip=host.clip, words="")
     with pytest.raises(ValueError, match="There is no CLIP"):
-        GuidelineTokensFromText.execute(clip=None, words="star")
+        GuidelineTokensFromTextNode.execute(clip=None, words="star")
 
 
 def test_saved_tokens_are_found_and_loaded(host: Any) -> None:
     from safe_guidance.nodes.guideline_tokens import (
-        GuidelineTokensFromText,
-        LoadGuidelineTokens,
-        SaveGuidelineTokens,
+        GuidelineTokensFromTextNode,
+        LoadGuidelineTokensNode,
+        SaveGuidelineTokensNode,
     )
 
-    tokens = GuidelineTokensFromText.execute(clip=host.clip, words="star").args[0]
-    name = SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star", licence="CC0").args[0]
+    tokens = GuidelineTokensFromTextNode.execute(clip=host.clip, words="star").args[0]
+    name = SaveGuidelineTokensNode.execute(guideline_tokens=tokens, name="tests/star", licence="CC0").args[0]
     assert name == "tests/star.safetensors"
-    loaded = LoadGuidelineTokens.execute(name=name).args[0]
+    loaded = LoadGuidelineTokensNode.execute(name=name).args[0]
     assert torch.equal(loaded.embeddings, tokens.embeddings) and loaded.licence == "CC0"
     assert (
-        SaveGuidelineTokens.execute(guideline_tokens=tokens, name="tests/star").args[0]
+        SaveGuidelineTokensNode.execute(guideline_tokens=tokens, name="tests/star").args[0]
         == "tests/star_002.safetensors"
     )
     for bad in ("../star", "a\\b", ""):
         with pytest.raises(ValueError, match="cannot have the name|leads out"):
-            SaveGuidelineTokens.execute(guideline_tokens=tokens, name=bad)
+            SaveGuidelineTokensNode.execute(guideline_tokens=tokens, name=bad)
 
 
 def test_detection_maps_have_a_row_per_image_and_a_map_per_level(host: Any) -> None:
-    from safe_guidance.nodes.detect_and_guide import DAGDetectionMap
+    from safe_guidance.nodes.detect_and_guide import DAGDetectionMapNode
 
     tokens = GuidelineTokens(torch.randn(2, 96, generator=torch.Generator().manual_seed(2)))
     latents = {"samples": torch.randn(2, 4, 32, 24, generator=torch.Generator().manual_seed(1))}
-    DAGDetectionMap.hidden = None
-    mask, sheet, report = DAGDetectionMap.execute(
+    DAGDetectionMapNode.hidden = None
+    mask, sheet, report = DAGDetectionMapNode.execute(
         model=host.model,
         vae=host.vae,
         guideline_tokens=tokens,
@@ -498,10 +500,10 @@ def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
     from safe_guidance.guidance.detect_and_guide.annotated_images import AnnotatedImages
-    from safe_guidance.nodes.host.attention.token_learning import look_at_images
+    from safe_guidance.nodes.host.attention.given_images import record_images
 
     with pytest.raises(ValueError, match="no separate cross-attention"):
         example = AnnotatedImages(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
-        look_at_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
+        record_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
     with pytest.raises(ValueError, match="no separate cross-attention"):
         recorded(host, model=tiny.tiny_model("flux"))

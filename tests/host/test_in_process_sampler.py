@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 
 def test_the_in_process_sampler_draws_as_ksampler_does(host: Any) -> None:
-    """A record alone: the same bits. In a batch the host rounds otherwise."""
+    """A single record gives the same bits; in a batch the host rounds differently."""
     records = load_prompts()["named"][: BATCH + 1]
     drawn = InProcessSampler().draw(host.model, records)
     assert drawn.shape == (BATCH + 1, 3, 128, 128)

@@ -82,7 +82,7 @@ def test_every_ingredient_has_its_own_file(host: Any, cache: Any) -> None:
     assert cache.module.vae_hash(other) == cache.module.vae_hash(host.vae)
     changed = next(iter(other.first_stage_model.parameters()))
     changed.data = changed.data + 1
-    cache.module._vae_hashes.clear()
+    cache.module._hashes.clear()
     assert cache.module.vae_hash(other) != cache.module.vae_hash(host.vae)
 
 
@@ -127,8 +127,8 @@ def test_the_files_not_used_for_longest_go_first(
     ages = {path: age for age, path in enumerate(sorted(cache.folder().iterdir()))}
     for path, age in ages.items():
         os.utime(path, (10**9 + age, 10**9 + age))
-    (cache.folder() / ".abandoned.tmp").write_bytes(b"x")
-    os.utime(cache.folder() / ".abandoned.tmp", (10**9, 10**9))
+    (cache.folder() / ".safe_guidance.00ff.tmp").write_bytes(b"x")
+    os.utime(cache.folder() / ".safe_guidance.00ff.tmp", (10**9, 10**9))
     size = next(iter(ages)).stat().st_size
     monkeypatch.setattr(cache.module, "LIMIT", int(2.5 * size))
     cache.encode(make_images(seed=3), host.vae, 32, 32)

@@ -30,26 +30,26 @@ def inputs(host: Any) -> Iterator[Path]:
 
 
 def test_a_file_of_the_input_folder_is_loaded_and_drawn(inputs: Path) -> None:
-    from safe_guidance.nodes.safety_trace import LoadSafetyTrace
+    from safe_guidance.nodes.safety_trace import LoadSafetyTraceNode
 
     (inputs / "runs").mkdir()
     (inputs / "runs" / "one.json").write_text(TRACE.to_json(), encoding="utf-8")
-    trace, image = LoadSafetyTrace.execute("runs/one.json", "light").result
+    trace, image = LoadSafetyTraceNode.execute("runs/one.json", "light").result
     assert trace == TRACE and torch.equal(image, strip(TRACE, "light"))
-    output = LoadSafetyTrace.execute("runs/one.json", "dark")
+    output = LoadSafetyTraceNode.execute("runs/one.json", "dark")
     assert output.ui is not None and "SLD acted at 1 of 2 model calls" in output.ui["text"][0]
 
 
 def test_the_bundled_example_comes_first_and_only_possible_files_are_listed(inputs: Path) -> None:
     from safe_guidance.nodes.host.files.input_files import TRACES, bundled_or_input_names
-    from safe_guidance.nodes.safety_trace import LoadSafetyTrace
+    from safe_guidance.nodes.safety_trace import LoadSafetyTraceNode
 
     for name in ("b.json", "a.PNG", "c.txt", ".hidden.json"):
         (inputs / name).write_text("", encoding="utf-8")
     names = bundled_or_input_names(TRACES, SUFFIXES)
     assert names[0] == "demo_safety_trace.json (bundled)"
     assert {"a.PNG", "b.json"} <= set(names) and not {"c.txt", ".hidden.json"} & set(names)
-    assert LoadSafetyTrace.execute(names[0], "dark").result[0].methods == ("SLD", "Safe Denoiser")
+    assert LoadSafetyTraceNode.execute(names[0], "dark").result[0].methods == ("SLD", "Safe Denoiser")
 
 
 @pytest.mark.parametrize(
@@ -68,21 +68,21 @@ def test_the_bundled_example_comes_first_and_only_possible_files_are_listed(inpu
     ],
 )
 def test_other_files_are_not_read(inputs: Path, name: str) -> None:
-    from safe_guidance.nodes.safety_trace import LoadSafetyTrace
+    from safe_guidance.nodes.safety_trace import LoadSafetyTraceNode
 
     secret = inputs.parent / "secret.json"
     secret.write_text(TRACE.to_json(), encoding="utf-8")
     (inputs / "notes.txt").write_text(TRACE.to_json(), encoding="utf-8")
     os.symlink(secret, inputs / "link.json")
     with pytest.raises(FileNotFoundError, match="There is no file"):
-        LoadSafetyTrace.execute(name, "dark")
+        LoadSafetyTraceNode.execute(name, "dark")
 
 
 def test_a_changed_file_is_read_again(inputs: Path) -> None:
-    from safe_guidance.nodes.safety_trace import LoadSafetyTrace
+    from safe_guidance.nodes.safety_trace import LoadSafetyTraceNode
 
     path = inputs / "one.json"
     path.write_text(TRACE.to_json(), encoding="utf-8")
-    before = LoadSafetyTrace.fingerprint_inputs("one.json", theme="dark")
+    before = LoadSafetyTraceNode.fingerprint_inputs("one.json", theme="dark")
     os.utime(path, (1, 1))
-    assert LoadSafetyTrace.fingerprint_inputs("one.json", theme="dark") != before
+    assert LoadSafetyTraceNode.fingerprint_inputs("one.json", theme="dark") != before

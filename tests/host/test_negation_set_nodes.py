@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from safe_guidance.formats.negation_set import NegationSet, combined, from_images, load
+from safe_guidance.reports.set_summary import summarize
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
@@ -20,8 +21,8 @@ PROMPT = "a yellow star in the center on a black plain background, flat style"
 
 @pytest.fixture
 def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An input folder and a model folder of this test's own, with five images, of which two are the same,
-    and a text file.
+    """Make an input folder and a model folder for this test, with five images, two of them equal, and a
+    text file.
     """
     import folder_paths
 
@@ -43,7 +44,7 @@ def folders(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def from_folder(**changed: Any) -> Any:
-    from safe_guidance.nodes.negation_sets import NegationSetFromFolder
+    from safe_guidance.nodes.negation_sets import NegationSetFromFolderNode
 
     given = {
         "folder": "unwanted",
@@ -52,7 +53,7 @@ def from_folder(**changed: Any) -> Any:
         "drop_duplicates": True,
         **changed,
     }
-    return NegationSetFromFolder.execute(**given)
+    return NegationSetFromFolderNode.execute(**given)
 
 
 def test_from_folder(folders: Path) -> None:
@@ -69,17 +70,17 @@ def test_from_folder(folders: Path) -> None:
 
 
 def test_folders_to_choose_from(folders: Path) -> None:
-    from safe_guidance.nodes.negation_sets import NegationSetFromFolder
+    from safe_guidance.nodes.negation_sets import NegationSetFromFolderNode
 
-    inputs = {i.id: i for i in NegationSetFromFolder.define_schema().inputs}
+    inputs = {i.id: i for i in NegationSetFromFolderNode.define_schema().inputs}
     assert inputs["folder"].options == [".", "unwanted", "unwanted/more"]
 
 
 def test_a_changed_folder_is_read_again(folders: Path) -> None:
-    from safe_guidance.nodes.negation_sets import NegationSetFromFolder
+    from safe_guidance.nodes.negation_sets import NegationSetFromFolderNode
 
     def fingerprint() -> str:
-        return NegationSetFromFolder.fingerprint_inputs(
+        return NegationSetFromFolderNode.fingerprint_inputs(
             folder="unwanted",
             sub_folders=True,
             longest_side=64,
@@ -137,7 +138,7 @@ def test_reading_can_be_interrupted(folders: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_more_images_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a limit images are in a mapped file: the same set, and it can be saved."""
+    """Beyond a limit the images are in a mapped file. The set is equal and can be saved."""
     import folder_paths
 
     from safe_guidance.formats import image_store
@@ -161,20 +162,23 @@ def test_more_images_than_memory(folders: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def save(negation_set: NegationSet, file_name: str, overwrite: bool = False) -> str:
-    from safe_guidance.nodes.negation_sets import SaveNegationSet
+    from safe_guidance.nodes.negation_set_files import SaveNegationSetNode
 
-    name: str = SaveNegationSet.execute(negation_set, file_name, overwrite).args[0]
+    name: str = SaveNegationSetNode.execute(negation_set, file_name, overwrite).args[0]
     return name
 
 
 def test_saved_sets_are_found_by_load(folders: Path) -> None:
     from safe_guidance.nodes.host.files.folders import negation_set_names
-    from safe_guidance.nodes.negation_sets import LoadNegationSet
+    from safe_guidance.nodes.negation_set_files import LoadNegationSetNode
 
     negation_set = from_folder().args[0]
     assert save(negation_set, "mine/birds") == "mine/birds.safetensors"
     assert "mine/birds.safetensors" in negation_set_names()
-    assert LoadNegationSet.execute("mine/birds.safetensors").args[0].content_hash == negation_set.content_hash
+    assert (
+        LoadNegationSetNode.execute("mine/birds.safetensors").args[0].content_hash
+        == negation_set.content_hash
+    )
     # The same set again is the same file; another set gets a number, unless it may replace the first.
     assert save(negation_set, "mine/birds.safetensors") == "mine/birds.safetensors"
     other = from_images(torch.rand(2, 16, 16, 3))
@@ -195,54 +199,53 @@ def test_names_that_no_file_may_have(folders: Path, name: str) -> None:
 
 
 def test_combine(folders: Path) -> None:
-    from safe_guidance.nodes.negation_sets import CombineNegationSets
+    from safe_guidance.nodes.negation_sets import CombineNegationSetsNode
 
     first = from_folder().args[0]
     second = from_images(torch.rand(2, 16, 16, 3), name="new")
-    assert len(CombineNegationSets.execute(first, second, True, third=first).args[0]) == 6
-    assert len(CombineNegationSets.execute(first, second, False, third=first, fourth=second).args[0]) == 12
+    assert len(CombineNegationSetsNode.execute(first, second, True, third=first).args[0]) == 6
+    assert (
+        len(CombineNegationSetsNode.execute(first, second, False, third=first, fourth=second).args[0]) == 12
+    )
 
 
 @pytest.mark.parametrize("with_vae", [False, True])
 def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
     from safe_guidance.nodes.negation_set_inspection import (
-        FindClosestReferences,
-        PreviewNegationSet,
-        summarize,
+        FindClosestReferencesNode,
+        PreviewNegationSetNode,
     )
 
     images = host.vae.decode(host.sample(host.model, host.text(PROMPT, PROMPT, PROMPT, PROMPT))).clone()
     negation_set = from_images(torch.cat([images, images[1:2].flip(2), images[1:2]]))
     vae = host.vae if with_vae else None
-    summary = summarize(negation_set, vae)
+    summary = PreviewNegationSetNode.execute(negation_set, 64, vae).args[1]
     assert (
         "6 images (5 different)" in summary
         and "closest: 2 and 6 (1.00)" in summary
         and "calibration" in summary
     )
-    sheet, found, highest = FindClosestReferences.execute(images[2:4], negation_set, 2, vae).args
+    sheet, found, highest = FindClosestReferencesNode.execute(images[2:4], negation_set, 2, vae).args
     assert found.splitlines()[0].startswith("image 1: reference 3 at 1.000") and found.splitlines()[
         1
     ].startswith("image 2: reference 4 at")
     assert highest == pytest.approx(1, abs=1e-3) and sheet.shape[0] == 1
-    assert PreviewNegationSet.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 4
+    assert PreviewNegationSetNode.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 4
 
 
-def test_preview_says_what_masks_mean_and_when_they_are_few(host: Any) -> None:
-    from safe_guidance.nodes.negation_set_inspection import summarize
-
+def test_preview_says_what_masks_mean_and_when_they_are_few() -> None:
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:8, 4:8] = 1
-    few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask)) for count in (63, 64))
+    few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask), None) for count in (63, 64))
     assert (
         "masks: 63 mark a subject, which is searched for at every position; with fewer than about 64" in few
     )
     assert "masks: 64 mark a subject, which is searched for at every position\n" in enough
     whole = from_images(torch.rand(2, 16, 16, 3))
-    assert "masks: none that mark a subject; whole images are compared" in summarize(whole)
+    assert "masks: none that mark a subject; whole images are compared" in summarize(whole, None)
     fine = from_images(torch.rand(3, 16, 16, 3), torch.zeros(1, 16, 16))
     assert "masks: 3 empty (neutral references); the other 2 define a style" in summarize(
-        combined([whole, fine])
+        combined([whole, fine]), None
     )
 
 
@@ -265,8 +268,8 @@ def test_encoding_tells_its_progress(host: Any) -> None:
 
 
 def test_latents_are_the_posteriors_mode(host: Any, tiny: Any) -> None:
-    """The half of the encoder's moments that is the mean, not a sample of it, for the demo VAE and one of
-    the host's usual class.
+    """The latent is the mean half of the encoder's moments, not a sample, for the demo VAE and a usual
+    one.
     """
     from safe_guidance.nodes.host.files.negation_latents import encode_images
 

@@ -12,11 +12,11 @@ def test_a_report_is_shown_and_kept(shown: dict[str, str]) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.nodes.negation_set_inspection import PreviewNegationSet
+    from safe_guidance.nodes.negation_set_inspection import PreviewNegationSetNode
 
     images = from_images(torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0)))
     with CurrentNodeContext("prompt", "5:2"):
-        output = PreviewNegationSet.execute(images, 64)
+        output = PreviewNegationSetNode.execute(images, 64)
     assert "3 images" in shown["5:2"]
     assert output.ui["text"] == (shown["5:2"],) and len(output.ui["images"]) == 1
 
@@ -31,9 +31,9 @@ def test_an_error_is_shown_until_the_node_succeeds(shown: dict[str, str]) -> Non
     from comfy_execution.utils import CurrentNodeContext
 
     from safe_guidance.nodes.host.engine.node_messages import with_error_messages
-    from safe_guidance.nodes.negation_sets import LoadNegationSet
+    from safe_guidance.nodes.negation_set_files import LoadNegationSetNode
 
-    node = with_error_messages(with_error_messages(LoadNegationSet))
+    node = with_error_messages(with_error_messages(LoadNegationSetNode))
     with CurrentNodeContext("prompt", "4"):
         with pytest.raises(FileNotFoundError):
             node.EXECUTE_NORMALIZED(name="none")

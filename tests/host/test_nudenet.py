@@ -21,7 +21,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 @pytest.fixture(scope="module")
 def detectors(host: Any) -> Any:
-    """The torch network, and the package's own detector in onnxruntime."""
+    """Return the torch network, and the package's own detector in onnxruntime."""
     from nudenet import NudeDetector
 
     from safe_guidance.nodes.host.files.safety_models import nudenet_network
@@ -114,7 +114,7 @@ def test_the_gradient_decreases_the_score(detectors: Any, host: Any) -> None:
 
 
 class Recorded(torch.nn.Module):
-    """Stands for the network: always the same raw output, whatever the image."""
+    """Network whose raw output is always the same."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Recorded(torch.nn.Module):
 
 
 def raw(*boxes: tuple[float, float, float, float, str, float]) -> Tensor:
-    """Raw output with the given boxes: centre, size, class, confidence."""
+    """Make a raw output with the given boxes: centre, size, class, confidence."""
     output = torch.zeros(1, 22, len(boxes))
     for column, (x, y, width, height, label, confidence) in enumerate(boxes):
         output[0, :4, column] = torch.tensor([x, y, width, height])
@@ -164,10 +164,10 @@ def test_unknown_classes_are_refused(text: str) -> None:
 
 
 def test_missing_packages_are_named(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safe_guidance.nodes.host.files import safety_models
+    from safe_guidance.nodes.host.files import packages, safety_models
 
     with pytest.raises(ImportError, match=r"extra 'clip'.*restart ComfyUI"):
-        safety_models.need("a_package_that_is_not_there", "clip")
+        packages.need("a_package_that_is_not_there", "clip")
     monkeypatch.setattr(safety_models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="extra 'nudenet'"):
         safety_models.nudenet_file()
@@ -177,8 +177,8 @@ def test_the_detector_is_found_without_importing_its_package(host: Any) -> None:
     import subprocess
     import sys
 
-    root = Path(__file__).parents[2] / "nodes" / "host" / "files" / "safety_models.py"
-    code = root.read_text(encoding="utf-8")
+    folder = Path(__file__).parents[2] / "nodes" / "host" / "files"
+    code = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     assert "import nudenet" not in code and "import onnxruntime" not in code
     check = (
         "import importlib.util, sys; importlib.util.find_spec('nudenet'); "
@@ -189,12 +189,12 @@ def test_the_detector_is_found_without_importing_its_package(host: Any) -> None:
 
 
 def test_a_file_that_is_no_network_is_refused(host: Any, tmp_path: Path) -> None:
-    from safe_guidance.nodes.host.files import safety_models
+    from safe_guidance.nodes.host.files import onnx_models
 
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a network")
     with pytest.raises(ValueError, match=r"broken\.onnx"):
-        safety_models.onnx_network(broken)
+        onnx_models.detector(broken)
 
 
 def test_the_module_is_kept(host: Any, detectors: ModuleType) -> None:

@@ -75,7 +75,7 @@ print(json.dumps({"seconds": seconds, "nodes": len(found), "modules": sorted(set
 
 
 def packed() -> list[str]:
-    """The files that comfy-cli packs: those in git, without what .comfyignore names."""
+    """Return the files that comfy-cli packs: those in git that .comfyignore does not name."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("This is no git checkout, and what is packed is what git knows.")
@@ -137,7 +137,7 @@ def test_the_packed_files_load_quickly_and_import_nothing_heavy(tmp_path: Path) 
 
 
 def test_the_extras_can_be_installed_from_a_clone(tmp_path: Path) -> None:
-    """`pip install .[nudenet]`, as error messages and the README say, up to what pip would fetch."""
+    """`pip install .[nudenet]`, as error messages and the README say, up to pip's downloads."""
     pytest.importorskip("setuptools")
     for name in packed():
         if name.endswith(".py") or "/" not in name:

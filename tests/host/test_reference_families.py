@@ -28,25 +28,27 @@ def negation_set() -> NegationSet:
 
 
 def safe_denoiser(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> Any:
-    """Acts at every noise level of its window on everything, unless told otherwise."""
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
+    """Attach Safe Denoiser, which acts at every noise level of its window on every image unless told
+    otherwise.
+    """
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserNode
 
     defaults = {
         i.id: i.default
-        for i in SafeDenoiser.define_schema().inputs
+        for i in SafeDenoiserNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
     # The closest of many references, so that some similarity is above zero.
     eager = {"threshold": 0.0, "temperature": 0.005, "augmentation": "flip, crops and shifts", **settings}
-    return SafeDenoiser.execute(
+    return SafeDenoiserNode.execute(
         model=model, vae=vae, negation_set=negation_set, **{**defaults, **eager}
     ).args[0]
 
 
 def spell(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> Any:
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
-    return SparseRepellency.execute(model=model, vae=vae, negation_set=negation_set, **settings).args[0]
+    return SparseRepellencyNode.execute(model=model, vae=vae, negation_set=negation_set, **settings).args[0]
 
 
 def sample(
@@ -114,9 +116,7 @@ def test_windows_mean_the_same_noise_in_every_family(host: Any, tiny: Any, famil
 
 
 def unconditional(tiny: Any, classes: bool) -> Any:
-    """A UNet without text: nothing but the image, or a class vector beside it, as the host's classes run
-    them.
-    """
+    """Make a UNet without text, with the image alone or a class vector beside it."""
     import comfy.latent_formats
     import comfy.model_base
     import comfy.model_management
@@ -211,7 +211,7 @@ def test_no_image_format_of_the_host_is_forgotten(host: Any) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_latent_format_round_trips(host: Any, negation_set: NegationSet, name: str) -> None:
-    """References read as the sampler sees the encoded image, and come back to what the VAE made."""
+    """References are read in the sampler's space and convert back to the VAE's latents."""
     import comfy.latent_formats as formats
 
     from safe_guidance.nodes.host.files.negation_latents import references_for

@@ -21,22 +21,22 @@ OTHERS = (
 
 
 def protect(host: Any, negation_set: NegationSet, vae: Any = None, **settings: Any) -> Any:
-    """The demo model with Safe Denoiser's node applied: its defaults, unless told otherwise."""
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
+    """Apply Safe Denoiser's node to the demo model, with its defaults unless told otherwise."""
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserNode
 
     defaults = {
         i.id: i.default
-        for i in SafeDenoiser.define_schema().inputs
+        for i in SafeDenoiserNode.define_schema().inputs
         if getattr(i, "default", None) is not None
     }
-    return SafeDenoiser.execute(
+    return SafeDenoiserNode.execute(
         model=host.model, vae=vae or host.vae, negation_set=negation_set, **{**defaults, **settings}
     ).args[0]
 
 
 @pytest.fixture(scope="module")
 def copies(host: Any) -> NegationSet:
-    """The image that the model paints for STAR with seed 1, as the only reference."""
+    """Return a set whose only reference is the image that the model samples for STAR with seed 1."""
     with torch.inference_mode():
         image = host.vae.decode(host.sample(host.model, host.text(STAR)))
     return from_images(image.clone())
@@ -100,7 +100,7 @@ def test_works_under_every_kind_of_sampler(host: Any, copies: NegationSet, sampl
 
 
 def test_two_part_sampling_equals_one_run(host: Any, copies: NegationSet) -> None:
-    """KSampler Advanced in two parts: the parts join without a seam."""
+    """KSampler Advanced samples in two runs; the result equals that of one run."""
     model = protect(host, copies, **{**CLOSE, "threshold": 0.5})
     whole, joined = (host.sample_in_parts(model, host.text(STAR), bounds) for bounds in ((0, 6), (0, 3, 6)))
     # The latent passes the latent format and back between the parts.
@@ -109,9 +109,8 @@ def test_two_part_sampling_equals_one_run(host: Any, copies: NegationSet) -> Non
 
 @pytest.mark.parametrize("bounds", [(0, 8, 12), (0, 3, 6, 9, 12)], ids=str)
 def test_what_the_local_search_decided_holds_in_the_next_part(host: Any, bounds: tuple[int, ...]) -> None:
-    """Below sigma 1 nothing new is decided.
-
-    Without what the part before decided, the star would come back.
+    """Below sigma 1 nothing new is decided. Without the decisions of the run before, the star would
+    return.
     """
     from safe_guidance.formats.negation_set import load
     from safe_guidance.nodes.host.files.folders import ASSETS
@@ -128,7 +127,7 @@ def test_what_the_local_search_decided_holds_in_the_next_part(host: Any, bounds:
 
 
 def test_inpainting_looks_and_acts_inside_the_mask_only(host: Any, copies: NegationSet) -> None:
-    """The kept part shows the reference itself: it must neither trigger the gate nor change."""
+    """The kept part shows the reference itself. It neither triggers the gate nor changes."""
     unguarded = host.sample(host.model, host.text(STAR))
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 24:] = 1
@@ -163,7 +162,7 @@ def test_any_size(host: Any, copies: NegationSet) -> None:
 
 
 def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiserSampler
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserSamplerNode
 
     settings = {
         **CLOSE,
@@ -173,7 +172,7 @@ def test_the_sampler_node_equals_the_model_node(host: Any, copies: NegationSet) 
         "cap": 0.5,
         "effective_dimensions": 256,
     }
-    result = SafeDenoiserSampler.execute(
+    result = SafeDenoiserSamplerNode.execute(
         model=host.model,
         positive=host.text(STAR),
         negative=host.text(""),
@@ -289,10 +288,7 @@ def test_statistics_of_the_set_are_kept_between_runs_of_one_size(
 
 
 def test_masked_sets_are_looked_for_locally(host: Any) -> None:
-    """The same set with and without masks acts differently, and its masks' place does not matter.
-
-    The thing has moved.
-    """
+    """The same set acts differently with and without masks, and finds a subject that has moved."""
     image = host.vae.decode(host.sample(host.model, host.text(STAR))).clone()
     mask = torch.zeros(1, 128, 128)
     mask[:, 28:100, 28:100] = 1
@@ -304,9 +300,8 @@ def test_masked_sets_are_looked_for_locally(host: Any) -> None:
 
 
 def test_the_bundled_masked_set_takes_a_star_away_and_spares_other_shapes(host: Any) -> None:
-    """The settings of the workflow.
-
-    What the judge, which no method sees, finds in the images of a batch of four.
+    """The settings are those of the workflow. A judge that guides nothing decides on a batch of four
+    images.
     """
     from safe_guidance.evaluation.judges.judge import judge
     from safe_guidance.evaluation.judges.network import load_judge
@@ -350,7 +345,7 @@ def test_a_mask_per_sample(host: Any, copies: NegationSet) -> None:
 
 
 def test_windows_by_percent_and_by_name(host: Any, copies: NegationSet) -> None:
-    """A window in percent acts at the steps that the host's own conversion puts there."""
+    """A window in percent acts at the steps that the host's conversion gives."""
     from safe_guidance.nodes.host.engine.windows import percent_window
 
     sampling = host.model.get_model_object("model_sampling")
@@ -389,7 +384,7 @@ def test_official_mode_acts_on_every_image(host: Any, copies: NegationSet) -> No
 
 
 def test_the_unconditional_prediction_as_anchor(host: Any, copies: NegationSet) -> None:
-    """Without CFG it costs the one model call that the guider skips; with CFG none."""
+    """Without CFG it costs the one model call that the guider skips, and with CFG none."""
     text, eager = host.text(STAR), {**CLOSE, "threshold": 0.05, "anchor": "unconditional"}
     plain, plain_rows = host.count_calls(host.model)
     protected, rows = host.count_calls(protect(host, copies, **eager))
@@ -404,7 +399,7 @@ def test_the_unconditional_prediction_as_anchor(host: Any, copies: NegationSet) 
 
 
 def test_two_sets_with_their_own_strengths(host: Any, copies: NegationSet) -> None:
-    """Sets in a chain act together, in any order, and one of strength 0 is as if it were not there."""
+    """Chained sets act together in any order. A set of strength 0 has no effect."""
     other = from_images(host.vae.decode(host.sample(host.model, host.text(OTHERS[0]))).clone())
     text = host.text(STAR, OTHERS[0], OTHERS[1])
 
@@ -444,7 +439,7 @@ def test_letterboxed_and_augmented_sets_are_other_references(host: Any, copies: 
 
 
 def test_references_that_do_not_fit_are_streamed(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no memory to spare the image is the same, but for rounding, and nothing is placed."""
+    """Without free memory the image is equal up to rounding, and no reference is placed on the device."""
     from safe_guidance.guidance.core.references import References
     from safe_guidance.nodes.host.files import negation_latents
 
@@ -476,7 +471,7 @@ STYLE = {"strength": 1.0, "start_sigma": 1.5, "end_sigma": 0.0, "threshold": 0.2
 
 @pytest.fixture(scope="module")
 def four_and_what_is_fine() -> NegationSet:
-    """The sets of the workflow: four images in the style, and others with empty masks."""
+    """Return the sets of the workflow: four images in the style, and neutral ones with empty masks."""
     from safe_guidance.formats.negation_set import combined, load
     from safe_guidance.nodes.host.files.folders import ASSETS
 
@@ -491,9 +486,9 @@ def four_and_what_is_fine() -> NegationSet:
 def test_four_images_keep_a_style_away_and_shape_and_colour_stay(
     host: Any, four_and_what_is_fine: NegationSet
 ) -> None:
-    """The settings of the workflow: what the judge, which no method sees, finds in the images.
+    """The settings are those of the workflow, and a judge that guides nothing decides.
 
-    One that is flat stays bit-identical.
+    A flat image stays bit-identical.
     """
     from safe_guidance.evaluation.judges.judge import judge
     from safe_guidance.evaluation.judges.network import load_judge
@@ -512,10 +507,7 @@ def test_four_images_keep_a_style_away_and_shape_and_colour_stay(
 
 
 def test_a_style_costs_nothing_at_cfg_1_until_it_shows(host: Any, four_and_what_is_fine: NegationSet) -> None:
-    """Without guidance there is no unconditional prediction.
-
-    It is asked for where the style was found, and nowhere else.
-    """
+    """Without CFG there is no unconditional prediction. It is requested only for samples with the style."""
     plain, plain_rows = host.count_calls(host.model)
     guarded, rows = host.count_calls(protect(host, four_and_what_is_fine, **STYLE))
     text = host.text(HATCHED[0], PLAIN_STYLE)
@@ -555,7 +547,7 @@ def test_a_set_of_nothing_but_fine_images_is_refused(host: Any) -> None:
 
 
 def test_window_names_that_saved_workflows_hold_are_still_options(host: Any) -> None:
-    """A saved workflow whose value is no longer an option is refused by the host."""
+    """The host rejects a saved workflow whose value is no longer an option."""
     from safe_guidance.nodes.shared_inputs import window_inputs
 
     names = [

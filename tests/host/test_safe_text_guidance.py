@@ -24,7 +24,7 @@ EVERY_STEP = SigmaWindow()
 
 
 class Brightness(SafetyFunction):
-    """Safety function whose score is the brightness of the images in `rows` of the whole batch, or of all."""
+    """Safety function whose score is the brightness of all images, or of those in `rows` of the batch."""
 
     name = "brightness"
 
@@ -45,7 +45,7 @@ class Brightness(SafetyFunction):
 
 @pytest.fixture
 def stg(host: Any) -> Callable[..., Any]:
-    """The demo model, or another, with STG attached."""
+    """Attach STG to the demo model or to another."""
     from safe_guidance.nodes.host.engine.hooks import attach
     from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
@@ -152,6 +152,63 @@ def test_gamma_spares_steps(host: Any, stg: Any) -> None:
     assert rows == [2, 1, 2, 2, 2, 1, 2, 2]
 
 
+class SeenEmbeddings:
+    """Records the text embedding of the first sample at every evaluation of a model's positive branch."""
+
+    def __init__(self, model: Any) -> None:
+        from comfy.patcher_extension import WrappersMP
+
+        self.seen: list[Tensor] = []
+        self.model = model.clone()
+        self.model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "seen", self._record)
+
+    def _record(self, executor: Any, model: Any, conds: list[Any], *args: Any) -> Any:
+        self.seen.append(conds[0][0]["model_conds"]["c_crossattn"].cond[:1].float().clone())
+        return executor(model, conds, *args)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_without_accumulation_every_evaluation_starts_from_the_prompts_own_embedding(
+    host: Any, stg: Any, sampler: str
+) -> None:
+    """The paper's formula: the first prediction of an evaluation and its gradient are those of the prompt."""
+    text = host.text(STAR)
+    watched = SeenEmbeddings(stg(Brightness(), accumulate=False))
+    host.sample(watched.model, text, steps=3, sampler=sampler)
+    evaluations = 3 if sampler == "euler" else 5
+    # An evaluation predicts, takes a gradient and predicts again.
+    assert len(watched.seen) == 3 * evaluations
+    prompt = text[0][0].float()
+    for first, gradient, again in zip(*(watched.seen[i::3] for i in range(3))):
+        assert torch.equal(first, prompt) and torch.equal(gradient, prompt)
+        distance = (again - prompt).norm() / prompt.norm()
+        assert distance.item() == pytest.approx(0.02, rel=1e-3), "one move of rho, not the sum of several"
+
+
+def test_with_accumulation_moves_add_up_within_trust_of_the_prompt(host: Any, stg: Any) -> None:
+    text = host.text(STAR)
+    watched = SeenEmbeddings(stg(Brightness(), rho=0.05, trust=0.06))
+    host.sample(watched.model, text, steps=3)
+    prompt = text[0][0].float()
+    distances = [((seen - prompt).norm() / prompt.norm()).item() for seen in watched.seen]
+    assert distances == pytest.approx([0, 0, 0.05, 0.05, 0.05, 0.06, 0.06, 0.06, 0.06], abs=2e-4)
+
+
+def test_a_move_that_is_undone_leaves_another_nodes_accumulated_move(host: Any, stg: Any) -> None:
+    text = host.text(STAR)
+    prompt = text[0][0].float()
+    for first, second in ((False, True), (True, False), (False, False)):
+        model = stg(Brightness(), model=stg(Brightness(), accumulate=first), accumulate=second)
+        watched = SeenEmbeddings(model)
+        host.sample(watched.model, text, steps=2)
+        # Five evaluations a step: the prediction, and a gradient and another prediction for each node.
+        begin = watched.seen[5]
+        if first or second:
+            assert ((begin - prompt).norm() / prompt.norm()).item() == pytest.approx(0.02, rel=1e-2)
+        else:
+            assert torch.equal(begin, prompt)
+
+
 def test_guidance_decreases_the_score(host: Any, either: Any) -> None:
     def brightness(model: Any) -> float:
         return float(host.vae.decode(host.sample(model, host.text(STAR, HEART), steps=6)).mean())
@@ -209,8 +266,8 @@ def test_an_unusable_gradient_changes_no_bit(
 
 
 def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: ModuleType) -> None:
-    """From the classifier's score through decoder, CFG and network to the embedding."""
-    from safe_guidance.nodes.host.autograd import gradients
+    """The chain goes from the classifier's score through decoder, CFG and network to the embedding."""
+    from safe_guidance.nodes.host.autograd import conditioning_entries
     from safe_guidance.nodes.host.engine import hooks
     from safe_guidance.nodes.host.methods.safe_text_guidance import SafeTextGuidanceCorrection
 
@@ -232,7 +289,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             return None
 
         def steer(self, step: Any, state: Any) -> None:
-            current = gradients.embeddings(step)
+            current = conditioning_entries.embeddings(step)
             verdict = correction.assess(step, state)
             (gradient,) = correction._gradients(step, state, verdict, current, torch.tensor([0]), False)
             direction = gradient / gradient.norm()
@@ -240,7 +297,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             def slope(width: float) -> float:
                 scores = []
                 for sign in (1, -1):
-                    gradients.set_embeddings(step, [current[0] + sign * width * direction])
+                    conditioning_entries.set_embeddings(step, [current[0] + sign * width * direction])
                     denoised = step.guider.predict_noise(step.x, step.timestep, step.model_options, None)
                     scores.append(float(function(state.decoder(denoised)).score.double()))
                 return (scores[0] - scores[1]) / (2 * width)
@@ -248,7 +305,7 @@ def test_stg_7_the_whole_chain_by_finite_differences(host: Any, stg: Any, tiny: 
             # Richardson: what is left of the curvature is of fourth order, so that the width can stand above
             # rounding.
             found.append((float(gradient.norm()), (4 * slope(0.2) - slope(0.4)) / 3))
-            gradients.set_embeddings(step, current)
+            conditioning_entries.set_embeddings(step, current)
 
     host.sample(hooks.attach(host.model, Compare()), host.text(STAR), steps=5, sampler="euler")
     norm, difference = found[0]
@@ -332,7 +389,7 @@ def test_interrupting_in_the_gradient_pass_leaves_nothing_behind(host: Any, stg:
 
 
 def test_short_memory_goes_image_by_image(host: Any, either: Any) -> None:
-    """The host's error for memory that does not suffice, in the middle of a run."""
+    """The host raises its out-of-memory error in the middle of a run."""
     failed: list[int] = []
 
     def hungry(images: Tensor) -> Tensor:
@@ -383,7 +440,9 @@ def test_areas_and_timestep_ranges_are_guided_too(host: Any, stg: Any) -> None:
 
 
 def test_several_detectors_and_views_guide_a_run(host: Any, stg: Any) -> None:
-    """One that says nothing takes nothing away; views of a function whose gate is open guide as it does."""
+    """A detector without a finding changes nothing; views of a function with an open gate guide as it
+    does.
+    """
     from safe_guidance.guidance.safety_functions.interface import CombinedSafetyFunction
     from safe_guidance.guidance.safety_functions.multi_view import Views
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,14 +23,14 @@ CIRCLE = "a red circle on the left on a brown plain background, flat style"
 
 @pytest.fixture
 def nodes(host: Any) -> Any:
-    from safe_guidance.nodes import safety_functions
+    from safe_guidance.nodes import detector_safety_functions, safety_functions
 
-    return safety_functions
+    return SimpleNamespace(**{**vars(detector_safety_functions), **vars(safety_functions)})
 
 
 @pytest.fixture
 def safety_folder(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """models/safety, empty."""
+    """Return an empty models/safety."""
     import folder_paths
 
     from safe_guidance.nodes.host.files.folders import SAFETY, SAFETY_EXTENSIONS
@@ -48,7 +49,7 @@ def guide(nodes: Any, **settings: Any) -> Any:
         "views": 1,
         **settings,
     }
-    return nodes.ClassifierSafety.execute(**chosen).args[0]
+    return nodes.ClassifierSafetyFunctionNode.execute(**chosen).args[0]
 
 
 def make_images(host: Any) -> torch.Tensor:
@@ -57,7 +58,7 @@ def make_images(host: Any) -> torch.Tensor:
 
 def test_score_images_tells_the_unsafe_image(host: Any, nodes: Any) -> None:
     images = make_images(host)
-    result = nodes.ScoreImages.execute(images=images, safety_function=guide(nodes))
+    result = nodes.ScoreImagesNode.execute(images=images, safety_function=guide(nodes))
     shown, report = result.args
     scores = json.loads(report)
     assert scores["version"] == 1 and scores["function"] == "classifier: star"
@@ -71,9 +72,9 @@ def test_score_images_tells_the_unsafe_image(host: Any, nodes: Any) -> None:
 def test_classes_and_views_are_settings(host: Any, nodes: Any) -> None:
     images = make_images(host)
     circles = guide(nodes, classes="circle, square")
-    assert json.loads(nodes.ScoreImages.execute(images=images, safety_function=circles).args[1])["pictures"][
-        1
-    ]["unsafe"]
+    assert json.loads(nodes.ScoreImagesNode.execute(images=images, safety_function=circles).args[1])[
+        "pictures"
+    ][1]["unsafe"]
     plain, several = guide(nodes)(images.movedim(-1, 1)), guide(nodes, views=4)(images.movedim(-1, 1))
     assert several.gate.tolist() == [True, False]
     assert not torch.equal(plain.score, several.score)
@@ -81,18 +82,18 @@ def test_classes_and_views_are_settings(host: Any, nodes: Any) -> None:
 
 def test_combining_leaves_out_what_is_not_connected(host: Any, nodes: Any) -> None:
     weights = {f"weight{i}": float(i) for i in range(1, 5)}
-    combined = nodes.CombineSafetyFunctions.execute(
+    combined = nodes.CombineSafetyFunctionsNode.execute(
         combination="sum", function1=guide(nodes), function3=guide(nodes, classes="circle"), **weights
     ).args[0]
     assert combined.weights == (1.0, 3.0) and combined.name == "classifier: star + classifier: circle"
     found = combined(make_images(host).movedim(-1, 1))
     assert found.gate.tolist() == [True, True]
     with pytest.raises(ValueError, match="Connect at least one"):
-        nodes.CombineSafetyFunctions.execute(combination="sum", **weights)
+        nodes.CombineSafetyFunctionsNode.execute(combination="sum", **weights)
 
 
 def save_onnx_classifier(path: Path, names: list[str] | None, last: str = "Gemm") -> None:
-    """A classifier by mean colour: red, green, blue."""
+    """Save a classifier by mean colour: red, green, blue."""
     onnx = pytest.importorskip("onnx")
     import numpy as np
 
@@ -181,18 +182,20 @@ def test_a_file_of_another_kind_is_refused(nodes: Any, safety_folder: Path) -> N
 
 
 def test_the_default_is_the_guide_and_never_the_judge(nodes: Any) -> None:
-    schema = nodes.ClassifierSafety.define_schema()
+    schema = nodes.ClassifierSafetyFunctionNode.define_schema()
     (file,) = (i for i in schema.inputs if i.id == "file")
     assert file.default == "demo guide (bundled)" and not any("judge" in option for option in file.options)
 
 
 def test_nudenet_by_its_node(host: Any, nodes: Any) -> None:
     pytest.importorskip("nudenet")
-    function = nodes.NudeNetSafety.execute(
+    function = nodes.NudeNetSafetyFunctionNode.execute(
         file=nodes.PACKAGE, classes="FACE_FEMALE\nFEET_EXPOSED", threshold=0.25, size=320, views=1
     ).args[0]
     assert function.classes == ("FACE_FEMALE", "FEET_EXPOSED")
-    report = json.loads(nodes.ScoreImages.execute(images=make_images(host), safety_function=function).args[1])
+    report = json.loads(
+        nodes.ScoreImagesNode.execute(images=make_images(host), safety_function=function).args[1]
+    )
     assert [image["unsafe"] for image in report["pictures"]] == [False, False]
 
 
@@ -203,8 +206,62 @@ def test_nudenet_from_a_file_of_models_safety(host: Any, nodes: Any, safety_fold
     shutil.copy(nudenet_file(), safety_folder / "detector.onnx")
     settings: dict[str, Any] = {"classes": "FACE_FEMALE", "threshold": 0.25, "size": 320, "views": 1}
     own, packaged = (
-        nodes.NudeNetSafety.execute(file=file, **settings).args[0].networks[0]
+        nodes.NudeNetSafetyFunctionNode.execute(file=file, **settings).args[0].networks[0]
         for file in ("detector.onnx", nodes.PACKAGE)
     )
     noise = torch.rand(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
     assert own is not packaged and torch.equal(own(noise), packaged(noise))
+
+
+def replaced_unnoticed(path: Path, content: bytes) -> None:
+    """Replace a file by one of the same size, with the same times."""
+    import os
+
+    status = path.stat()
+    assert len(content) == status.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_detector_that_is_replaced_is_noticed_by_its_content(nodes: Any, safety_folder: Path) -> None:
+    path = safety_folder / "own.onnx"
+    save_onnx_classifier(path, ["red", "lime", "blue"])
+    settings = {"file": "own.onnx", "output": "classes", "classes": "red"}
+    first, before = (
+        guide(nodes, **settings),
+        nodes.ClassifierSafetyFunctionNode.fingerprint_inputs(**settings),
+    )
+    assert guide(nodes, **settings).networks[0] is first.networks[0]
+    assert nodes.ClassifierSafetyFunctionNode.fingerprint_inputs(**settings) == before
+    replaced_unnoticed(path, path.read_bytes().replace(b'["red", "lime"', b'["lime", "red"'))
+    second = guide(nodes, **settings)
+    assert nodes.ClassifierSafetyFunctionNode.fingerprint_inputs(**settings) != before
+    assert second.networks[0].heads == {"classes": ("lime", "red", "blue")}
+
+
+def test_every_node_with_a_detector_file_notices_another_content(nodes: Any, safety_folder: Path) -> None:
+    from safe_guidance.nodes import clip_safety_functions
+
+    names = [("a.onnx", nodes.NudeNetSafetyFunctionNode)]
+    names.append(("a.safetensors", nodes.ClassifierSafetyFunctionNode))
+    names.append(("a.safetensors", clip_safety_functions.ClipConceptSafetyFunctionNode))
+    names.append(("a.safetensors", clip_safety_functions.ClipStyleSafetyFunctionNode))
+    for name, node in names:
+        (safety_folder / name).write_bytes(b"one")
+        before = node.fingerprint_inputs(file=name)
+        replaced_unnoticed(safety_folder / name, b"two")
+        assert node.fingerprint_inputs(file=name) != before
+
+
+def test_a_clip_that_is_replaced_is_noticed_by_its_content(nodes: Any, safety_folder: Path) -> None:
+    pytest.importorskip("open_clip")
+    from safe_guidance.nodes.host.files.safety_files import BUNDLED
+    from safe_guidance.nodes.host.files.safety_models import clip_model
+
+    content = BUNDLED["demo clip (bundled)"].read_bytes()
+    (safety_folder / "own.safetensors").write_bytes(content)
+    first = clip_model("own.safetensors", "")
+    assert clip_model("own.safetensors", "") is first
+    # The last number of the last tensor.
+    replaced_unnoticed(safety_folder / "own.safetensors", content[:-2] + b"\x00\x00")
+    assert clip_model("own.safetensors", "") is not first

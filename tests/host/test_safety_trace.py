@@ -148,19 +148,19 @@ def test_an_interrupted_run_leaves_no_trace(host: Any, traces: Any) -> None:
 def test_the_node(host: Any, traces: Any) -> None:
     model = traces.sld(host.model)
     latent = {"samples": host.sample(model, host.text(STAR))}
-    image, told, text, trace = traces.node.SafetyTrace.execute("light", model, latent).args
+    image, told, text, trace = traces.node.SafetyTraceNode.execute("light", model, latent).args
     assert image.shape[-1] == 3 and "SLD acted at 6 of 6" in told
     assert Trace.from_dict(json.loads(text)) == trace
-    assert traces.node.SafetyTrace.execute("dark", trace=trace).args[3] is trace
+    assert traces.node.SafetyTraceNode.execute("dark", trace=trace).args[3] is trace
     with pytest.raises(ValueError, match="no trace to show"):
-        traces.node.SafetyTrace.execute("dark", model)
+        traces.node.SafetyTraceNode.execute("dark", model)
 
 
 def test_the_sampler_node_gives_its_trace(host: Any, traces: Any) -> None:
     from safe_guidance.formats.negation_set import from_images
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiserSampler
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserSamplerNode
 
-    node = SafeDenoiserSampler
+    node = SafeDenoiserSamplerNode
     defaults = {
         i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None
     }
@@ -182,7 +182,7 @@ def test_the_saved_image_carries_the_trace(host: Any, traces: Any) -> None:
     import folder_paths
 
     trace = Trace(("SLD",), (1.0,), 2, ())
-    shown = traces.node.SaveImageWithTrace.execute(
+    shown = traces.node.SaveImageWithTraceNode.execute(
         torch.rand(1, 16, 16, 3), trace, "traced/image"
     ).ui.as_dict()["images"][0]
     with Image.open(

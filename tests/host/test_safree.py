@@ -54,7 +54,7 @@ def test_the_named_concept_is_found_and_leaves_the_concept_space(host: Any, safr
         [False, *(judged.toxic for judged in found.verdicts), *[False] * (76 - len(found.verdicts))]
     )
     assert torch.equal((filtered != plain).any(dim=-1)[0], toxic)
-    projector = safree.inside.concept_projectors(host.clip, ["star"])["clip_l"].float()
+    projector = safree.inside.concept_subspaces(host.clip, ["star"])["clip_l"].projector.float()
     assert (filtered[0, toxic] @ projector).abs().max() < 1e-4
     assert (plain[0, toxic] @ projector).abs().max() > 1e-2
 
@@ -62,7 +62,8 @@ def test_the_named_concept_is_found_and_leaves_the_concept_space(host: Any, safr
 def test_the_concept_space_is_that_of_the_phrases_end_marks(host: Any, safree: Any) -> None:
     rows = torch.stack([encoded(host, phrase)[0, 2] for phrase in ("star", "heart")])
     torch.testing.assert_close(
-        safree.inside.concept_projectors(host.clip, ["star", "heart"])["clip_l"], subspace_projector(rows)
+        safree.inside.concept_subspaces(host.clip, ["star", "heart"])["clip_l"].projector,
+        subspace_projector(rows),
     )
 
 
@@ -92,7 +93,7 @@ def test_long_and_weighted_prompts(host: Any, safree: Any) -> None:
 def test_the_switch_lies_between_the_papers_steps(
     host: Any, safree: Any, last_step: int, expected: int
 ) -> None:
-    """Of the papers' 50 noise levels, those up to the step use the first text, the rest the second."""
+    """Of the paper's 50 noise levels, those up to the step use the first text and the others the second."""
     from comfy.samplers import calculate_start_end_timesteps
 
     from safe_guidance.guidance.core.paper_schedule import sigma_of_step
@@ -143,7 +144,7 @@ def test_models_with_two_encoders_are_filtered_per_encoder(host: Any, tiny: Modu
     for name, columns in (("clip_l", slice(0, 32)), ("clip_g", slice(32, 96))):
         toxic = torch.tensor([judged.toxic for judged in found.verdicts if judged.encoder == name])
         assert toxic.any() and torch.equal(changed[0, 1 : 1 + len(toxic), columns].any(dim=-1), toxic)
-        projector = safree.inside.concept_projectors(clip, ["star"])[name].float()
+        projector = safree.inside.concept_subspaces(clip, ["star"])[name].projector.float()
         rows = conditioning[0][0, 1 : 1 + len(toxic), columns][toxic]
         assert (rows @ projector).abs().max() < 1e-3
     assert torch.equal(conditioning[1]["pooled_output"], plain[1]["pooled_output"])
@@ -166,7 +167,7 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
     found = safree.filtered(STAR, "star", "sparkling badge", clip=clip)
     conditioning, concepts = (
         found.conditioning[0],
-        safree.inside.concept_projectors(clip, ["star", "sparkling badge"]),
+        safree.inside.concept_subspaces(clip, ["star", "sparkling badge"]),
     )
     changed, expected = conditioning[0][0] != plain[0][0], torch.zeros(plain[0].shape[1:], dtype=torch.bool)
     for name, (first, columns) in PLACES[family].items():
@@ -174,7 +175,9 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
         assert not toxic.all()
         expected[first : first + len(toxic), columns] = toxic[:, None]
         filtered = conditioning[0][0, first : first + len(toxic), columns][toxic]
-        assert ((filtered @ concepts[name].float()).norm(dim=-1) < 1e-3 * filtered.norm(dim=-1)).all()
+        assert (
+            (filtered @ concepts[name].projector.float()).norm(dim=-1) < 1e-3 * filtered.norm(dim=-1)
+        ).all()
     assert expected[PLACES[family]["t5xxl"][0] :].any() and torch.equal(
         changed.any(dim=-1), expected.any(dim=-1)
     )
@@ -188,13 +191,13 @@ def test_t5_is_filtered_by_its_own_words(host: Any, tiny: ModuleType, safree: An
         dim=0, keepdim=True
     )
     torch.testing.assert_close(
-        safree.inside.concept_projectors(clip, ["star"])["t5xxl"], subspace_projector(sentence)
+        safree.inside.concept_subspaces(clip, ["star"])["t5xxl"].projector, subspace_projector(sentence)
     )
 
 
 def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, safree: Any) -> None:
     clip = tiny.tiny_clip("flux")
-    _, _, _, told = safree.node.SafreeTextFilter.execute(clip, STAR, "star", 0.01, "all").args
+    _, _, _, told = safree.node.SafreeTextFilterNode.execute(clip, STAR, "star", 0.01, "all").args
     found = safree.filtered(STAR, clip=clip)
     of = {name: [j for j in found.verdicts if j.encoder == name] for name in ("clip_l", "t5xxl")}
     for name, judged in of.items():
@@ -208,7 +211,7 @@ def test_the_report_says_which_encoder_judged_what(host: Any, tiny: ModuleType, 
 
 
 def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoded sentences: the prompt twice, once without each of its words, and every concept twice."""
+    """It encodes the prompt twice, once without each of its words, and every concept twice."""
     import comfy.sd1_clip
 
     sentences: list[int] = []
@@ -227,7 +230,7 @@ def test_what_the_filter_costs_once(host: Any, safree: Any, monkeypatch: pytest.
 
 
 def test_the_node(host: Any, safree: Any) -> None:
-    node = safree.node.SafreeTextFilter
+    node = safree.node.SafreeTextFilterNode
     conditioning, unfiltered, negative, told = node.execute(
         host.clip, STAR, "star\n sparkle, badge", 0.01, "all"
     ).args
@@ -240,3 +243,21 @@ def test_the_node(host: Any, safree: Any) -> None:
         node.execute(host.clip, STAR, " ,\n", 0.01, "all")
     with pytest.raises(ValueError, match="no CLIP"):
         node.execute(None, STAR, "star", 0.01, "all")
+
+
+def test_concepts_that_span_the_whole_space_leave_words_that_are_not_zero(host: Any, safree: Any) -> None:
+    colours = ("blue", "brown", "green", "grey", "purple", "red", "teal", "white", "yellow", "black")
+    shapes = ("ball", "box", "circle", "cross", "disc", "heart", "plus", "square", "star", "triangle")
+    words = [f"{colour} {shape}" for colour in colours for shape in shapes]
+    found = safree.filtered(STAR, *words, alpha=-1.0)
+    width = encoded(host, STAR).shape[-1]
+    (limited,) = found.limited.values()
+    assert limited.used == width // 2 < limited.spanned
+    filtered = found.conditioning[0][0][0]
+    toxic = [i + 1 for i, judged in enumerate(found.verdicts) if judged.toxic]
+    assert (
+        toxic and filtered[toxic].norm(dim=1).min() > 0.01 * encoded(host, STAR)[0, toxic].norm(dim=1).max()
+    )
+    report = safree.node.SafreeTextFilterNode.execute(host.clip, STAR, "\n".join(words), -1.0, "all").args[3]
+    assert f"only their {width // 2} main directions are removed. Use fewer phrases." in report
+    assert not safree.filtered(STAR).limited

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 def patched(
     host: Any, unfiltered: list[Any], deep: float = 0.9, shallow: float = 0.2, model: Any = None
 ) -> Any:
-    from safe_guidance.nodes.safree import SafreeReattention
+    from safe_guidance.nodes.safree import SafreeReattentionNode
 
-    return SafreeReattention.execute(model or host.model, unfiltered, deep, shallow).args[0]
+    return SafreeReattentionNode.execute(model or host.model, unfiltered, deep, shallow).args[0]
 
 
 def test_off_or_nothing_filtered_is_the_identity_without_a_third_branch(host: Any) -> None:
@@ -47,7 +47,9 @@ def test_on_it_changes_the_filtered_steps_only(host: Any) -> None:
 
 
 def test_skip_features_are_those_of_the_mathematics(host: Any) -> None:
-    """Hooks around the patch see that the positive rows' skip becomes `reattention` of the two inputs."""
+    """Hooks around the patch see that the skip features of the positive rows become `reattention` of
+    both inputs.
+    """
     seen: list[tuple[str, Tensor, tuple[int, ...]]] = []
 
     def watch(stage: str) -> Any:
@@ -85,3 +87,26 @@ def test_every_unet(host: Any, tiny: ModuleType, family: str) -> None:
 
     changed = sampled(patched(host, tiny.tiny_conditioning(5), model=model))
     assert torch.isfinite(changed).all() and not torch.equal(changed, sampled(model))
+
+
+@pytest.mark.parametrize("name", ["ControlNet", "regions", "timestep range"])
+def test_the_unfiltered_prompt_inherits_what_the_prompt_carries(
+    host: Any, tiny: ModuleType, name: str
+) -> None:
+    """With nothing filtered, nothing is evaluated, whatever is on the positive conditioning."""
+    import conditionings
+
+    model, decorate = tiny.tiny_model("sd1"), conditionings.DECORATIONS[name][1]
+    positive, negative = decorate(tiny.tiny_conditioning(0)), tiny.tiny_conditioning(9)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+
+    def sampled(of: Any) -> tuple[Tensor, list[int]]:
+        counted, rows = host.count_calls(of)
+        conds = positive, negative, latent
+        return host.nodes.common_ksampler(counted, 1, 2, 3.0, "euler", "normal", *conds)[0]["samples"], rows
+
+    baseline, plain_rows = sampled(model)
+    same, rows = sampled(patched(host, tiny.tiny_conditioning(0), model=model))
+    assert torch.equal(same, baseline) and rows == plain_rows
+    changed, more = sampled(patched(host, tiny.tiny_conditioning(5), model=model))
+    assert torch.isfinite(changed).all() and not torch.equal(changed, baseline) and sum(more) > sum(rows)

@@ -15,37 +15,39 @@ pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 @pytest.fixture(scope="module")
 def copies(host: Any) -> NegationSet:
-    """The image that the model paints for STAR with seed 1, as the only reference."""
+    """Return a set whose only reference is the image that the model samples for STAR with seed 1."""
     with torch.inference_mode():
         return from_images(host.vae.decode(host.sample(host.model, host.text(STAR))).clone())
 
 
 def repel(host: Any, negation_set: NegationSet | None = None, **settings: Any) -> Any:
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
-    return SparseRepellency.execute(
+    return SparseRepellencyNode.execute(
         model=host.model, vae=host.vae, negation_set=negation_set, **settings
     ).args[0]
 
 
 def after(host: Any, *earlier: torch.Tensor, **settings: Any) -> Any:
-    """The model with latents of earlier batches and no set."""
-    from safe_guidance.nodes.spell import SparseRepellency
+    """Attach SPELL with latents of earlier batches and no set."""
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
     settings = {"overcompensation": 1.0, "cap": 10.0, **settings}
-    return SparseRepellency.execute(
+    return SparseRepellencyNode.execute(
         model=host.model, earlier={"samples": torch.cat(earlier)}, **settings
     ).args[0]
 
 
 def between(host: Any, a: torch.Tensor, b: torch.Tensor) -> float:
-    """Root mean square distance of two latents in the sampler's space."""
+    """Return the root mean square distance of two latents in the sampler's space."""
     space = host.model.get_model_object("latent_format").process_in
     return float((space(a) - space(b)).square().mean().sqrt())
 
 
 def distances(host: Any, samples: torch.Tensor, negation_set: NegationSet) -> torch.Tensor:
-    """Root mean square distance of every sample to its closest reference, in the sampler's space."""
+    """Return the distance of every sample to its closest reference: root mean square, in the sampler's
+    space.
+    """
     from safe_guidance.nodes.host.files.negation_latents import references_for
 
     references = references_for(host.model, host.vae, negation_set, tuple(samples.shape)).read(slice(None))
@@ -96,7 +98,7 @@ def test_samples_of_a_batch_repel_each_other(host: Any) -> None:
 
 
 def test_a_later_batch_keeps_away_from_an_earlier_one(host: Any) -> None:
-    """With the same prompt and seed again, an image leaves its own ball; a distant image keeps its bits."""
+    """An image with the same prompt and seed moves away; a distant image stays bit-identical."""
     first = host.sample(host.model, host.text(STAR))
     text = host.text(STAR, HEART)
     plain = host.sample(host.model, text)
@@ -125,7 +127,7 @@ def test_every_batch_of_a_chain_keeps_away_from_all_before_it(host: Any) -> None
 
 
 def test_earlier_latents_beside_a_set(host: Any, copies: NegationSet) -> None:
-    """The same image as reference and as earlier latent pushes as two references do."""
+    """One image as a reference and as an earlier latent has the effect of two references."""
     text = host.text(STAR)
     other = host.sample(host.model, text, seed=2)
     both = repel(host, copies, radius=0.5, overcompensation=1.0, earlier={"samples": other})
@@ -179,10 +181,10 @@ def test_normalised_references_are_other_references(host: Any, copies: NegationS
 
 
 def test_a_set_needs_a_vae(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
     with pytest.raises(ValueError, match="Connect the model's VAE"):
-        SparseRepellency.execute(model=host.model, negation_set=copies)
+        SparseRepellencyNode.execute(model=host.model, negation_set=copies)
 
 
 def test_video_models_raise_an_error(host: Any, copies: NegationSet) -> None:

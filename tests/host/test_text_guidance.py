@@ -29,7 +29,7 @@ STEPS, SCALE = 8, 5.0
 
 @pytest.fixture
 def text(host: Any) -> Any:
-    """The methods under test, attached to any model."""
+    """Attach the methods under test to any model."""
     from safe_guidance.nodes.host.engine.hooks import attach
     from safe_guidance.nodes.host.methods.safe_latent_diffusion import SafeLatentDiffusionCorrection
     from safe_guidance.nodes.host.methods.semantic_guidance import SemanticGuidanceCorrection
@@ -44,7 +44,7 @@ def text(host: Any) -> Any:
 
 
 class Trajectory:
-    """Euler's method in the host; it records the guider's input and output at every step."""
+    """Sampler with Euler's method that records the guider's input and output at every step."""
 
     def __init__(self, model: Any, positive: list[Any], negative: list[Any], noise: Tensor) -> None:
         import comfy.samplers
@@ -72,7 +72,9 @@ class Trajectory:
 
 
 def raw_predictions(model: Any, conds: list[list[Any]], x: Tensor, sigma: Tensor) -> list[Tensor]:
-    """The model's predictions in float64, one conditioning at a time, without the host's sampling code."""
+    """Return the model's predictions in float64, one conditioning at a time, without the host's
+    sampling code.
+    """
     rows = sigma.expand(len(x))
     return [
         model.model.apply_model(
@@ -89,11 +91,11 @@ class Setting:
         self.model, self.conds, self.noise = model, conds, noise
 
     def check(self, guarded: Any, published: Any) -> None:
-        """A guarded run against the published loop in float64.
+        """Compare a guarded run with the published loop in float64.
 
-        `published(x, directions, sigma, momentum)` gives a denoised prediction and the momentum for the next
-        step. First every step alone, from the guarded run's own noisy latents; then the whole run from the
-        noise, with nothing from the guarded one.
+        First every step alone, from the guarded run's noisy latents; then the whole run from the noise.
+
+        `published(x, directions, sigma, momentum)` returns a denoised prediction and the next momentum.
         """
         import comfy.model_management
 
@@ -188,7 +190,7 @@ def test_without_strength_no_bit_changes_and_no_model_is_called(host: Any, text:
 
 
 def steps_below(host: Any, sigma: float) -> int:
-    """Of 10 Karras steps, those that are at or below a noise level."""
+    """Return those of 10 Karras steps that are at or below a noise level."""
     import comfy.samplers
 
     sigmas = comfy.samplers.calculate_sigmas(host.model.get_model_object("model_sampling"), "karras", 10)[:-1]
@@ -329,6 +331,25 @@ def test_momentum_continues_in_a_resumed_run(
     assert all((parts - whole).norm() < 0.02 * (forgetful - whole).norm() for parts in joined)
 
 
+def test_every_part_may_have_a_node_of_its_own(host: Any, text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal nodes in two parts of one image continue each other; one with another text does not."""
+    from safe_guidance.nodes.host.engine.resume import ResumeStore
+
+    positive, negative = host.text(STAR), host.text("")
+    mine, equal, another = (text.sld(host.model, host.text(t), STRONG) for t in ("star", "star", "circle"))
+
+    def part(model: Any, latent: Any, noise: str, start: int, end: int, left: str) -> Any:
+        inputs = (model, noise, 1, 4, 5.0, "euler", "karras", positive, negative, latent, start, end, left)
+        return host.nodes.KSamplerAdvanced().sample(*inputs)[0]
+
+    half = part(mine, host.empty_latent(), "enable", 0, 2, "enable")
+    ends = [part(model, half, "disable", 2, 4, "disable")["samples"] for model in (mine, equal, another)]
+    monkeypatch.setattr(ResumeStore, "find", lambda *_: None)
+    new = [part(model, half, "disable", 2, 4, "disable")["samples"] for model in (mine, another)]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], new[0])
+    assert torch.equal(ends[2], new[1])
+
+
 def test_samples_of_a_batch_do_not_mix(host: Any, text: Any) -> None:
     """A sample is the same beside any other: momentum, thresholds and quantiles are per sample."""
     model = text.sld(host.model, host.text("star"), STRONG)
@@ -368,26 +389,26 @@ def test_every_family_of_models(host: Any, tiny: ModuleType, text: Any, family: 
 
 
 def test_the_nodes(host: Any) -> None:
-    from safe_guidance.nodes.safe_latent_diffusion import SafeLatentDiffusion, settings_from
-    from safe_guidance.nodes.semantic_guidance import SemanticConcept, SemanticGuidance
+    from safe_guidance.nodes.safe_latent_diffusion import SafeLatentDiffusionNode, settings_from
+    from safe_guidance.nodes.semantic_guidance import SemanticConceptNode, SemanticGuidanceNode
 
     own = dict(scale=9.0, threshold=0.5, momentum_scale=0.0, momentum_decay=0.0, start_sigma=1000.0)
     assert settings_from("strong", **own) == STRONG
     assert settings_from("custom", **own) == SafeLatentDiffusionSettings(9.0, 0.5, 0.0, 0.0, SigmaWindow())
     with pytest.raises(ValueError, match="no CLIP"):
-        SafeLatentDiffusion.execute(host.model, None, "medium", "star", **own)
+        SafeLatentDiffusionNode.execute(host.model, None, "medium", "star", **own)
     shape = dict(scale=5.0, threshold=0.9, start_sigma=4.69, end_sigma=0.0)
     momentum = dict(momentum_scale=0.1, momentum_decay=0.4)
     with pytest.raises(ValueError, match="no concept"):
-        SemanticGuidance.execute(host.model, host.clip, " \n", "", **momentum, **shape)
+        SemanticGuidanceNode.execute(host.model, host.clip, " \n", "", **momentum, **shape)
     with pytest.raises(ValueError, match="no text"):
-        SemanticConcept.execute(" ", "remove", 1.0, **shape)
-    chain = SemanticConcept.execute("star", "remove", 1.0, **shape).args[0]
-    chain = SemanticConcept.execute("heart", "add", 0.5, concepts=chain, **shape).args[0]
-    separate = SemanticGuidance.execute(
+        SemanticConceptNode.execute(" ", "remove", 1.0, **shape)
+    chain = SemanticConceptNode.execute("star", "remove", 1.0, **shape).args[0]
+    chain = SemanticConceptNode.execute("heart", "add", 0.5, concepts=chain, **shape).args[0]
+    separate = SemanticGuidanceNode.execute(
         host.model, host.clip, "", "", **momentum, **shape, concepts=chain[:1]
     ).args[0]
-    inline = SemanticGuidance.execute(host.model, host.clip, "star", "", **momentum, **shape).args[0]
+    inline = SemanticGuidanceNode.execute(host.model, host.clip, "star", "", **momentum, **shape).args[0]
     prompt = host.text(STAR)
     assert torch.equal(host.sample(separate, prompt), host.sample(inline, prompt))
     assert [(n.text, n.concept.remove, n.concept.weight) for n in chain] == [

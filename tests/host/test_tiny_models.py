@@ -1,7 +1,4 @@
-"""The tiny models are what they say.
-
-Every family samples in the real host, reproducibly, and depends on its text.
-"""
+"""The tiny models of every family sample in the real host, reproducibly, and depend on their text."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def methods(host: Any) -> Any:
     from safe_guidance.nodes.host.engine import hooks
 
     class Push(hooks.Correction):
-        """Scales every prediction up."""
+        """Correction that scales every prediction up."""
 
         name = "Push"
 
@@ -37,7 +37,7 @@ def methods(host: Any) -> Any:
             return Change(self.amount * step.denoised, step.every_row)
 
     class TwoPass(Push):
-        """Two-pass variant for some rows: it changes the whole image, though its region is the left side."""
+        """Two-pass correction of some rows: it changes the whole image, but its region is the left side."""
 
         name = "Two-pass"
         two_pass = True
@@ -72,7 +72,7 @@ def methods(host: Any) -> Any:
             return Change(self.amount * step.denoised, self.rows)
 
     class Steers(Push):
-        """Replaces the positive conditioning at the first step."""
+        """Correction that replaces the positive conditioning at the first step."""
 
         def __init__(self, conditioning: list[Any]) -> None:
             self.texts = {"target": conditioning}
@@ -197,7 +197,7 @@ def test_inpainting_keeps_its_mask(host: Any, methods: Any) -> None:
 def guided(
     host: Any, model: Any, seed: int | None, callback: Any = None, sampler: str = "euler_ancestral"
 ) -> torch.Tensor:
-    """A run with a guider of its own, as custom samplers make it."""
+    """Sample with a guider of its own, as custom samplers do."""
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server_errors import PromptFailed, PromptRejected
 from safe_guidance.formats.negation_set import FORMAT, from_images, save
 
 GOOD = from_images(torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0)), name="good")
@@ -115,7 +116,7 @@ def test_tiny_images_are_refused(server: ComfyServer) -> None:
 
 
 def test_huge_images_are_reduced(server: ComfyServer) -> None:
-    """16,384 x 16,384 pixels, more than any model paints."""
+    """The image has 16,384 x 16,384 pixels, more than any model generates."""
     text = server.run(build(16384, 16384), timeout=300)["outputs"]["3"]["text"][0]
     assert "2048 x 2048 pixels" in text
 

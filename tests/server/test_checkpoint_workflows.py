@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from safe_guidance.evaluation import graphs
+from safe_guidance.evaluation import graphs, workflow_conversion
 from safe_guidance.evaluation.server import ComfyServer
 
 workflows = importlib.import_module("safe_guidance.tools.workflows")
@@ -32,7 +32,7 @@ def object_info(server: ComfyServer) -> dict[str, Any]:
 
 
 def on_the_demo_model(prompt: graphs.Prompt) -> graphs.Prompt:
-    """The prompt with the demo model for the checkpoint, in the demo model's size and with few steps."""
+    """Put the demo model, its image size and few steps in place of the checkpoint."""
     for node in prompt.values():
         if node["class_type"] == workflows.LOADER:
             node.update(class_type=workflows.DEMO_LOADER, inputs={})
@@ -61,14 +61,14 @@ def test_the_file_is_what_the_tool_derives(object_info: dict[str, Any], checkpoi
 def test_the_workflow_runs_with_a_model_in_the_loader(
     server: ComfyServer, object_info: dict[str, Any], checkpoint: Any, name: str
 ) -> None:
-    workflow = graphs.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")
-    prompt = on_the_demo_model(graphs.to_prompt(workflow, object_info))
+    workflow = workflow_conversion.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")
+    prompt = on_the_demo_model(workflow_conversion.to_prompt(workflow, object_info))
     assert server.images(server.run(prompt))
 
 
 @EACH
 def test_the_loader_says_which_file_it_needs_and_where_it_comes_from(checkpoint: Any, name: str) -> None:
-    nodes = graphs.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")["nodes"]
+    nodes = workflow_conversion.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")["nodes"]
     (loader,) = (node for node in nodes if node["type"] == workflows.LOADER)
     (model,) = loader["properties"]["models"]
     assert model["name"] == loader["widgets_values"][0] == model["url"].rsplit("/", 1)[-1]
@@ -80,7 +80,7 @@ def test_every_text_and_setting_of_a_recipe_has_a_node(
     object_info: dict[str, Any], checkpoint: Any, name: str
 ) -> None:
     recipe = workflows.RECIPES[name]
-    nodes = graphs.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")["nodes"]
+    nodes = workflow_conversion.load_workflow(FOLDER / f"{checkpoint.prefix}_{name}.json")["nodes"]
     titles, kinds = {node.get("title") for node in nodes}, {node["type"]: node for node in nodes}
     assert set(recipe.texts) <= titles
     for key, values in recipe.settings.items():

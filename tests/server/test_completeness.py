@@ -29,20 +29,20 @@ IMAGE = re.compile(r"!\[([^\]]+)\]\(([^)]+)\)")
 
 @pytest.fixture(scope="session")
 def nodes(server: ComfyServer) -> dict[str, dict[str, Any]]:
-    """The descriptions of this pack's nodes."""
+    """Return the descriptions of this pack's nodes."""
     info: dict[str, dict[str, Any]] = server.get_json("/object_info")
     return {name: node for name, node in info.items() if node["python_module"].endswith(f".{PACK_NAME}")}
 
 
 @pytest.fixture(scope="session")
 def core(server: ComfyServer) -> set[str]:
-    """The inputs of the host's own sampler, which nobody has to explain anew."""
+    """Return the input names of the host's KSampler, which need no explanation."""
     info = server.get_json("/object_info/KSampler")["KSampler"]
     return {name for section in info["input"].values() for name in section}
 
 
 def inputs(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options of a node's inputs by name."""
+    """Return the options of a node's inputs by name."""
     return {
         name: spec[1] if len(spec) > 1 else {}
         for section in ("required", "optional")
@@ -51,7 +51,7 @@ def inputs(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def plain(text: str) -> str:
-    """Words as people compare them: a name may be written with a space or an underscore."""
+    """Return a name without underscores and capitals: help pages may write it either way."""
     return text.lower().replace("_", " ")
 
 

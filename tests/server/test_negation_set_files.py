@@ -1,7 +1,4 @@
-"""Negation sets through a real server.
-
-The user's own model folders, folders of images, files that are saved and found again.
-"""
+"""Negation sets through a real server: the user's model folders, image folders, and saved files."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server_errors import PromptFailed, PromptRejected
 from safe_guidance.formats.negation_set import from_images, load, save
 
 
@@ -23,7 +21,7 @@ def make_images(count: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder outside the host with a set in it."""
+    """Make a folder outside the host with a set in it."""
     folder = tmp_path_factory.mktemp("elsewhere")
     save(from_images(make_images(3), name="elsewhere"), folder / "sets" / "far.safetensors")
     return folder
@@ -31,7 +29,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own_server(elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server whose extra_model_paths name that folder, with images in its input folder."""
+    """Start a server whose extra_model_paths name that folder, with images in its input folder."""
     configuration = tmp_path_factory.mktemp("configuration") / "extra_model_paths.yaml"
     configuration.write_text(f"mine:\n  base_path: {elsewhere}\n  negation_sets: sets\n", encoding="utf-8")
     with ComfyServer(device="cpu", options=["--extra-model-paths-config", str(configuration)]) as running:

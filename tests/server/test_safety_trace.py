@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from safe_guidance.evaluation import graphs
-from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected
+from safe_guidance.evaluation import graphs, workflow_conversion
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server_errors import PromptFailed, PromptRejected
 from safe_guidance.reports.trace import Trace
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "demo_safety_trace.json"
@@ -21,12 +22,14 @@ LOAD = "SafeGuidanceLoadSafetyTrace"
 
 @pytest.fixture(scope="module")
 def prompt(server: ComfyServer) -> graphs.Prompt:
-    shipped = graphs.to_prompt(graphs.load_workflow(WORKFLOW), server.get_json("/object_info"))
+    shipped = workflow_conversion.to_prompt(
+        workflow_conversion.load_workflow(WORKFLOW), server.get_json("/object_info")
+    )
     return graphs.set_inputs(shipped, "KSampler", steps=STEPS)
 
 
 def shown(server: ComfyServer, prompt: graphs.Prompt) -> str:
-    """The text under the Safety Trace node; empty when the host took it from its cache."""
+    """Return the text that the Safety Trace node shows; empty when the host took it from its cache."""
     (node,) = graphs.find(prompt, "SafeGuidanceSafetyTrace")
     outputs: dict[str, Any] = server.run(prompt)["outputs"]
     return str(outputs.get(node, {}).get("text", [""])[0])

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from safe_guidance.evaluation import server as module
-from safe_guidance.evaluation.server import ComfyServer, PromptFailed, PromptRejected, ServerError
+from safe_guidance.evaluation import server_process
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server_errors import PromptFailed, PromptRejected, ServerError
 
-SERVER_FILE = Path(module.__file__)
+ROOT = Path(module.__file__).resolve().parents[1]
 FAKE_HOST = """
     import json, sys
     from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -45,12 +47,13 @@ FAKE_HOST = """
         pass
 """
 PARENT = """
-import importlib.util, sys, time
+import importlib, sys, time
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("server", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = module
-spec.loader.exec_module(module)
+sys.path.insert(0, sys.argv[1])
+import dev
+dev.keep_root_off_path()
+dev.load_pack()
+module = importlib.import_module("safe_guidance.evaluation.server")
 server = module.ComfyServer(base=Path(sys.argv[2]), device="cpu")
 server.start()
 print(server.process.pid, flush=True)
@@ -59,7 +62,7 @@ time.sleep(600)
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is more than an entry that nobody has collected yet."""
+    """Return True when a process exists and is not a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
@@ -132,7 +135,7 @@ def test_pack_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_killed_parent_leaves_no_server(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PARENT, str(SERVER_FILE), str(tmp_path / "base")]
+    command = [sys.executable, "-c", PARENT, str(ROOT), str(tmp_path / "base")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
@@ -182,7 +185,7 @@ def test_server_stops_although_the_shell_ignores_interrupts(fake_host: Path) -> 
     finally:
         signal.signal(signal.SIGINT, before)
     assert process.returncode is not None
-    assert time.monotonic() - begin < module.STOP_SECONDS / 2
+    assert time.monotonic() - begin < server_process.STOP_SECONDS / 2
 
 
 def test_foreign_folder_in_the_place_of_the_pack_is_left_alone(fake_host: Path, tmp_path: Path) -> None:

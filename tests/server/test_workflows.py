@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_guidance.evaluation import demo, graphs, runner
+from safe_guidance.evaluation import demo, graphs, runner, workflow_conversion
 from safe_guidance.evaluation.cases import memorisation
 from safe_guidance.evaluation.prompt_sets.prompts import load_prompts
 from safe_guidance.evaluation.report import ImageArray
@@ -42,7 +42,7 @@ def object_info(server: ComfyServer) -> dict[str, Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _images_to_load(server: ComfyServer) -> None:
-    """Images in the host's input folder, for the workflows that read some."""
+    """Return the images in the host's input folder, for workflows that load some."""
     for index in range(3):
         noise = np.random.default_rng(index).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((160, 128)).save(Path(server.base) / "input" / f"unwanted_{index}.png")
@@ -54,14 +54,16 @@ def test_there_are_workflows() -> None:
 
 
 def make_image(server: ComfyServer, prompt: graphs.Prompt) -> ImageArray:
-    """The first image that a prompt saves."""
+    """Return the first image that a prompt saves."""
     (saved,) = graphs.find(prompt, "SaveImage")
     outputs = server.run(prompt)["outputs"]
     return runner.decode(server.images({"outputs": {saved: outputs[saved]}})[0])
 
 
 def shipped(name: str, object_info: dict[str, Any]) -> graphs.Prompt:
-    return graphs.to_prompt(graphs.load_workflow(FOLDER / f"{name}.json"), object_info)
+    return workflow_conversion.to_prompt(
+        workflow_conversion.load_workflow(FOLDER / f"{name}.json"), object_info
+    )
 
 
 @TOLD_APART
@@ -99,7 +101,7 @@ def test_without_strength_the_image_is_the_plain_one(
 
 
 def test_an_image_after_another_is_another(server: ComfyServer, object_info: dict[str, Any]) -> None:
-    """The same prompt and seed twice: the same image, unless Sparse Repellency knows of the first."""
+    """The same prompt and seed run twice give the same image, unless Sparse Repellency has the first one."""
     apart = shipped("demo_spell_earlier", object_info)
     together = graphs.set_inputs(apart, "SafeGuidanceSparseRepellency", radius=0.0)
     (saved,) = graphs.find(apart, "SaveImage")

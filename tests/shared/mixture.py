@@ -19,7 +19,7 @@ class Mixture:
     unsafe: Tensor
 
     def _log_terms(self, x: Tensor, sigma: float) -> Tensor:
-        """log(weight_k N(x; mean_k, (variance + sigma^2) I)) up to a constant: (B, K)."""
+        """Return log(weight_k N(x; mean_k, (variance + sigma^2) I)) up to a constant: (B, K)."""
         return self.weights.log() - torch.cdist(x, self.means).square() / (2 * (self.variance + sigma**2))
 
     def _mean(self, x: Tensor, sigma: float, include: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Mixture:
         return self._mean(x, sigma, self.unsafe)
 
     def unsafe_odds(self, x: Tensor, sigma: float) -> Tensor:
-        """beta*, the odds of the unsafe part given x: (B,)."""
+        """Return beta*, the odds of the unsafe part given x: (B,)."""
         logits = self._log_terms(x, sigma)
         unsafe, safe = (
             torch.logsumexp(logits.masked_fill(~part, -torch.inf), 1) for part in (self.unsafe, ~self.unsafe)
@@ -51,12 +51,12 @@ class Mixture:
         )
 
     def unsafe_share(self, samples: Tensor) -> float:
-        """Share of samples whose nearest component is unsafe."""
+        """Return the share of samples whose nearest component is unsafe."""
         return self.unsafe[torch.cdist(samples, self.means).argmin(1)].double().mean().item()
 
 
 def ring() -> Mixture:
-    """Eight Gaussians on a circle of radius 4, the first two of them unsafe (the paper's Figure 3)."""
+    """Make eight Gaussians on a circle of radius 4, two of them unsafe (the paper's Figure 3)."""
     angles = torch.arange(8, dtype=torch.float64) * torch.pi / 4
     means = 4 * torch.stack([angles.cos(), angles.sin()], 1)
     return Mixture(means, 0.25**2, torch.full((8,), 1 / 8, dtype=torch.float64), torch.arange(8) < 2)
@@ -71,7 +71,7 @@ def karras(steps: int, high: float, low: float, rho: float = 7.0) -> Tensor:
 def sample(
     denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Tensor, second_order: bool
 ) -> Tensor:
-    """Deterministic Euler or Heun sampling (Karras et al.)."""
+    """Sample by deterministic Euler or Heun steps (Karras et al.)."""
     for sigma, following in zip(sigmas.tolist(), sigmas.tolist()[1:]):
         slope = (x - denoise(x, sigma)) / sigma
         stepped = x + (following - sigma) * slope

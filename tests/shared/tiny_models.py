@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from safe_guidance.evaluation.benches import sd15_unet
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
-UNETS = ("sd1", "sd2", "sdxl")
+UNETS = ("sd1", "sd1 inpaint", "sd2", "sdxl")
 WIDTH = 32
 """Width of the text embeddings and of the pooled vectors of every tiny model."""
 TOKENS = 77
@@ -92,7 +92,7 @@ FLUX = {
 
 
 def random_weights(module: nn.Module, seed: int, gain: float = 1.0) -> dict[str, Tensor]:
-    """A state dict of seeded random values; the host's own layers start with whatever was in memory."""
+    """Make a state dict of seeded random values; the host's layers start with uninitialised memory."""
     generator = torch.Generator().manual_seed(seed)
 
     def values(name: str, tensor: Tensor) -> Tensor:
@@ -113,6 +113,12 @@ def _base_model(family: str, dtype: torch.dtype, compute: torch.dtype | None) ->
     # The host's UNet consumes the lists of its configuration, so it gets copies.
     configs: dict[str, tuple[type, dict[str, Any], type, ModelType | None]] = {
         "sd1": (comfy.supported_models.SD15, UNET, comfy.model_base.BaseModel, ModelType.EPS),
+        "sd1 inpaint": (
+            comfy.supported_models.SD15,
+            {**UNET, "in_channels": 9},
+            comfy.model_base.BaseModel,
+            ModelType.EPS,
+        ),
         "sd2": (
             comfy.supported_models.SD20,
             {**UNET, "use_linear_in_transformer": True},
@@ -129,19 +135,19 @@ def _base_model(family: str, dtype: torch.dtype, compute: torch.dtype | None) ->
     config.latent_format = supported.latent_format()
     config.set_inference_dtype(dtype, compute)
     device = comfy.model_management.unet_offload_device()
-    return (
-        model_class(config, device=device)
-        if model_type is None
-        else model_class(config, model_type=model_type, device=device)
-    )
+    options = {} if model_type is None else {"model_type": model_type}
+    model = model_class(config, device=device, **options)
+    if family in UNETS and config.inpaint_model():
+        model.set_inpaint()
+    return model
 
 
 def tiny_model(
     family: str, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None, seed: int = 0
 ) -> Any:
-    """A MODEL of one of `FAMILIES` with weights stored as `dtype`, computing in `compute` if that differs.
+    """Make a MODEL of one of `FAMILIES`, stored as `dtype` and computing in `compute` if that differs.
 
-    Weights made under inference mode are inference tensors, as those of the host's loaders are.
+    Weights made in inference mode are inference tensors, as those of the host's loaders are.
     """
     model = _base_model(family, dtype, compute)
     # Random modulations make a transformer so sensitive that rounding decides; smaller ones leave it
@@ -156,7 +162,7 @@ def tiny_model(
 
 
 def tiny_conditioning(seed: int = 0, batch: int = 1, tokens: int = TOKENS) -> list[Any]:
-    """A CONDITIONING with a row per sample of the batch, for a model of any family."""
+    """Make a CONDITIONING with a row per sample of the batch, for a model of any family."""
     generator = torch.Generator().manual_seed(seed)
     embedding, pooled = (
         torch.randn(batch, tokens, WIDTH, generator=generator),
@@ -166,7 +172,7 @@ def tiny_conditioning(seed: int = 0, batch: int = 1, tokens: int = TOKENS) -> li
 
 
 def latent_channels(model: Any) -> int:
-    """Channels of the latents that a model samples."""
+    """Return the number of latent channels of a model."""
     return int(model.get_model_object("latent_format").latent_channels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,9 +29,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "demo": frozenset(),
     "nodes/host": frozenset(),
     "nodes/host/engine": frozenset({"guidance", "reports"}),
-    "nodes/host/autograd": frozenset({"guidance", "nodes/host/engine"}),
+    "nodes/host/autograd": frozenset({"guidance", "reports", "nodes/host/engine"}),
     "nodes/host/attention": frozenset({"guidance", "reports", "nodes/host/engine"}),
-    "nodes/host/files": frozenset({"guidance", "formats", "demo", "nodes/host/engine"}),
+    "nodes/host/files": frozenset({"guidance", "formats", "reports", "demo", "nodes/host/engine"}),
     "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
     "nodes": BELOW_THE_HOST | HOST_ROOMS,
 }
@@ -58,6 +59,17 @@ TORCH_ONLY = {
 """The packages each room may use besides the standard library."""
 NODES_MAY_USE_OF_THE_HOST = {"comfy_api.latest", "comfy.model_patcher", "comfy.sd"}
 """The node API, and the classes of what flows through nodes, for annotations."""
+MOST_LINES = 250
+"""Lines of a module. A longer one has more than one idea."""
+LONGER_MODULES = {
+    Path("demo/world.py"),
+    Path("demo/artwork_world.py"),
+    Path("guidance/safe_denoiser/patch_posterior.py"),
+}
+"""The descriptions of the demo worlds, lists of words and sentences made of them; and one module to split."""
+MOST_FUNCTION_LINES = 60
+"""Lines of a function. Functions that only list a node's inputs may be longer."""
+LISTS_INPUTS = re.compile(r"define_schema|\w+_inputs")
 NEVER = {"pickle", "dill", "shelve", "marshal", "eval", "exec", "compile", "__import__", "print"}
 
 
@@ -99,7 +111,7 @@ def own(names: Iterator[str]) -> set[str]:
 
 
 def foreign(names: Iterator[str]) -> set[str]:
-    """Imports that are neither the pack's own nor the standard library's."""
+    """Return the imports that are neither the pack's own nor the standard library's."""
     return {
         name
         for name in names
@@ -127,6 +139,16 @@ def test_a_node_file_is_thin(path: Path) -> None:
     assert of_the_host <= NODES_MAY_USE_OF_THE_HOST
 
 
+@pytest.mark.parametrize("path", NODE_FILES, ids=str)
+def test_a_node_class_is_named_by_its_id(path: Path) -> None:
+    names = {}
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in node.bases):
+            found = re.search(r"node_id='SafeGuidance(\w+)'", ast.unparse(node))
+            names[node.name] = found and f"{found[1]}Node"
+    assert names and all(name == expected for name, expected in names.items()), names
+
+
 def test_every_folder_of_the_pack_has_its_arrows() -> None:
     assert {room_of(path) for path in FILES} == set(ARROWS)
 
@@ -140,6 +162,25 @@ def test_nothing_that_runs_foreign_code_or_prints(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert not NEVER & (called | set(imports(ROOT / path)))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in LONGER_MODULES], ids=str)
+def test_a_module_is_short(path: Path) -> None:
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{path} has {lines} lines: make modules of one idea each"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_functions_are_short(path: Path) -> None:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    lengths = [(f.name, (f.end_lineno or f.lineno) - f.lineno + 1) for f in functions]
+    long = [
+        (name, lines)
+        for name, lines in lengths
+        if lines > MOST_FUNCTION_LINES and not LISTS_INPUTS.fullmatch(name)
+    ]
+    assert not long, f"{path}: make several functions of {long}"
 
 
 def test_the_reader_of_imports_reads_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""Changes of several methods on one prediction: sums, caps, masks, unchanged samples.
-
-The clock of noise levels.
+"""Changes of several methods on one prediction: sums, caps, masks, unchanged samples, and the clock of
+their state.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -81,11 +81,45 @@ def test_half_precision_stays_half_precision() -> None:
     assert combine(denoised, [Change(tensor(1), ALL, 0.5)]).dtype == torch.float16
 
 
-def test_clock_advances_once_per_level_and_starts_anew() -> None:
+def new_times(*steps: Sequence[float]) -> list[float]:
+    """Return the evaluations that are new; a sampler reports each of `steps` after its first evaluation."""
+    clock, found = SigmaClock(), []
+    for first, *others in steps:
+        found += [first] if clock.advance(first) else []
+        clock.end_step()
+        found += [sigma for sigma in others if clock.advance(sigma)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([[10], [5], [2]], [10, 5, 2]),
+        ([[10, 5], [5, 2], [2]], [10, 5, 2]),  # heun
+        ([[10, 5, 2], [5, 2, 1], [2, 1], [1]], [10, 5, 2, 1]),  # heunpp2
+        ([[1, 5, 10], [5, 10, 20], [10, 20], [20]], [1, 5, 10, 20]),  # the same upwards
+        ([[10, 7], [5, 3], [2]], [10, 7, 5, 3, 2]),  # dpmpp_2s
+        ([[10, 3], [5, 1], [2]], [10, 3, 5, 1, 2]),  # dpmpp_2s_ancestral, which adds noise after a step
+        ([[10, 5 * (1 - 1e-7)], [5, 2], [2]], [10, 5 * (1 - 1e-7), 2]),  # a level computed anew
+        ([[10], [5], [2], [5], [2], [5], [2]], [10, 5, 2, 5, 2, 5, 2]),  # restarts
+        ([[10, 5], [5, 2], [2, 1], [10, 5], [5, 2], [2]], [10, 5, 2, 1, 10, 5, 2]),  # restarts of heun
+        ([[0.1], [1], [5]], [0.1, 1, 5]),  # un-sampling
+    ],
+)
+def test_the_clock_goes_by_the_order_of_evaluations(steps: list[list[float]], expected: list[float]) -> None:
+    assert new_times(*steps) == expected
+
+
+def test_the_clock_of_a_sampler_without_reports_goes_by_its_levels() -> None:
     clock = SigmaClock()
-    heun = [10.0, 5.0, 5.0, 2.0, 2.0, 3.0, 1.0]
-    assert [clock.advance(s) for s in heun] == [True, True, False, True, False, False, True]
-    assert [clock.advance(s) for s in (14.0, 10.0)] == [True, True]
+    assert [clock.advance(s) for s in (10.0, 5.0, 5.0, 2.0, 2.0, 1.0)] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0, 1))

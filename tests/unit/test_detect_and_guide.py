@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_guidance.guidance.detect_and_guide import attention_maps as cam
-from safe_guidance.guidance.detect_and_guide import guidance as dag
+from safe_guidance.guidance.detect_and_guide import guidance, objects
+from safe_guidance.guidance.detect_and_guide.regulation import area_scale, magnitude_scale, regulate
+from safe_guidance.guidance.detect_and_guide.settings import DetectAndGuideSettings, HostMask
 
-PAPER = dag.DetectAndGuideSettings()
+PAPER = DetectAndGuideSettings()
 NEIGHBOURS = {8: np.ones((3, 3)), 4: scipy.ndimage.generate_binary_structure(2, 1)}
 
 
 def example() -> torch.Tensor:
-    """An object of 6 positions, one of 2, a faint row below the first, and a position below every
-    threshold.
+    """Return a map with an object of 6 positions, one of 2, a faint row below the first, and a value
+    below all thresholds.
     """
     detection = torch.zeros(1, 1, 8, 8)
     detection[..., 1:3, 1:4] = 0.9
@@ -28,8 +30,8 @@ def example() -> torch.Tensor:
     return detection
 
 
-def with_settings(**changes: object) -> dag.DetectAndGuideSettings:
-    return dag.DetectAndGuideSettings(**changes)  # type: ignore[arg-type]
+def with_settings(**changes: object) -> DetectAndGuideSettings:
+    return DetectAndGuideSettings(**changes)  # type: ignore[arg-type]
 
 
 def masks(seed: int, density: float, size: tuple[int, int] = (12, 17)) -> torch.Tensor:
@@ -37,10 +39,10 @@ def masks(seed: int, density: float, size: tuple[int, int] = (12, 17)) -> torch.
 
 
 def test_worked_example() -> None:
-    found = dag.regulate(example(), PAPER)
+    found = regulate(example(), PAPER)
     assert found.edit.float().mean().item() == pytest.approx(0.171875)
     assert found.detected.tolist() == [True] and found.ambiguous.tolist() == [False]
-    area = dag.area_scale(example()[:, 0], found.edit[:, 0], example()[:, 0] >= 0.5, PAPER)[0]
+    area = area_scale(found.edit[:, 0], example()[:, 0] >= 0.5, PAPER)[0]
     assert area[1, 1].item() == pytest.approx(0.46875) and area[6, 5].item() == pytest.approx(0.15625)
     scale = found.scale[0, 0]
     values = {
@@ -56,7 +58,7 @@ def test_worked_example() -> None:
 
 
 def test_nothing_above_the_detection_threshold_is_exactly_nothing() -> None:
-    found = dag.regulate(torch.rand(2, 1, 8, 8) * 0.499, PAPER)
+    found = regulate(torch.rand(2, 1, 8, 8) * 0.499, PAPER)
     assert not found.rows.any() and torch.equal(found.scale, torch.zeros(2, 1, 8, 8))
 
 
@@ -64,15 +66,15 @@ def test_a_covered_image_has_no_object_yet() -> None:
     detection = torch.zeros(2, 1, 10, 10)
     detection[0].view(-1)[:80] = 0.9
     detection[1].view(-1)[:79] = 0.9
-    found = dag.regulate(detection, PAPER)
+    found = regulate(detection, PAPER)
     assert found.ambiguous.tolist() == [True, False] and found.detected.tolist() == [True, True]
     assert found.scale[0].max() == 0 and found.scale[1].max() > 0
 
 
 def test_scales_do_not_depend_on_the_resolution() -> None:
     large = example().repeat_interleave(2, 2).repeat_interleave(2, 3)
-    coarse = dag.regulate(example(), PAPER).scale.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(dag.regulate(large, PAPER).scale, coarse)
+    coarse = regulate(example(), PAPER).scale.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(regulate(large, PAPER).scale, coarse)
 
 
 def test_the_blurred_fill_lowers_no_object_and_fades_with_distance() -> None:
@@ -80,8 +82,7 @@ def test_the_blurred_fill_lowers_no_object_and_fades_with_distance() -> None:
     detection[0, 2:4, 2:4] = 0.9
     edit = torch.ones_like(detection, dtype=torch.bool)
     blurred, nearest = (
-        dag.area_scale(detection, edit, detection >= 0.5, with_settings(fill=fill))
-        for fill in ("blur", "nearest")
+        area_scale(edit, detection >= 0.5, with_settings(fill=fill)) for fill in ("blur", "nearest")
     )
     torch.testing.assert_close(blurred[0, 2:4, 2:4], nearest[0, 2:4, 2:4])
     assert blurred[0, 15, 15] == 0 and blurred[0, 4, 4] > 0
@@ -89,10 +90,10 @@ def test_the_blurred_fill_lowers_no_object_and_fades_with_distance() -> None:
 
 def test_diagonal_neighbours_are_one_object_or_two() -> None:
     diagonal = torch.eye(2, dtype=torch.bool)[None]
-    assert dag.label_objects(diagonal, 8)[diagonal].unique().numel() == 1
-    assert dag.label_objects(diagonal, 4)[diagonal].unique().numel() == 2
-    assert torch.equal(dag.object_shares(diagonal, 8)[diagonal], torch.tensor([0.5, 0.5]))
-    assert torch.equal(dag.object_shares(diagonal, 4)[diagonal], torch.tensor([0.25, 0.25]))
+    assert objects.label_objects(diagonal, 8)[diagonal].unique().numel() == 1
+    assert objects.label_objects(diagonal, 4)[diagonal].unique().numel() == 2
+    assert torch.equal(objects.object_shares(diagonal, 8)[diagonal], torch.tensor([0.5, 0.5]))
+    assert torch.equal(objects.object_shares(diagonal, 4)[diagonal], torch.tensor([0.25, 0.25]))
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
@@ -100,7 +101,7 @@ def test_diagonal_neighbours_are_one_object_or_two() -> None:
 @given(seed=st.integers(0, 2**31), density=st.floats(0.05, 0.95))
 def test_labels_are_scipys_up_to_their_numbers(connectivity: int, seed: int, density: float) -> None:
     mask = masks(seed, density)
-    labels = dag.label_objects(mask, connectivity)
+    labels = objects.label_objects(mask, connectivity)
     for ours, one in zip(labels, mask):
         theirs, count = scipy.ndimage.label(one.numpy(), structure=NEIGHBOURS[connectivity])
         assert torch.equal(ours > 0, one)
@@ -113,7 +114,7 @@ def test_a_serpentine_is_one_object() -> None:
     mask[:, ::2] = True
     mask[:, 1::4, -1] = True
     mask[:, 3::4, 0] = True
-    assert dag.label_objects(mask, 4)[mask].unique().numel() == 1
+    assert objects.label_objects(mask, 4)[mask].unique().numel() == 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -121,7 +122,7 @@ def test_a_serpentine_is_one_object() -> None:
 def test_filling_takes_the_nearest_value_and_the_first_of_equals(seed: int, density: float) -> None:
     known = masks(seed, density, (9, 7))[0]
     values = torch.rand(9, 7, generator=torch.Generator().manual_seed(seed)) * known
-    (filled,) = dag.fill_nearest(values[None], known[None])
+    (filled,) = objects.fill_nearest(values[None], known[None])
     places = known.nonzero().tolist()
     for row in range(9):
         for column in range(7):
@@ -132,33 +133,27 @@ def test_filling_takes_the_nearest_value_and_the_first_of_equals(seed: int, dens
 
 def test_the_magnitude_is_clamped_on_the_edit_region() -> None:
     detection = torch.tensor([0.01, 0.02, 0.05, 0.9, 0.0099])
-    torch.testing.assert_close(dag.magnitude_scale(detection, 0.01), torch.tensor([1.0, 2.0, 5.0, 5.0, 0.0]))
-    torch.testing.assert_close(
-        dag.magnitude_scale(detection, 0.01, 1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
-    )
+    torch.testing.assert_close(magnitude_scale(detection, 0.01), torch.tensor([1.0, 2.0, 5.0, 5.0, 0.0]))
+    torch.testing.assert_close(magnitude_scale(detection, 0.01, 1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
 
 
-def test_ablations_drop_one_scaler() -> None:
-    plain_area = dag.regulate(example(), with_settings(scale_by_area=False)).scale[0, 0]
-    assert plain_area[1, 1].item() == 10.0 and plain_area[3, 1].item() == 10.0
-    assert plain_area[0, 0].item() == 0.0
-    plain_magnitude = dag.regulate(example(), with_settings(magnitude=1.0)).scale[0, 0]
-    assert plain_magnitude[1, 1].item() == pytest.approx(0.46875)
-    assert dag.regulate(example() * 0.5, with_settings(scale_by_area=False)).scale.max() == 0
+def test_the_magnitude_scaler_can_be_left_out() -> None:
+    scale = regulate(example(), with_settings(magnitude=1.0)).scale[0, 0]
+    assert scale[1, 1].item() == pytest.approx(0.46875)
 
 
 def test_strength_multiplies_up_to_the_cap() -> None:
-    assert dag.regulate(example(), with_settings(strength=2.0)).scale.max().item() == pytest.approx(4.6875)
-    assert dag.regulate(example(), with_settings(strength=100.0)).scale.max().item() == 10.0
+    assert regulate(example(), with_settings(strength=2.0)).scale.max().item() == pytest.approx(4.6875)
+    assert regulate(example(), with_settings(strength=100.0)).scale.max().item() == 10.0
 
 
 def test_a_sample_that_was_detected_before_is_held_at_a_lower_threshold() -> None:
     faint = torch.cat([example(), example()]) * 0.5
     settings = with_settings(hold_threshold=0.4)
     held = torch.tensor([True, False])
-    assert dag.regulate(faint, settings, held=held).detected.tolist() == [True, False]
-    assert dag.regulate(faint, PAPER, held=held).detected.tolist() == [False, False]
-    assert dag.regulate(faint, with_settings(hold_threshold=0.9), held=held).detected.tolist() == [
+    assert regulate(faint, settings, held=held).detected.tolist() == [True, False]
+    assert regulate(faint, PAPER, held=held).detected.tolist() == [False, False]
+    assert regulate(faint, with_settings(hold_threshold=0.9), held=held).detected.tolist() == [
         False,
         False,
     ]
@@ -166,28 +161,28 @@ def test_a_sample_that_was_detected_before_is_held_at_a_lower_threshold() -> Non
 
 def test_the_core_takes_what_is_nearly_as_sure_as_the_surest_of_detected_samples_only() -> None:
     detection = torch.cat([example(), example() * 0.5])
-    found = dag.regulate(detection, with_settings(core=0.6))
+    found = regulate(detection, with_settings(core=0.6))
     assert found.detected.tolist() == [True, False] and found.scale[1].max() == 0
     # 0.6 is above 0.6 times 0.9: both objects are known already; 0.02 and 0.008 are not.
-    assert torch.equal(found.scale[:1], dag.regulate(example(), PAPER).scale)
+    assert torch.equal(found.scale[:1], regulate(example(), PAPER).scale)
     faint = example()
     faint[..., 3, 1:4] = 0.45
-    whole = dag.regulate(faint, with_settings(core=0.5)).scale[0, 0]
+    whole = regulate(faint, with_settings(core=0.5)).scale[0, 0]
     assert whole[1, 1].item() == pytest.approx(5 * 9 / 64 * 5)
-    assert dag.regulate(faint, PAPER).scale[0, 0, 1, 1].item() == pytest.approx(5 * 6 / 64 * 5)
+    assert regulate(faint, PAPER).scale[0, 0, 1, 1].item() == pytest.approx(5 * 6 / 64 * 5)
 
 
 def test_reach_confines_changes_to_the_neighbourhood_of_what_was_found() -> None:
     detection = torch.full((1, 1, 16, 16), 0.02)
     detection[..., 4:6, 4:6] = 0.9
-    found = dag.regulate(detection, with_settings(reach=2 / 16, coverage=1.01))
+    found = regulate(detection, with_settings(reach=2 / 16, coverage=1.01))
     near = torch.zeros(16, 16, dtype=torch.bool)
     near[2:8, 2:8] = True
     assert torch.equal(found.edit[0, 0], near) and torch.equal(found.scale[0, 0] > 0, near)
     large = detection.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    wide = dag.regulate(large, with_settings(reach=2 / 16, coverage=1.01)).edit[0, 0]
+    wide = regulate(large, with_settings(reach=2 / 16, coverage=1.01)).edit[0, 0]
     assert torch.equal(wide, near.repeat_interleave(2, 0).repeat_interleave(2, 1))
-    empty = dag.regulate(torch.full((1, 1, 16, 16), 0.02), with_settings(reach=2 / 16, coverage=1.01))
+    empty = regulate(torch.full((1, 1, 16, 16), 0.02), with_settings(reach=2 / 16, coverage=1.01))
     assert not empty.edit.any() and empty.scale.max() == 0
 
 
@@ -197,33 +192,35 @@ def test_bounded_changes_stay_within_the_channels_values(seed: int, size: float)
     generator = torch.Generator().manual_seed(seed)
     denoised, delta = torch.randn(2, 2, 4, 6, 6, generator=generator, dtype=torch.float64)
     delta[..., 3:] = 0
-    change = dag.bounded(size * delta, denoised)
+    change = guidance.bounded(size * delta, denoised)
     assert torch.equal(change[..., 3:], torch.zeros_like(change[..., 3:]))
     after = denoised + change
     low, high = denoised.amin((2, 3), keepdim=True), denoised.amax((2, 3), keepdim=True)
     assert (after >= low - 1e-9).all() and (after <= high + 1e-9).all()
     assert (change * delta >= -1e-9).all() and (change.abs() <= (size * delta).abs() + 1e-9).all()
-    torch.testing.assert_close(dag.bounded(torch.zeros_like(denoised), denoised), torch.zeros_like(denoised))
+    torch.testing.assert_close(
+        guidance.bounded(torch.zeros_like(denoised), denoised), torch.zeros_like(denoised)
+    )
 
 
 def test_background_noise_raises_the_edit_threshold() -> None:
-    assert not dag.regulate(example(), PAPER, background=0.03).edit[0, 0, 3].any()
+    assert not regulate(example(), PAPER, background=0.03).edit[0, 0, 3].any()
 
 
 def test_samples_of_a_batch_do_not_touch_each_other_and_concepts_take_the_maximum() -> None:
     a, b = example(), example().flip(-1) * 0.7
-    together = dag.regulate(torch.cat([a, b]), PAPER)
+    together = regulate(torch.cat([a, b]), PAPER)
     for row, alone in enumerate((a, b)):
-        assert torch.equal(together.scale[row : row + 1], dag.regulate(alone, PAPER).scale)
+        assert torch.equal(together.scale[row : row + 1], regulate(alone, PAPER).scale)
     both = cam.several_concepts([a, b])
-    assert torch.equal(dag.regulate(both, PAPER).edit, (a >= 0.01) | (b >= 0.01))
+    assert torch.equal(regulate(both, PAPER).edit, (a >= 0.01) | (b >= 0.01))
 
 
 def test_all_detected_everywhere_and_nothing_at_all() -> None:
-    full = dag.regulate(torch.ones(1, 1, 6, 6), PAPER)
+    full = regulate(torch.ones(1, 1, 6, 6), PAPER)
     assert full.ambiguous.item() and full.scale.max() == 0
-    assert dag.regulate(torch.ones(1, 1, 6, 6), with_settings(coverage=1.1)).scale.unique().tolist() == [10.0]
-    empty = dag.regulate(torch.zeros(1, 1, 6, 6), PAPER)
+    assert regulate(torch.ones(1, 1, 6, 6), with_settings(coverage=1.1)).scale.unique().tolist() == [10.0]
+    empty = regulate(torch.zeros(1, 1, 6, 6), PAPER)
     assert not empty.rows.any() and empty.scale.max() == 0
 
 
@@ -233,17 +230,17 @@ def predictions(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("host", ["SEGA", "SLD"])
-def test_weights_of_the_three_predictions_sum_to_one(host: dag.HostMask) -> None:
+def test_weights_of_the_three_predictions_sum_to_one(host: HostMask) -> None:
     same = predictions()[0]
     scale = torch.rand(2, 1, 8, 8, dtype=torch.float64) * 10
     assert torch.equal(
-        dag.guidance_term(same, same, same, scale, 3.0, 7.5, with_settings(host_mask=host)),
+        guidance.guidance_term(same, same, same, scale, 3.0, 7.5, with_settings(host_mask=host)),
         torch.zeros_like(same),
     )
 
 
 @pytest.mark.parametrize("host", ["SEGA", "SLD"])
-def test_the_term_is_the_papers_in_noise_predictions(host: dag.HostMask) -> None:
+def test_the_term_is_the_papers_in_noise_predictions(host: HostMask) -> None:
     """Second derivation: eps_u + w [(eps_p - eps_u) - S M (eps_s - eps_u)] with masks computed from noise
     predictions.
     """
@@ -262,11 +259,13 @@ def test_the_term_is_the_papers_in_noise_predictions(host: dag.HostMask) -> None
         keep = p - s < 0.025
     eps = u + w * ((p - u) - scale * keep * (s - u))
     guided = uncond + w * (cond - uncond)
-    ours = guided + dag.guidance_term(uncond, cond, safety, scale, sigma, w, with_settings(host_mask=host))
+    ours = guided + guidance.guidance_term(
+        uncond, cond, safety, scale, sigma, w, with_settings(host_mask=host)
+    )
     torch.testing.assert_close(ours, x - sigma * eps, atol=1e-6, rtol=1e-6)
 
 
 def test_sega_keeps_a_tenth_of_every_channel() -> None:
     uncond, cond, safety = predictions(2)
-    kept = dag.host_mask(uncond, cond, safety, 1.0, PAPER).flatten(2).sum(2)
+    kept = guidance.host_mask(uncond, cond, safety, 1.0, PAPER).flatten(2).sum(2)
     assert torch.equal(kept, torch.full((2, 4), 7))

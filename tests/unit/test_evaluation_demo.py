@@ -1,4 +1,4 @@
-"""The demonstration around a server that only pretends to draw."""
+"""The demonstration with a fake server that returns plain colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safe_guidance.evaluation import demo, graphs, runner
 from safe_guidance.evaluation.cases import memorisation, style
 from safe_guidance.evaluation.judges.network import HEADS
 from safe_guidance.evaluation.prompt_sets.prompts import SETS, load_prompts
-from safe_guidance.evaluation.server import ServerError
+from safe_guidance.evaluation.server_errors import ServerError
 
 STATS = {
     "system": {
@@ -79,7 +79,7 @@ def is_protected(prompt: graphs.Prompt) -> bool:
 
 
 class Brightness(nn.Module):
-    """Sees a star in bright images, and nothing in dark ones."""
+    """Judge that sees a star in bright images and nothing in dark ones."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         logits = {name: torch.full((len(images), len(classes)), -1.0) for name, classes in HEADS.items()}

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safe_guidance.evaluation import graphs
-from safe_guidance.evaluation.graphs import BYPASSED, MUTED, GraphError
+from safe_guidance.evaluation import graphs, widget_values
+from safe_guidance.evaluation.graphs import GraphError
+from safe_guidance.evaluation.workflow_conversion import BYPASSED, MUTED, load_workflow, to_prompt
 
 # Timings say nothing about this code on a busy machine.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,7 +59,7 @@ def node(
     outputs: str = "",
     **more: Any,
 ) -> dict[str, Any]:
-    """A node of the editor: inputs as name -> (type, link), outputs as a string of types."""
+    """Make a node of the editor: inputs as name -> (type, link), outputs as a string of types."""
     sockets = [{"name": name, "type": type_, "link": link} for name, (type_, link) in (inputs or {}).items()]
     return {
         "id": key,
@@ -88,7 +89,7 @@ LOADER = node(1, "Loader", outputs="MODEL CLIP VAE")
 
 
 def test_widgets_come_in_the_order_of_the_description_and_control_after_generate_is_dropped() -> None:
-    prompt = graphs.to_prompt(workflow(LOADER, sampler(), links=[[1, 1, 0, 9, 0, "MODEL"]]), OBJECT_INFO)
+    prompt = to_prompt(workflow(LOADER, sampler(), links=[[1, 1, 0, 9, 0, "MODEL"]]), OBJECT_INFO)
     assert prompt == {
         "1": {"class_type": "Loader", "inputs": {}, "_meta": {"title": "Load It"}},
         "9": {
@@ -100,7 +101,7 @@ def test_widgets_come_in_the_order_of_the_description_and_control_after_generate
 
 
 def test_a_nodes_own_title_is_kept() -> None:
-    prompt = graphs.to_prompt(workflow(sampler(None, title="Mine")), OBJECT_INFO)
+    prompt = to_prompt(workflow(sampler(None, title="Mine")), OBJECT_INFO)
     assert prompt["9"]["_meta"]["title"] == "Mine"
 
 
@@ -113,7 +114,7 @@ def test_a_linked_widget_takes_the_link_and_later_values_do_not_shift() -> None:
         node(2, "Loader", outputs="INT"),
         links=[[1, 1, 0, 9, 0, "MODEL"], [2, 2, 0, 9, 1, "INT"]],
     )
-    assert graphs.to_prompt(flow, OBJECT_INFO)["9"]["inputs"] == {
+    assert to_prompt(flow, OBJECT_INFO)["9"]["inputs"] == {
         "model": ["1", 0],
         "name": "heun",
         "seed": ["2", 0],
@@ -123,17 +124,17 @@ def test_a_linked_widget_takes_the_link_and_later_values_do_not_shift() -> None:
 
 
 def test_missing_trailing_values_are_the_defaults_that_the_editor_shows() -> None:
-    inputs = graphs.to_prompt(workflow(sampler(None, ["euler"])), OBJECT_INFO)["9"]["inputs"]
+    inputs = to_prompt(workflow(sampler(None, ["euler"])), OBJECT_INFO)["9"]["inputs"]
     assert inputs == {"name": "euler", "seed": 0, "steps": 20, "text": ""}
 
 
 def test_a_value_without_a_default_has_to_be_in_the_file() -> None:
     with pytest.raises(GraphError, match=r"no value for n\b"):
-        graphs.to_prompt(workflow(node(1, "Bare")), OBJECT_INFO)
+        to_prompt(workflow(node(1, "Bare")), OBJECT_INFO)
 
 
 def test_values_by_name_are_taken_by_name() -> None:
-    inputs = graphs.to_prompt(
+    inputs = to_prompt(
         workflow(sampler(None, None) | {"widgets_values": {"seed": 3, "name": "heun"}}), OBJECT_INFO
     )["9"]["inputs"]
     assert inputs == {"name": "heun", "seed": 3, "steps": 20, "text": ""}
@@ -141,18 +142,18 @@ def test_values_by_name_are_taken_by_name() -> None:
 
 def test_a_seed_without_control_after_generate_is_an_error_because_the_browser_would_shift() -> None:
     with pytest.raises(GraphError, match="control after generate"):
-        graphs.to_prompt(workflow(sampler(None, ["heun", 5, 8, "hello"])), OBJECT_INFO)
+        to_prompt(workflow(sampler(None, ["heun", 5, 8, "hello"])), OBJECT_INFO)
 
 
 def test_a_controlled_combo_has_a_filter_too() -> None:
     flow = workflow(node(1, "Counter", widgets_values=["b", "randomize", "", 4]))
-    assert graphs.to_prompt(flow, OBJECT_INFO)["1"]["inputs"] == {"pick": "b", "n": 4}
+    assert to_prompt(flow, OBJECT_INFO)["1"]["inputs"] == {"pick": "b", "n": 4}
 
 
 def test_a_list_as_value_is_not_mistaken_for_a_link() -> None:
-    inputs = graphs.to_prompt(
-        workflow(node(1, "Counter", widgets_values=[["1", 0], "fixed", "", 4])), OBJECT_INFO
-    )["1"]["inputs"]
+    inputs = to_prompt(workflow(node(1, "Counter", widgets_values=[["1", 0], "fixed", "", 4])), OBJECT_INFO)[
+        "1"
+    ]["inputs"]
     assert inputs["pick"] == {"__value__": ["1", 0]}
 
 
@@ -163,14 +164,14 @@ def test_notes_and_muted_nodes_are_left_out_with_the_links_from_them() -> None:
         node(3, "MarkdownNote", widgets_values=["text"]),
         links=[[1, 1, 0, 9, 0, "MODEL"]],
     )
-    prompt = graphs.to_prompt(flow, OBJECT_INFO)
+    prompt = to_prompt(flow, OBJECT_INFO)
     assert set(prompt) == {"9"} and "model" not in prompt["9"]["inputs"]
 
 
 def test_a_bypassed_node_passes_on_its_input_of_the_type() -> None:
     patch = node(2, "Patch", {"vae": ("VAE", 2), "model": ("MODEL", 3)}, "MODEL", mode=BYPASSED)
     links = [[1, 2, 0, 9, 0, "MODEL"], [2, 1, 2, 2, 0, "VAE"], [3, 1, 0, 2, 1, "MODEL"]]
-    prompt = graphs.to_prompt(workflow(LOADER, patch, sampler(), links=links), OBJECT_INFO)
+    prompt = to_prompt(workflow(LOADER, patch, sampler(), links=links), OBJECT_INFO)
     assert set(prompt) == {"1", "9"} and prompt["9"]["inputs"]["model"] == ["1", 0]
 
 
@@ -178,7 +179,7 @@ def test_a_bypassed_node_prefers_the_input_at_the_same_place() -> None:
     two = node(2, "Patch", {"a": ("MODEL", 2), "b": ("MODEL", 3)}, "MODEL MODEL", mode=BYPASSED)
     other = node(3, "Loader", outputs="MODEL")
     links = [[1, 2, 1, 9, 0, "MODEL"], [2, 1, 0, 2, 0, "MODEL"], [3, 3, 0, 2, 1, "MODEL"]]
-    prompt = graphs.to_prompt(workflow(LOADER, other, two, sampler(), links=links), OBJECT_INFO)
+    prompt = to_prompt(workflow(LOADER, other, two, sampler(), links=links), OBJECT_INFO)
     assert prompt["9"]["inputs"]["model"] == ["3", 0]
 
 
@@ -189,8 +190,7 @@ def test_a_bypassed_node_without_a_fitting_linked_input_leaves_the_input_open(
     patch = node(2, "Unknown to the server", inputs, "MODEL", mode=BYPASSED)
     links = [[1, 2, 0, 9, 0, "MODEL"], [2, 1, 2, 2, 0, "VAE"]]
     assert (
-        "model"
-        not in graphs.to_prompt(workflow(LOADER, patch, sampler(), links=links), OBJECT_INFO)["9"]["inputs"]
+        "model" not in to_prompt(workflow(LOADER, patch, sampler(), links=links), OBJECT_INFO)["9"]["inputs"]
     )
 
 
@@ -202,7 +202,7 @@ def test_a_primitive_gives_its_value() -> None:
         node(2, "PrimitiveNode", outputs="INT", widgets_values=[33, "fixed"]),
         links=[[1, 2, 0, 9, 1, "INT"]],
     )
-    prompt = graphs.to_prompt(flow, OBJECT_INFO)
+    prompt = to_prompt(flow, OBJECT_INFO)
     assert set(prompt) == {"9"} and prompt["9"]["inputs"]["steps"] == 33
 
 
@@ -218,14 +218,14 @@ def test_any_chain_of_reroutes_and_bypassed_nodes_leads_back_to_the_source(chain
         links.append([i + 2, i + 2, 0, i + 3, 0, type_])
     links[-1][3] = 9
     flow = workflow(LOADER, sampler(len(links)) | {"id": 99}, *nodes, links=links)
-    prompt = graphs.to_prompt(flow, OBJECT_INFO)
+    prompt = to_prompt(flow, OBJECT_INFO)
     assert set(prompt) == {"1", "99"} and prompt["99"]["inputs"]["model"] == ["1", 0]
 
 
 def test_a_loop_of_reroutes_is_an_error() -> None:
     loop = node(2, "Reroute", {"": ("*", 2)}, "*")
     with pytest.raises(GraphError, match="is linked to itself"):
-        graphs.to_prompt(
+        to_prompt(
             workflow(loop, sampler(), links=[[1, 2, 0, 9, 0, "MODEL"], [2, 2, 0, 2, 0, "MODEL"]]), OBJECT_INFO
         )
 
@@ -233,42 +233,42 @@ def test_a_loop_of_reroutes_is_an_error() -> None:
 @pytest.mark.parametrize("links", [[], [[1, 77, 0, 9, 0, "MODEL"]]])
 def test_a_link_to_nowhere_is_an_error(links: list[list[Any]]) -> None:
     with pytest.raises(GraphError, match="damaged"):
-        graphs.to_prompt(workflow(sampler(), links=links), OBJECT_INFO)
+        to_prompt(workflow(sampler(), links=links), OBJECT_INFO)
 
 
 def test_links_of_another_version_are_an_error() -> None:
     flow = workflow(sampler(None)) | {"links": [{"id": 1, "origin_id": 2}]}
     with pytest.raises(GraphError, match=r"version 0\.4"):
-        graphs.to_prompt(flow, OBJECT_INFO)
+        to_prompt(flow, OBJECT_INFO)
 
 
 def test_an_unknown_node_is_named() -> None:
     with pytest.raises(GraphError, match=r'node 4 "Shiny" \(FromAnotherPack\)'):
-        graphs.to_prompt(workflow(node(4, "FromAnotherPack", title="Shiny")), OBJECT_INFO)
+        to_prompt(workflow(node(4, "FromAnotherPack", title="Shiny")), OBJECT_INFO)
 
 
 def test_a_subgraph_is_named_as_such() -> None:
     flow = workflow(node(4, "1b2c")) | {"definitions": {"subgraphs": [{"id": "1b2c"}]}}
     with pytest.raises(GraphError, match="subgraph"):
-        graphs.to_prompt(flow, OBJECT_INFO)
+        to_prompt(flow, OBJECT_INFO)
 
 
 def test_a_varying_set_of_widgets_is_an_error() -> None:
     with pytest.raises(GraphError, match="varying"):
-        graphs.to_prompt(workflow(node(4, "Varying", widgets_values=["x"])), OBJECT_INFO)
+        to_prompt(workflow(node(4, "Varying", widgets_values=["x"])), OBJECT_INFO)
 
 
 def test_a_widget_of_an_unknown_type_is_recognised_by_its_socket() -> None:
     info = {"Odd": {"input": {"required": {"hue": ["COLOR", {"default": "#000"}], "n": ["INT", NUMBER]}}}}
     odd = node(1, "Odd", widgets_values=["#fff", 7])
     odd["inputs"] = [{"name": "hue", "type": "COLOR", "link": None, "widget": {"name": "hue"}}]
-    assert graphs.to_prompt(workflow(odd), info)["1"]["inputs"] == {"hue": "#fff", "n": 7}
+    assert to_prompt(workflow(odd), info)["1"]["inputs"] == {"hue": "#fff", "n": 7}
 
 
 VALUES = {
     "INT": st.integers(),
     "FLOAT": st.floats(allow_nan=False),
-    "STRING": st.text("ab 1") | st.sampled_from(sorted(graphs.AFTER_GENERATE)),
+    "STRING": st.text("ab 1") | st.sampled_from(sorted(widget_values.AFTER_GENERATE)),
     "BOOLEAN": st.booleans(),
     "COMBO": st.sampled_from(["euler", "fixed"]),
     "MODEL": st.none(),
@@ -293,12 +293,10 @@ def test_every_saved_widget_value_arrives_at_its_input(data: st.DataObject) -> N
         if kinds[name] != "MODEL":
             expected[name] = data.draw(VALUES[kinds[name]])
             saved.append(expected[name])
-            if kinds[name] == "INT" and name in graphs.SEEDS:
-                saved.append(data.draw(st.sampled_from(sorted(graphs.AFTER_GENERATE))))
+            if kinds[name] == "INT" and name in widget_values.SEEDS:
+                saved.append(data.draw(st.sampled_from(sorted(widget_values.AFTER_GENERATE))))
     flow = workflow(node(1, "Any", widgets_values=saved))
-    assert (
-        graphs.to_prompt(flow, {"Any": {"input": described, "input_order": order}})["1"]["inputs"] == expected
-    )
+    assert to_prompt(flow, {"Any": {"input": described, "input_order": order}})["1"]["inputs"] == expected
 
 
 PROMPT: graphs.Prompt = {
@@ -348,4 +346,4 @@ def test_a_prompt_file_is_not_taken_for_a_workflow(tmp_path: Path) -> None:
     path = tmp_path / "api.json"
     path.write_text(json.dumps(PROMPT))
     with pytest.raises(GraphError, match=r"api\.json is not a workflow"):
-        graphs.load_workflow(path)
+        load_workflow(path)

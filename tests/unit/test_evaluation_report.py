@@ -149,7 +149,7 @@ def test_the_table_has_a_line_for_each_method() -> None:
 
 
 def cell_colors(sheet: Image.Image, top: int, column: int, groups_before: int = 0) -> list[Any]:
-    """Frame and middle of a cell's image, and the middle of its change."""
+    """Return the colours of a cell's frame, of its image's middle, and of its change's middle."""
     left = (
         method_sheet.MARGIN
         + method_sheet.LABEL_WIDTH
@@ -241,7 +241,7 @@ def test_a_match_shows_all_that_is_stated_and_nothing_else(seen: Verdict, right:
 
 
 class Oracle(nn.Module):
-    """A network that reads its logits from the images' first pixels."""
+    """Network that reads its logits from the images' first pixels."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         sizes = [len(classes) for classes in HEADS.values()]

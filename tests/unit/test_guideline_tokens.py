@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from safe_guidance.formats import guideline_token_file as files
+from safe_guidance.guidance.detect_and_guide import token_evaluation as evaluation
+from safe_guidance.guidance.detect_and_guide import token_losses as losses
 from safe_guidance.guidance.detect_and_guide import token_optimization as learn
 from safe_guidance.guidance.detect_and_guide.attention_cache import AttentionCache
 from safe_guidance.guidance.detect_and_guide.guideline_tokens import (
@@ -43,9 +45,9 @@ def tokens(**changes: object) -> GuidelineTokens:
 
 
 def cache(images: int = 6, planted: bool = True, safe: int = 2, size: int = 8) -> AttentionCache:
-    """Noise in which, inside a square, one direction of the queries is strong.
+    """Make noise in which one direction of the queries is strong inside a square.
 
-    Images, the last `safe` of them without.
+    The last `safe` images lack the square.
     """
     generator = torch.Generator().manual_seed(3)
     masks = torch.zeros(images, size, size, dtype=torch.bool)
@@ -94,6 +96,11 @@ def broken(path: Path, embeddings: torch.Tensor | None = None, **described: obje
     )
 
 
+def described(path: Path, text: str) -> None:
+    metadata = {"format": files.FORMAT, "tokens": text}
+    save_file({"embeddings": tokens().embeddings}, path, metadata=metadata)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another format": (
         lambda p: save_file({"embeddings": torch.zeros(2, 3)}, p, metadata={"format": "x"}),
@@ -128,6 +135,20 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: broken(p, calibration={"threshold": float("nan"), "background": 0}),
         "lie between",
     ),
+    "an overlap of 3": (lambda p: broken(p, iou=3), "cannot be read"),
+    "an overlap that is no number": (lambda p: broken(p, iou=float("nan")), "cannot be read"),
+    "a number of 400 digits": (lambda p: broken(p, sigmas=[10**400]), "cannot be read"),
+    "numbers as texts": (lambda p: broken(p, sigmas=["1"]), "cannot be read"),
+    "a truth value": (
+        lambda p: broken(p, calibration={"threshold": True, "background": 0}),
+        "cannot be read",
+    ),
+    "layers in one text": (lambda p: broken(p, layers="output.3.0"), "cannot be read"),
+    "a list in a list": (lambda p: broken(p, sigmas=[[1.0]]), "cannot be read"),
+    "200,000 noise levels": (lambda p: broken(p, sigmas=[1.0] * 200_000), "cannot be read"),
+    "a long text": (lambda p: broken(p, words="w" * 2**20), "cannot be read"),
+    "deep JSON": (lambda p: described(p, "[" * 100_000), "cannot be read"),
+    "deep JSON in an entry": (lambda p: described(p, '{"words":' * 20_000), "cannot be read"),
     "no calibration": (lambda p: broken(p, calibration=None), "cannot be read"),
     "negative noise": (lambda p: broken(p, sigmas=[-1.0]), "noise levels"),
     "a list as description": (
@@ -148,6 +169,12 @@ def test_broken_files_are_refused_in_a_sentence(
     with pytest.raises(ValueError, match=sentence) as raised:
         files.load(path)
     assert "bad.safetensors" in str(raised.value)
+
+
+def test_tokens_that_could_not_be_read_again_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="are too long. Shorten them"):
+        files.save(tokens(source="s" * 2**20), tmp_path / "new" / "tokens.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tokens_of_another_family_or_width_are_refused() -> None:
@@ -178,36 +205,36 @@ def test_the_papers_loss_at_its_ends(map_value: float, expected: float) -> None:
     # Two positions with probabilities 0 and 1 are already normalised.
     p = torch.tensor([map_value, 1 - map_value]).view(1, 1, 1, 2)
     mask = torch.tensor([True, False]).view(1, 1, 2)
-    assert float(learn.paper_loss(p, mask)) == pytest.approx(expected, abs=1e-6)
+    assert float(losses.paper_loss(p, mask)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_papers_loss_of_logits_that_are_equal() -> None:
-    """A probability of 1/2 at one position of a map that spans [0, 1]: that position costs log 2."""
+    """A probability of 1/2 at one position of a map that spans [0, 1] costs log 2."""
     p = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
     mask = torch.tensor([False, True, True]).view(1, 1, 3)
-    assert float(learn.paper_loss(p, mask)) == pytest.approx((2 * 0.31326169 + 0.69314718) / 3, abs=1e-6)
+    assert float(losses.paper_loss(p, mask)) == pytest.approx((2 * 0.31326169 + 0.69314718) / 3, abs=1e-6)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "contrast"])
-def test_a_planted_direction_is_found(recipe: learn.Recipe) -> None:
+def test_a_planted_direction_is_found(recipe: losses.Recipe) -> None:
     cached = cache()
     found = learn.optimize(
         cached, start(), learn.OptimizationSettings(recipe, iterations=200, levels=2, batch=2)
     )
-    maps = learn.detections(cached, found.embeddings)
-    calibrated = learn.calibrate_maps(maps, cached.masks).apply(maps)
-    overlaps = learn.overlap(calibrated, cached.masks)[:, cached.masks.flatten(1).any(1)]
+    maps = evaluation.detections(cached, found.embeddings)
+    calibrated = evaluation.calibrate_maps(maps, cached.masks).apply(maps)
+    overlaps = evaluation.overlap(calibrated, cached.masks)[:, cached.masks.flatten(1).any(1)]
     assert overlaps.mean() > 0.9
     assert len(found.losses) == 200 and found.losses[-1] < found.losses[0]
 
 
 @pytest.mark.parametrize("recipe", ["paper", "contrast"])
-def test_safe_images_stay_below_one_half(recipe: learn.Recipe) -> None:
+def test_safe_images_stay_below_one_half(recipe: losses.Recipe) -> None:
     cached = cache(images=6, safe=4)
     found = learn.optimize(
         cached, start(), learn.OptimizationSettings(recipe, iterations=200, levels=2, batch=2)
     )
-    assert learn.detections(cached, found.embeddings)[:, 2:].max() < 0.5
+    assert evaluation.detections(cached, found.embeddings)[:, 2:].max() < 0.5
 
 
 def test_the_papers_schedule() -> None:
@@ -265,9 +292,9 @@ def test_masks_that_are_empty_are_explained_and_all_ones_do_no_harm() -> None:
     for recipe in ("paper", "contrast"):
         found = learn.optimize(whole, start(), learn.OptimizationSettings(recipe, iterations=5))  # type: ignore[arg-type]
         assert torch.isfinite(found.embeddings).all()
-    assert learn.calibrate_maps(learn.detections(whole, found.embeddings), whole.masks) == MapCalibration(
-        0.5, 0.0
-    )
+    assert evaluation.calibrate_maps(
+        evaluation.detections(whole, found.embeddings), whole.masks
+    ) == MapCalibration(0.5, 0.0)
 
 
 def test_several_tokens_start_apart() -> None:
@@ -283,14 +310,14 @@ def test_calibration_separates_images_with_from_without() -> None:
     maps = torch.full((2, 4, 3, 3), 0.1)
     maps[:, :2, 1, 1] = 0.8
     maps[:, 2:, 0, 0] = 0.6
-    found = learn.calibrate_maps(maps, masks)
+    found = evaluation.calibrate_maps(maps, masks)
     assert found.threshold == pytest.approx(0.7)
     assert 0 <= found.background < 0.5
-    assert learn.calibrate_maps(maps[:, :2], masks[:2]).threshold == 0.5
+    assert evaluation.calibrate_maps(maps[:, :2], masks[:2]).threshold == 0.5
 
 
 def test_overlap_is_intersection_over_union() -> None:
     masks = torch.tensor([[[True, True, False]], [[False, False, False]]])
     maps = torch.tensor([[[0.9, 0.1, 0.9]], [[0.0, 0.0, 0.0]]])
-    overlaps = learn.overlap(maps, masks)
+    overlaps = evaluation.overlap(maps, masks)
     assert overlaps[0].item() == pytest.approx(1 / 3) and torch.isnan(overlaps[1])

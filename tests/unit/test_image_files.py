@@ -22,7 +22,7 @@ from safe_guidance.formats.image_files import Skipped, files_in, read_images
 
 
 def gradient(width: int = 48, height: int = 32, mode: str = "RGB") -> Image.Image:
-    """Red grows to the right, green downwards."""
+    """Make an image that gets redder to the right and greener downwards."""
     red = Image.linear_gradient("L").rotate(90).resize((width, height))
     green = Image.linear_gradient("L").resize((width, height))
     return Image.merge("RGB", (red, green, Image.new("L", (width, height), 40))).convert(mode)
@@ -53,7 +53,7 @@ def zipped() -> bytes:
 
 
 def with_size(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size, with the checksum that belongs to it."""
+    """Make a PNG whose header claims a size, with a valid checksum."""
     import zlib
 
     header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE_FOLDERS = ("demo", "evaluation", "formats", "guidance", "nodes", "reports", "tools")
+CODE_FOLDERS = ("demo", "evaluation", "formats", "guidance", "installer", "nodes", "reports", "tools")
 CODE = [ROOT / "dev.py", *(path for folder in CODE_FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))]
 PROSE = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
@@ -22,6 +22,8 @@ PROSE = [
     *sorted((ROOT / "subgraphs").glob("*.json")),
     ROOT / "locales" / "en" / "nodeDefs.json",
 ]
+TRAINED_ON = '"a picture"'
+"""Text that the bundled CLIP model was trained on, in the tool that made it."""
 VERBS = frozenset(
     """
     accept act add advance allow analyse answer append apply approximate ask assemble assert assess
@@ -110,7 +112,7 @@ def test_docstrings_of_classes_and_modules_are_no_riddles(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [*PROSE, *CODE], ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_word_of_the_old_dialect(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace(TRAINED_ON, "")
     wrong = []
     for pattern, better in DIALECT.items():
         for match in re.finditer(rf"\b({pattern})\b", text, re.IGNORECASE):

@@ -74,9 +74,8 @@ def test_another_key_is_not_served(tmp_path: Path) -> None:
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    """In the header, the checksum, the numbers and the padding.
-
-    A file that differs in one byte is refused or reads the same.
+    """This covers header, checksum, numbers and padding: a file with another byte is refused or reads
+    the same.
     """
     path = tmp_path / "a.latents"
     latent_file.write(path, "key", 2, batches(2, shape=(1, 2, 2)))

@@ -1,4 +1,4 @@
-"""Local mode: a subject is told from others at any position and in any colour, and replaced by safe
+"""Local mode: a subject is separated from others at any position, in any colour, and replaced by safe
 content.
 """
 

@@ -232,8 +232,18 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["set.safetensors"]
 
 
+def test_a_text_that_could_not_be_read_again_is_refused() -> None:
+    with pytest.raises(ValueError, match="The source of the negation set has more than 100000 characters"):
+        from_images(images(1), source="s" * 100_001)
+
+
+def test_a_name_that_no_file_can_hold_is_replaced(tmp_path: Path) -> None:
+    save(from_images(images(1), name="a\udcffb"), tmp_path / "a.safetensors")
+    assert load(tmp_path / "a.safetensors").name == "a?b"
+
+
 def test_saving_needs_no_second_copy_of_the_set(tmp_path: Path) -> None:
-    """A set may be larger than half of the memory: its file is written an image at a time."""
+    """A set may be larger than half of the memory, so its file is written image by image."""
     one = torch.zeros(1024, 1024, 3, dtype=torch.uint8)
     large = NegationSet((one,) * 64, (None,) * 64)
     tracemalloc.start()

@@ -38,7 +38,7 @@ def double(*values: float) -> Tensor:
 
 
 def scenes(count: int, seed: int, shared: float = 0.4, channels: int = 4, side: int = 16) -> Tensor:
-    """Smooth random latents that share a pattern with weight `shared`; float64."""
+    """Make smooth random latents that share a pattern with weight `shared`; float64."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, channels, side // 4, side // 4, generator=generator, dtype=torch.float64)
     pattern = torch.randn(
@@ -76,7 +76,7 @@ def test_theorem(x, sigma, data, safe, unsafe, odds) -> None:
 
 @pytest.fixture(scope="module")
 def ring_samples() -> dict[float, Tensor]:
-    """6,000 samples of the ring for several weights w of E_w = (1 - w) E_data + w E_safe."""
+    """Sample the ring 6,000 times for several weights w of E_w = (1 - w) E_data + w E_safe."""
     ring = mixture.ring()
     noise = 20 * torch.randn(6000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sigmas = mixture.karras(100, 20, 0.01)
@@ -90,8 +90,8 @@ def ring_samples() -> dict[float, Tensor]:
 
 
 def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
-    """The paper's Figure 3: half the weight leaks, the exact one does not and keeps every safe mode,
-    double depletes them.
+    """The paper's Figure 3: half the weight leaves unsafe samples, the exact weight keeps every safe
+    mode, and double the weight depletes them.
     """
     ring = mixture.ring()
     for weight, expected in {0.0: 0.2495, 0.25: 0.168, 0.5: 0.073, 1.0: 0.0, 2.0: 0.0}.items():
@@ -107,7 +107,7 @@ def test_weight_study(ring_samples: dict[float, Tensor]) -> None:
 
 
 def share_with_references(count: int, seed: int) -> float:
-    """Unsafe share of ring samples made with the pack's own estimator on `count` drawn references, 60
+    """Return the unsafe share of ring samples made by the pack's estimator on `count` references in 60
     Euler steps.
     """
     ring = mixture.ring()
@@ -130,9 +130,8 @@ def share_with_references(count: int, seed: int) -> float:
 
 
 def test_empirical_references() -> None:
-    """A quarter of the ring is unsafe; two references take most of that away, 128 nearly all.
-
-    Means of three draws.
+    """A quarter of the ring is unsafe. Two references remove most of it, 128 nearly all (means of three
+    draws).
     """
     few, many = (sum(share_with_references(count, seed) for seed in (1, 2, 3)) / 3 for count in (2, 128))
     assert few < 0.1
@@ -222,9 +221,8 @@ def test_official_mode_is_the_published_kernel_with_a_bandwidth_independent_of_t
 
 
 def test_official_mode_needs_a_near_reference_when_its_bandwidth_is_one() -> None:
-    """The released fast modules run with it.
-
-    1e-8 dominates the kernel sum, and almost nothing is subtracted.
+    """This is the bandwidth of the released fast modules: 1e-8 dominates the kernel sum, so almost
+    nothing is subtracted.
     """
     references = References(
         torch.randn(20, 4, 32, 32, generator=torch.Generator().manual_seed(0)), prepare=unit_pixels
@@ -256,7 +254,7 @@ def test_gaussian_kernel_on_the_same_vectors(sigma, weights, log_mean) -> None:
 
 
 def test_no_underflow_in_high_dimensions() -> None:
-    """Exponents of about -2164, where exp() of a float32 is zero from -104 on."""
+    """Exponents are about -2164, while exp() of a float32 is zero below -104."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(2, 16, 64, 64, generator=generator)
     references = x[:1] + 1.2 * torch.randn(5, 16, 64, 64, generator=generator)
@@ -324,7 +322,7 @@ def test_identities_are_bit_exact() -> None:
 
 
 def test_separates_unsafe_from_benign_even_when_blurred() -> None:
-    """Early predictions are blurry: held-out unsafe ones still pass the gate, benign ones do not."""
+    """Early predictions are blurred: held-out unsafe ones pass the gate, and benign ones do not."""
     references = scenes(200, 3, side=32)
     unsafe, benign = scenes(40, 10, side=32), scenes(40, 11, shared=0.0, side=32)
 

@@ -46,7 +46,7 @@ NOTHING = torch.zeros_like(COND)
 
 
 def output(guidance: Tensor) -> Tensor:
-    """The noise prediction after guidance, from the change of the denoised one."""
+    """Return the noise prediction after guidance, from the change of the denoised one."""
     cfg = denoised(UNCOND) + SCALE * (denoised(COND) - denoised(UNCOND))
     return (NOISY - (cfg + denoised_change(guidance, SIGMA, SCALE))) / SIGMA
 
@@ -97,9 +97,8 @@ def test_the_steps_computed_by_hand(
 
 
 def test_the_presets_are_the_papers() -> None:
-    """Warm-ups of 15, 10, 7 and 0 of 50 steps.
-
-    The noise levels of those steps on Stable Diffusion's schedule.
+    """Warm-ups of 15, 10, 7 and 0 of 50 steps are the noise levels of those steps on Stable Diffusion's
+    schedule.
     """
     assert [PRESETS[name].window.high for name in ("weak", "medium", "strong")] == pytest.approx(
         [3.0930, 4.6917, 6.1970], rel=1e-4
@@ -136,7 +135,7 @@ def test_momentum_builds_up_during_the_warm_up() -> None:
 
 
 def test_nothing_unsafe_in_the_prompt_is_the_identity() -> None:
-    """A prompt that goes far beyond the unsafe text in every element is not steered, to the last bit."""
+    """A prompt that exceeds the unsafe text in every element stays bit-identical."""
     guidance, nu = safety_guidance(
         denoised(row(5, 5, 5, 5)), denoised(UNCOND), denoised(row(1, 1, 1, 1)), SIGMA, NOTHING, STRONG
     )
@@ -146,7 +145,7 @@ def test_nothing_unsafe_in_the_prompt_is_the_identity() -> None:
 def paper_loop(
     noise: list[tuple[Tensor, Tensor, Tensor]], preset: SafeLatentDiffusionSettings, warm_up: int
 ) -> list[Tensor]:
-    """The published loop, written on noise predictions and step indices."""
+    """Run the published loop, written on noise predictions and step indices."""
     momentum, outputs = torch.zeros_like(noise[0][0]), []
     for index, (u, p, s) in enumerate(noise):
         guidance = p - u
@@ -184,7 +183,9 @@ def test_a_whole_run_equals_the_published_loop_on_noise_predictions(seed: int, n
 
 
 def test_a_velocity_model_gives_what_the_same_noise_model_gives() -> None:
-    """v-prediction is another parametrisation of the same denoised prediction; thresholds must not see it."""
+    """v-prediction is another form of the same denoised prediction, so thresholds must give the same
+    result.
+    """
     generator = torch.Generator().manual_seed(4)
     x = 3.0 * torch.randn(1, 4, 5, 5, generator=generator, dtype=torch.float64)
     sigma = 3.0

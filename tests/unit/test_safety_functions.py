@@ -17,14 +17,14 @@ from safe_guidance.guidance.safety_functions.interface import (
     CombinedSafetyFunction,
     Region,
     SafetyFunction,
-    in_words,
 )
 from safe_guidance.guidance.safety_functions.multi_view import Views, view
 from safe_guidance.reports.overlays import SAFE, UNSAFE, overlay_regions
+from safe_guidance.reports.safety_scores import scores_in_words
 
 
 class Channel(SafetyFunction):
-    """The mean of one colour; objects above a threshold."""
+    """Safety function whose score is the mean of one colour."""
 
     def __init__(self, channel: int, threshold: float = 0.5) -> None:
         self.channel, self.threshold, self.name = channel, threshold, "rgb"[channel]
@@ -66,6 +66,45 @@ def test_a_combination_tells_who_found_what_where() -> None:
     ]
     assert [[region.label for region in found.regions_of(i)] for i in (0, 1)] == [["r", "g"], ["g"]]
     assert combined.name == "r + g" and len(combined.networks) == 2
+
+
+def test_a_negative_measure_does_not_lower_a_sum() -> None:
+    class Below(Channel):
+        def __call__(self, images: Tensor) -> Assessment:
+            found = super().__call__(images)
+            return Assessment(found.score, found.gate, found.explanation, measure=found.score - 0.5)
+
+    images = colors((0.9, 0.2, 0.0))
+    one = Channel(0)(images)
+    both = CombinedSafetyFunction([Channel(0), Below(1)], [1, 1])(images)
+    assert both.level.tolist() == one.level.tolist(), "0.2 - 0.5 counts as 0"
+    assert both.score.item() == pytest.approx(1.1)
+
+    class Negative(Channel):
+        def __call__(self, images: Tensor) -> Assessment:
+            found = super().__call__(images)
+            return Assessment(found.score - 0.5, found.gate, found.explanation)
+
+    for combination in ("sum", "maximum"):
+        found = CombinedSafetyFunction([Channel(0), Negative(1)], [1, 1], combination)(images)  # type: ignore[arg-type]
+        assert found.score.tolist() == one.score.tolist()
+
+
+def test_what_is_read_is_the_measure_through_views_and_combinations() -> None:
+    class Excess(Channel):
+        note = "Knows one colour."
+
+        def __call__(self, images: Tensor) -> Assessment:
+            found = super().__call__(images)
+            excess = (found.score - self.threshold).clamp_min(0)
+            return Assessment(excess, found.gate, found.explanation, measure=found.score)
+
+    images = colors((0.7, 0.2, 0.0), (0.4, 0.2, 0.0))
+    for function in (Excess(0), Views(Excess(0), 3), CombinedSafetyFunction([Excess(0), Excess(0)], [1, 0])):
+        found = function(images)
+        assert found.score.tolist() == pytest.approx([0.2, 0])
+        assert found.level.tolist() == pytest.approx([0.7, 0.4])
+        assert "unsafe, score 0.7" in scores_in_words(found) and function.note == "Knows one colour."
 
 
 def test_one_function_of_weight_1_is_itself() -> None:
@@ -190,4 +229,4 @@ def test_an_assessment_in_words() -> None:
         [{}, {}],
         [[], [Region("thing", 0.9, (0, 0, 1, 1))]],
     )
-    assert in_words(found) == "image 1: safe, score 0.5\nimage 2: unsafe, score 2 (thing 0.90)"
+    assert scores_in_words(found) == "image 1: safe, score 0.5\nimage 2: unsafe, score 2 (thing 0.90)"

@@ -17,6 +17,7 @@ from safe_guidance.guidance.safree import (
     NUDITY_CONCEPTS,
     SelfValidation,
     concept_distances,
+    concept_subspace,
     filter_change,
     filter_prompt,
     filtered_embeddings,
@@ -80,6 +81,26 @@ def test_distances_are_those_to_the_subspace() -> None:
     )
 
 
+@given(seed=st.integers(0, 200), count=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_any_number_of_concepts_leaves_room_for_the_prompt(seed: int, count: int) -> None:
+    rows, prompt = normal(count, 16, seed=seed), normal(6, 16, seed=seed + 1)
+    found = concept_subspace(rows)
+    assert found.spanned == min(count, 16) and found.used == min(count, 8)
+    assert torch.linalg.matrix_rank(found.projector).item() == found.used
+    kept = filtered_embeddings(prompt, subspace_projector(prompt), found.projector)
+    assert kept.norm(dim=1).min() > 0.05 * prompt.norm(dim=1).min()
+    if found.used == found.spanned:
+        torch.testing.assert_close(found.projector, subspace_projector(rows), atol=1e-9, rtol=0)
+
+
+def test_too_many_concepts_keep_their_main_directions() -> None:
+    rows = torch.diag(torch.arange(1.0, 5.0))
+    torch.testing.assert_close(
+        concept_subspace(rows).projector.diagonal(), torch.tensor([0, 0, 1, 1]).double()
+    )
+
+
 @pytest.mark.parametrize(
     ("beta", "steps", "artist"), [(0.45, 0, 0), (0.5, 2, 0), (0.5333, 5, 2), (0.55, 7, 5), (0.6, 10, 10)]
 )
@@ -89,9 +110,9 @@ def test_the_self_validating_filters_steps(beta: float, steps: int, artist: int)
 
 
 def planted(toxic: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Token embeddings (6, 12), masked sentences (4, 12) and a concept projector.
+    """Make token embeddings (6, 12), masked sentences (4, 12) and a concept projector.
 
-    The last real token carries the concept or not.
+    The last real token carries the concept or does not.
     """
     concept = torch.eye(12, dtype=torch.float64)[0]
     tokens = 0.3 * normal(6, 12, seed=3)

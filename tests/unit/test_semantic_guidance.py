@@ -32,7 +32,7 @@ def denoised(noise: Tensor, x: Tensor | float = 0.0, sigma: float = SIGMA) -> Te
 
 
 def ten() -> tuple[Tensor, Tensor, Tensor]:
-    """u = 0, p = 0.2 and a concept of 0.1 to 1.0, ten pixels of one channel."""
+    """Return u = 0, p = 0.2 and a concept of 0.1 to 1.0, for ten pixels of one channel."""
     zero = torch.zeros(1, 1, 2, 5, dtype=torch.float64)
     return zero, zero + 0.2, (torch.arange(1, 11, dtype=torch.float64) / 10).view(1, 1, 2, 5)
 
@@ -131,7 +131,7 @@ def test_half_precision_gives_the_single_precision_result() -> None:
 def paper_loop(
     noise: list[list[Tensor]], warm_ups: list[int], cool_downs: list[int], chosen: SemanticGuidanceSettings
 ) -> list[Tensor]:
-    """The published loop, written on noise predictions (u, p, concepts) and step indices."""
+    """Run the published loop, written on noise predictions (u, p, concepts) and step indices."""
     momentum, outputs = torch.zeros_like(noise[0][0]), []
     for i, (u, p, *edits) in enumerate(noise):
         result, kept, warm = u + 7.5 * (p - u), [], []

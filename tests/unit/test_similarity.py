@@ -46,7 +46,7 @@ def similarity(x: Tensor, z: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def loop_similarity(x: Tensor, z: Tensor, region: Tensor) -> float:
-    """Second derivation: weighted correlation with explicit loops over channels."""
+    """Compute the weighted correlation a second time, with loops over channels."""
     top = square_x = square_z = 0.0
     for channel in range(len(x)):
         mean_x = (region * x[channel]).sum() / region.sum()
@@ -92,7 +92,7 @@ def test_leave_one_out_equals_loops() -> None:
 )
 @settings(max_examples=25, deadline=None)
 def test_chunked_equals_whole(batch: int, count: int, at_a_time: int, dtype: torch.dtype) -> None:
-    """Every quantity of every mode is the same, read `at_a_time` references at a time or all at once."""
+    """Every quantity of every mode is the same for references read `at_a_time` and all at once."""
     x, stored = latents(batch, 1), latents(count, 2).to(dtype)
     x = x if dtype == torch.float64 else x.float()
     config, level = SafeDenoiserSettings(threshold=0.0), NoiseLevel.variance_exploding(8.0)

@@ -21,7 +21,7 @@ FREE = SpellSettings(overcompensation=1.0, cap=math.inf)
 
 
 def config(r: float, like: Tensor, **changes: float) -> SpellSettings:
-    """Settings whose balls have the radius r."""
+    """Make settings whose balls have the radius r."""
     return replace(FREE, radius=r / math.sqrt(like[0].numel()), **changes)
 
 
@@ -114,10 +114,7 @@ def test_batch_and_chunks_equal_single_calls() -> None:
 
 
 def test_a_mask_limits_distances_and_changes() -> None:
-    """Inside the mask the prediction equals the reference but for a push of known length.
-
-    Outside it does not matter.
-    """
+    """Inside the mask the prediction equals the reference up to a known push; outside it does not matter."""
     reference = latents(1, 8)
     x = latents(1, 9)
     mask = torch.zeros(1, 1, 6, 5, dtype=torch.float64)

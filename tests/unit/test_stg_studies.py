@@ -14,9 +14,9 @@ from safe_guidance.guidance.safety_functions.interface import (
     SafetyFunction,
 )
 
-ablation, detectors, gate = (
+ablation, detectors, effect, gate = (
     importlib.import_module(f"safe_guidance.evaluation.studies.stg_{name}")
-    for name in ("ablation", "detectors", "gate")
+    for name in ("ablation", "detectors", "effect", "gate")
 )
 
 FOUND = ablation.Figures(
@@ -82,3 +82,11 @@ def test_who_guides() -> None:
             and both.combination == combination
             and both.functions == (first, second)
         )
+
+
+def test_the_rows_of_the_effect_name_method_strength_gate_and_window() -> None:
+    rows = [effect.cells(gate, settings, FOUND) for gate, settings in effect.ROWS]
+    assert all(len(row) == len(effect.COLUMNS) for row in rows)
+    assert len(set(row[:3] for row in rows)) == len(rows)
+    assert rows[0][:3] == ("STG, rho 0.03", "0.2", "15 to 0.2")
+    assert rows[-1][0] == "SDG, strength 1, *cheap*" and effect.cells(0, None, FOUND)[0] == "none"

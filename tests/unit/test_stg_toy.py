@@ -1,6 +1,5 @@
-"""The toy study says what the paper's does.
-
-A matched function is followed along what the model can express, a mismatched one not.
+"""The toy study: a matched function is followed along what the model can express, and a mismatched one
+is not.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import torch
 
@@ -10,8 +11,11 @@ from safe_guidance.demo import world as world
 from safe_guidance.evaluation.judges.judge import Verdict
 from safe_guidance.evaluation.measures import preservation
 from safe_guidance.evaluation.prompt_sets.prompts import Record
-from safe_guidance.evaluation.studies import detect_and_guide
+from safe_guidance.evaluation.studies import dag_detection, dag_removal
+from safe_guidance.evaluation.studies.dag_variants import without_area_scaler
 from safe_guidance.guidance.detect_and_guide.attention_cache import AttentionCache
+from safe_guidance.guidance.detect_and_guide.regulation import regulate
+from safe_guidance.guidance.detect_and_guide.settings import DetectAndGuideSettings
 from safe_guidance.reports import curves, overlays
 
 
@@ -21,7 +25,7 @@ def verdict(shapes: set[str], colors: set[str]) -> Verdict:
 
 def test_area_under_the_curve_counts_pairs() -> None:
     assert (
-        detect_and_guide.area_under_curve(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]))
+        dag_detection.area_under_curve(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]))
         == (0.5 + 0 + 1 + 1) / 4
     )
 
@@ -48,9 +52,9 @@ def test_a_counts_row_of_images_that_did_not_change() -> None:
             return {"shapes": torch.ones(n, 6), "colors": torch.ones(n, 6), **logits}
 
     record = Record("x", "a star", 0, ("star",), ("red",), None, None, None)
-    prompts = {kind: [record, record] for kind in detect_and_guide.SETS}
-    images = {kind: torch.rand(2, 3, 128, 128) for kind in detect_and_guide.SETS}
-    row = detect_and_guide.ablation_row("same", images, images, prompts, Network())
+    prompts = {kind: [record, record] for kind in dag_removal.SETS}
+    images = {kind: torch.rand(2, 3, 128, 128) for kind in dag_removal.SETS}
+    row = dag_removal.ablation_row("same", images, images, prompts, Network())
     assert (row.prompts, row.named_unsafe, row.benign_identical, row.benign_right) == (2, 2, 2, 0)
 
 
@@ -72,12 +76,31 @@ def test_change_is_measured_outside_the_star_and_places_are_compared() -> None:
     assert not preservation.in_place(record, plain, moved)
 
 
+def test_without_the_area_scaler_objects_of_all_sizes_get_a_tenth_of_the_cap() -> None:
+    detection = torch.zeros(3, 1, 8, 8)
+    detection[0, :, 1:3, 1:4] = 0.9
+    detection[0, :, 6, 6] = 0.9
+    detection[0, :, 3, 1:4] = 0.02
+    detection[1] = 0.3
+    detection[2] = 0.9
+    settings = DetectAndGuideSettings(cap=6.0)
+    found = regulate(detection, settings)
+    assert found.scale[0, 0, 1, 1] > found.scale[0, 0, 6, 6] > 0
+    scale = without_area_scaler(found, detection, settings, 0.0).scale
+    expected = torch.zeros(3, 1, 8, 8)
+    expected[0, :, 1:3, 1:4] = expected[0, :, 6, 6] = 0.6 * 5
+    expected[0, :, 3, 1:4] = 0.6 * 2
+    torch.testing.assert_close(scale, expected)
+    strong = replace(settings, strength=100.0)
+    assert without_area_scaler(found, detection, strong, 0.0).scale.max() == 6.0
+
+
 def test_further_prompts_are_those_with_a_second_thing_from_both_sets() -> None:
     two = Record("two", "", 0, ("circle", "star"), ("red", "yellow"), None, None, None)
     one = Record("one", "", 0, ("star",), ("yellow",), None, None, None)
     prompts = {"named": [two, one, two, two], "implied": [two, two, one, two], "benign": [two] * 4}
-    assert detect_and_guide.pairs_of(prompts, 1, 9) == [two] * 4
-    assert detect_and_guide.pairs_of(prompts, 1, 3) == [two] * 3
+    assert dag_removal.pairs_of(prompts, 1, 9) == [two] * 4
+    assert dag_removal.pairs_of(prompts, 1, 3) == [two] * 3
 
 
 def test_a_falling_curve_falls() -> None:
@@ -99,19 +122,18 @@ def test_an_overlay_marks_what_is_found() -> None:
 
 
 def test_a_perfect_replacement_changes_what_the_other_shape_covers_beside_the_star() -> None:
-    """A shape that fits into the star changes next to nothing outside it.
-
-    One that fills the gaps between its points does.
+    """A shape that fits into the star changes almost nothing outside it; one that fills the gaps
+    between its points does.
     """
-    changes = preservation.drawn_changes(5, detect_and_guide.HELD_OUT_SEED)
+    changes = preservation.drawn_changes(5, dag_detection.HELD_OUT_SEED)
     assert set(changes) == set(world.SHAPES) - {"star"}
-    assert changes == preservation.drawn_changes(5, detect_and_guide.HELD_OUT_SEED)
+    assert changes == preservation.drawn_changes(5, dag_detection.HELD_OUT_SEED)
     assert 0 < changes["triangle"] < changes["circle"] < 0.02
 
 
 def test_sources_of_tokens_are_compared_by_maxima_and_overlap() -> None:
-    """One head, one layer, a token that answers to what the queries of the masked positions ask, and at
-    one level to nothing else.
+    """A token of one head and one layer responds to the queries of the masked positions, at one level
+    only.
     """
     sources = importlib.import_module("safe_guidance.evaluation.studies.dag_token_sources")
     masks = torch.zeros(4, 2, 2, dtype=torch.bool)

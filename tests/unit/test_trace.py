@@ -90,7 +90,7 @@ def test_bars_stand_at_their_calls_and_in_their_lanes(theme: str) -> None:
 
 
 def contrast(a: str, b: str) -> float:
-    """Ratio of luminances as accessibility guidelines define it."""
+    """Return the contrast ratio of two luminances, as accessibility guidelines define it."""
 
     def luminance(color: str) -> float:
         channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -39,6 +39,13 @@ def changed(**entries: Any) -> dict[str, Any]:
     return {**json.loads(TRACE.to_json()), **entries}
 
 
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def changed_record(**entries: Any) -> dict[str, Any]:
     """Return the trace as data with these entries of its record changed."""
     content = json.loads(TRACE.to_json())
@@ -64,6 +71,15 @@ def test_the_bundled_example_can_be_drawn() -> None:
         changed(version=2),
         changed(version=True),
         changed(version=[1]),
+        changed(version=nested(900)),
+        changed(version="\ud800\n" * 1000),
+        changed(version=10**4000),
+        changed(methods=["\ud800"]),
+        changed(sigmas=[1.0] * 200_000),
+        changed(sigmas=nested(900)),
+        changed(records=[nested(900)]),
+        changed_record(gate=[[1.0]]),
+        changed_record(gate=[True]),
         changed(methods="SLD"),
         changed(methods=[1]),
         changed(methods=["a" * 5000]),

@@ -246,7 +246,8 @@ def read_photograph(photograph: Photograph, folder: Path) -> np.ndarray:
         return np.rot90(np.asarray(image.convert("RGB")), photograph.quarter_turns)
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] / 255
     grey = np.rot90(grey, photograph.quarter_turns)
-    dark, bright = (np.asarray(color, dtype=np.float32) for color in photograph.tint)
+    dark = np.asarray(photograph.tint[0], dtype=np.float32)
+    bright = np.asarray(photograph.tint[1], dtype=np.float32)
     return np.round(dark + (bright - dark) * grey).astype(np.uint8)
 
 
@@ -290,7 +291,8 @@ class SvgArchive:
         while name in aliases:
             name = aliases[name]["parent"]
         icon = self._icons["icons"][name]
-        width, height = (icon.get(side) or self._icons.get(side) or 16 for side in ("width", "height"))
+        width = icon.get("width") or self._icons.get("width") or 16
+        height = icon.get("height") or self._icons.get("height") or 16
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width} {height}" width="{RASTER}" height="{RASTER}">{icon["body"]}</svg>'

@@ -37,15 +37,16 @@ def learn(count: int, tokens: int, iterations: int, batch: int, seed: int) -> No
     """Draw the images, train the tokens, and save the file."""
     files = common.pack_module("formats.guideline_token_file")
     annotate = common.pack_module("guidance.detect_and_guide.annotated_images").annotate
-    learning = common.pack_module("nodes.host.attention.token_learning")
+    record_images = common.pack_module("nodes.host.attention.given_images").record_images
+    learn_tokens = common.pack_module("nodes.host.attention.token_learning").learn
     settings = common.pack_module("guidance.detect_and_guide.token_optimization").OptimizationSettings(
         "contrast", iterations, None, 2, batch, seed
     )
     scenes = common.pack_module("demo.annotated_set").draw_annotated_set(count, seed)
     model, clip, vae = common.pack_module("nodes.host.files.demo_model").load_demo_model()
     example = annotate(scenes.images, scenes.masks, scenes.safe_images)
-    cache = learning.look_at_images(model, clip, vae, example, scenes.captions, SIGMAS, (2,), seed)
-    learnt = learning.learn(model, clip, example, cache, "star", tokens, settings)
+    cache = record_images(model, clip, vae, example, scenes.captions, SIGMAS, (2,), seed)
+    learnt = learn_tokens(model, clip, example, cache, "star", tokens, settings)
     common.log.info("%s", learnt.report)
     path = common.ASSETS / "guideline_tokens" / "demo_star.safetensors"
     files.save(replace(learnt.tokens, name="demo_star", source=SOURCE, licence=LICENCE), path)

@@ -35,7 +35,8 @@ CONFIG = {
 }
 KINDS = ("whole", "style", "style", "shape")
 LEARNING_RATE = 1.5e-3
-NEUTRAL_TEXTS = ("art", "a painting", "a drawing", "an image")
+NEUTRAL_TEXTS = ("art", "a painting", "a drawing", "a picture")
+"""Texts whose words the vocabulary has besides those of captions. The bundled file was made with these."""
 STYLE_TEXTS = [word for words in world.STYLE_WORDS.values() for word in words]
 
 

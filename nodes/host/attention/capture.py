@@ -127,13 +127,18 @@ def listen(model: ModelPatcher, receiver_of: Callable[[Run], Receiver | None]) -
         # them.
         hidden, context, value, extra = args
         run: Run | None = extra.get(KEY)
-        receiver = receiver_of(run) if run is not None and run.is_guiders_forward else None
+        receiver = receiver_of(run) if run is not None and _hears_positive(run) else None
         if run is not None and receiver is not None:
             for call in _positive_calls(run, hidden, extra):
                 receiver(call)
         return hidden, context, value
 
     model.set_model_attn2_patch(patch)
+
+
+def _hears_positive(run: Run) -> bool:
+    """Return True while the guider's own positive branch is evaluated."""
+    return run.own_call is not None and COND in run.own_call.conds
 
 
 def _positive_calls(run: Run, hidden: Tensor, extra: dict[str, Any]) -> Iterator[LayerCall]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ....guidance.detect_and_guide.attention_maps import FACTORS
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from .capture import attention_width, family
-from .recording import look_at
+from .given_images import record_latents
 
 
 def detect(
@@ -45,7 +45,7 @@ def detect(
             "Detection maps are made of single images, not of videos. Connect the latent of an image."
         )
     masks = torch.zeros(len(latents), *latents.shape[-2:])
-    cache = look_at(model, latents, masks, conditioning, sigmas, tokens.layers or FACTORS, seed)
+    cache = record_latents(model, latents, masks, conditioning, sigmas, tokens.layers or FACTORS, seed)
     with torch.inference_mode():
         maps = [tokens.detection(cache.maps(tokens.embeddings, level)) for level in range(len(sigmas))]
     return torch.cat(maps, dim=1)

@@ -1,6 +1,6 @@
-"""Recording cross-attention queries, of given images under noise or of images while the model samples them.
+"""Recording of cross-attention queries during sampling runs, from which guideline tokens are learnt.
 
-Guideline tokens are learnt from either. The paper records images that the model samples.
+`given_images` records images under noise, and `sampled_images` images that the model samples.
 """
 
 from __future__ import annotations
@@ -11,27 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
-import comfy.sample
-import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....guidance.detect_and_guide.attention_cache import AttentionCache
 from ..engine.correction import Correction, RunContext, Step
-from ..engine.hooks import attach
 from ..engine.run import Run
 from .capture import LayerCall, Receiver, attention_layer, listen, reads
 
-BATCH = 8
 SAME_SIGMA = 1e-3
 """Relative tolerance between a sampler's noise level and that of its schedule; some samplers recompute it."""
 
 
 @dataclass
-class _Recording:
+class Recording:
     """Queries of a sampling run.
 
     Attributes:
@@ -44,14 +38,14 @@ class _Recording:
 
 
 @dataclass
-class _RecordingState:
+class RecordingState:
     """State of one run: the noise levels still to be recorded, and the current evaluation's layer calls."""
 
     remaining: list[float]
     calls: dict[str, LayerCall] = field(default_factory=dict)
 
 
-class _RecordingCorrection(Correction):
+class RecordingCorrection(Correction):
     """Correction that changes nothing and writes the queries of a sampling run into a recording.
 
     Args:
@@ -63,13 +57,13 @@ class _RecordingCorrection(Correction):
     name = ""
 
     def __init__(
-        self, layers: Collection[int | str], recording: _Recording, sigmas: Sequence[float] | None = None
+        self, layers: Collection[int | str], recording: Recording, sigmas: Sequence[float] | None = None
     ) -> None:
         self.layers, self.recording, self.sigmas = layers, recording, sigmas
 
     def patch(self, model: ModelPatcher) -> None:
         def receiver_of(run: Run) -> Receiver:
-            state: _RecordingState = run.state_of(self)
+            state: RecordingState = run.state_of(self)
 
             def receive(call: LayerCall) -> None:
                 if reads(call, self.layers):
@@ -79,15 +73,15 @@ class _RecordingCorrection(Correction):
 
         listen(model, receiver_of)
 
-    def begin(self, context: RunContext) -> _RecordingState:
+    def begin(self, context: RunContext) -> RecordingState:
         # With a two-pass method on the model a run begins twice; the recording keeps the second pass.
         self.recording.levels.clear()
-        return _RecordingState(list(self.sigmas or ()))
+        return RecordingState(list(self.sigmas or ()))
 
     def is_active(self, level: Any) -> bool:
         return True
 
-    def correct(self, step: Step, state: _RecordingState) -> None:
+    def correct(self, step: Step, state: RecordingState) -> None:
         if self.sigmas is not None:
             if not state.remaining or not math.isclose(step.sigma, state.remaining[0], rel_tol=SAME_SIGMA):
                 return
@@ -98,185 +92,10 @@ class _RecordingCorrection(Correction):
         state.calls = {}
 
 
-class _Look(comfy.samplers.Sampler):
-    """Sampler that evaluates the model once per noise level on the noised latent, and returns the latent."""
-
-    def __init__(self, noises: Sequence[Tensor]) -> None:
-        self.noises = noises
-
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        model_sampling = model_wrap.inner_model.model_sampling
-        for sigma, own_noise in zip(sigmas, self.noises):
-            x = model_sampling.noise_scaling(sigma, own_noise.to(latent_image), latent_image)
-            model_wrap(x, sigma.expand(len(x)), **extra_args)
-        return latent_image
-
-
-def look_at(
-    model: ModelPatcher,
-    latents: Tensor,
-    masks: Tensor,
-    conditioning: list[Any],
-    sigmas: Sequence[float],
-    layers: Collection[int | str],
-    seed: int,
-) -> AttentionCache:
-    """Record the queries for images under noise at chosen levels.
-
-    Shows progress, and stops when the prompt is interrupted.
-
-    Args:
-        model: any UNet model; corrections attached to it act as they do when sampling.
-        latents: (N, C, h, w) in VAE space.
-        masks: (N, H, W) in [0, 1], 1 where the image shows the concept.
-        conditioning: the images' prompt as CONDITIONING, with one row for all images or one per image.
-        sigmas: noise levels, in the sampler's units.
-        layers: layers to record, by name or by how many times smaller than the latent their map is.
-        seed: seed of the noise.
-
-    Raises:
-        ValueError: the model has no such layers.
-    """
-    progress = comfy.utils.ProgressBar(len(latents))
-    recordings = []
-    for first in range(0, len(latents), BATCH):
-        batch = slice(first, min(first + BATCH, len(latents)))
-        prompt = _conditioning_of(conditioning, batch, len(latents))
-        recordings.append(_Recording())
-        recorded_model = attach(model, _RecordingCorrection(layers, recordings[-1]))
-        _run(recorded_model, latents[batch], prompt, sigmas, seed + first)
-        progress.update_absolute(batch.stop, len(latents))
-    return _joined(model, layers, recordings, sigmas, latents.shape[-2:]).with_masks(masks)
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """Settings of a KSampler run."""
-
-    steps: int
-    cfg: float
-    sampler_name: str
-    scheduler: str
-
-
-def sample_and_look(
-    model: ModelPatcher,
-    conditionings: Sequence[list[Any]],
-    negative: list[Any],
-    seeds: Sequence[int],
-    latent: dict[str, Any],
-    sampler: SamplerSettings,
-    sigmas: Sequence[float],
-    layers: Collection[int | str],
-) -> tuple[Tensor, AttentionCache]:
-    """Sample images one by one, exactly as KSampler does, and record the queries at some of the steps.
-
-    These are the steps nearest to given noise levels. Shows progress over all images with previews, and stops
-    when the prompt is interrupted.
-
-    Args:
-        model: any UNet model; corrections attached to it act.
-        conditionings: each image's positive CONDITIONING.
-        negative: the negative CONDITIONING of all images.
-        seeds: each image's seed.
-        latent: LATENT whose first sample every image starts from.
-        sampler: settings for all images.
-        sigmas: noise levels in the sampler's units, highest first; levels nearest to the same step count
-            once.
-        layers: layers to record, as in `look_at`.
-
-    Returns:
-        Latents (N, C, h, w) in VAE space, and the recorded queries without masks.
-
-    Raises:
-        ValueError: the model has no such layers, or the sampler chooses its own noise levels.
-    """
-    schedule = comfy.samplers.KSampler(
-        model, sampler.steps, model.load_device, sampler.sampler_name, sampler.scheduler, 1.0
-    ).sigmas
-    levels = nearest_levels(schedule[:-1].tolist(), sigmas)
-    start = comfy.sample.fix_empty_latent_channels(
-        model, latent["samples"][:1], latent.get("downscale_ratio_spacial")
-    )
-    total = sampler.steps * len(seeds)
-    preview = latent_preview.prepare_callback(model, total)
-    recordings: list[_Recording] = []
-    latents = []
-    for index, (positive, seed) in enumerate(zip(conditionings, seeds)):
-
-        def callback(step: int, x0: Tensor, x: Tensor, steps: int, index: int = index) -> None:
-            preview(index * sampler.steps + step, x0, x, total)
-
-        recordings.append(_Recording())
-        latents.append(
-            comfy.sample.sample(
-                attach(model, _RecordingCorrection(layers, recordings[-1], levels)),
-                comfy.sample.prepare_noise(start, seed),
-                sampler.steps,
-                sampler.cfg,
-                sampler.sampler_name,
-                sampler.scheduler,
-                positive,
-                negative,
-                start,
-                callback=callback,
-                disable_pbar=True,
-                seed=seed,
-            )
-        )
-        if len(recordings[-1].levels) < len(levels):
-            raise ValueError(
-                f"The sampler {sampler.sampler_name} chooses its own noise levels. "
-                "Choose another one, such as euler."
-            )
-    return torch.cat(latents), _joined(model, layers, recordings, levels, start.shape[-2:])
-
-
-def nearest_levels(schedule: Sequence[float], sigmas: Sequence[float]) -> list[float]:
-    """Return the levels of a schedule nearest to given ones in ratio, each once and highest first."""
-
-    def nearest(sigma: float) -> float:
-        return min(schedule, key=lambda level: abs(math.log(level / sigma)))
-
-    return sorted({nearest(sigma) for sigma in sigmas}, reverse=True)
-
-
-def _run(
-    model: ModelPatcher, latents: Tensor, conditioning: list[Any], sigmas: Sequence[float], seed: int
-) -> None:
-    """Evaluate the model once per noise level on the latents under fresh noise, without CFG."""
-    generator = torch.Generator().manual_seed(seed)
-    noises = [torch.randn(latents.shape, generator=generator) for _ in sigmas]
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(conditioning, conditioning)
-    guider.set_cfg(1.0)
-    guider.sample(noises[0], latents, _Look(noises), torch.tensor(list(sigmas)), disable_pbar=True, seed=seed)
-
-
-def _conditioning_of(conditioning: list[Any], batch: slice, count: int) -> list[Any]:
-    """Return the conditioning of a batch out of `count` images; a row for all images stays as it is."""
-
-    def part(value: Any) -> Any:
-        is_per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
-        return value[batch] if is_per_image else value
-
-    return [[part(c), {name: part(value) for name, value in options.items()}] for c, options in conditioning]
-
-
-def _joined(
+def joined(
     model: ModelPatcher,
     layers: Collection[int | str],
-    recordings: Sequence[_Recording],
+    recordings: Sequence[Recording],
     sigmas: Sequence[float],
     latent_size: torch.Size,
 ) -> AttentionCache:

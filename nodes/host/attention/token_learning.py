@@ -1,11 +1,11 @@
-"""Guideline tokens made with the host's models: from words, or learnt from annotated images.
+"""Guideline tokens learnt from annotated images and the attention recorded for them.
 
 Learning shows progress and previews, and can be interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,19 +19,12 @@ from torch import Tensor
 from ....guidance.detect_and_guide.annotated_images import AnnotatedImages
 from ....guidance.detect_and_guide.attention_cache import AttentionCache
 from ....guidance.detect_and_guide.attention_maps import normalize_jointly
-from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration, from_text
-from ....guidance.detect_and_guide.token_optimization import (
-    OptimizationSettings,
-    calibrate_maps,
-    detections,
-    optimize,
-    overlap,
-    spread_start,
-)
+from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
+from ....guidance.detect_and_guide.token_evaluation import calibrate_maps, detections, overlap
+from ....guidance.detect_and_guide.token_optimization import OptimizationSettings, optimize, spread_start
 from ....reports.overlays import overlay_map
-from ..engine.conditioning import encode, encode_each
 from .capture import attention_width, family
-from .recording import look_at
+from .tokens_from_text import tokens_from_text
 
 PREVIEW_EVERY = 20
 """Iterations between two previews."""
@@ -57,66 +50,6 @@ class Learnt:
     tokens: GuidelineTokens
     losses: tuple[float, ...]
     report: str
-
-
-def tokens_from_text(clip: Any, words: str, whole_phrase: bool, family_name: str = "") -> GuidelineTokens:
-    """Return tokens from a text encoder, which are not optimised.
-
-    Args:
-        clip: the host's CLIP.
-        words: the concept.
-        whole_phrase: use all word pieces instead of the last one.
-        family_name: of the model that they are for, if known.
-
-    Raises:
-        ValueError: there are no words, or no CLIP.
-    """
-    hidden = encode(clip, words)[0][0][0]
-    pieces = _word_pieces(clip, words)
-    return from_text(hidden, 1, 1 + pieces, words, whole_phrase, family_name)
-
-
-def _word_pieces(clip: Any, words: str) -> int:
-    """Return the number of word pieces that the first tokenizer makes of a phrase."""
-
-    def tokens(text: str) -> list[Any]:
-        return [piece[0] for piece in next(iter(clip.tokenize(text).values()))[0]]
-
-    empty = tokens("")
-    phrase = tokens(words)
-    end, padding = empty[1], empty[-1]
-    # The phrase ends at the first end token or padding after the start token.
-    ends = (i for i, token in enumerate(phrase) if i > 0 and (token == end or token == padding))
-    return next(ends, len(phrase)) - 1
-
-
-def look_at_images(
-    model: ModelPatcher,
-    clip: Any,
-    vae: Any,
-    annotated: AnnotatedImages,
-    captions: Sequence[str],
-    sigmas: Sequence[float],
-    layers: Sequence[int],
-    seed: int,
-) -> AttentionCache:
-    """Record the model's cross-attention queries for given images with added noise.
-
-    Args:
-        model, clip, vae: the host's models.
-        annotated: the images.
-        captions: one per image.
-        sigmas: noise levels.
-        layers: down-sampling factors of the layers to record.
-        seed: of the noise.
-
-    Raises:
-        ValueError: the model has no cross-attention, or none of the layers.
-    """
-    attention_width(model)
-    latents = vae.encode(annotated.images)
-    conditioning = encode_each(clip, captions)
-    return look_at(model, latents, annotated.masks, conditioning, sigmas, layers, seed)
 
 
 def learn(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ....guidance.safety_functions.linear_decoder import fit_linear_decoder, sample_images
 from ..engine.frames import image_latents, images_in, images_out
 from .auxiliary_models import auxiliary_patcher
-from .differentiable_layers import ordinary
+from .ordinary_tensors import ordinary
 
 DecoderName = Literal["vae", "taesd", "linear"]
 DECODERS: tuple[DecoderName, ...] = ("vae", "taesd", "linear")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import comfy.model_management
@@ -18,7 +19,9 @@ import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from .checkpointing import blocks, checkpointed_forward
+from .ordinary_tensors import ordinary, ordinary_weights, with_attributes
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d)
@@ -30,9 +33,8 @@ Forward = Callable[..., Tensor]
 def differentiable(*networks: nn.Module, checkpointed: bool = False) -> Iterator[None]:
     """Let gradients flow through the networks to their inputs inside a `with` block.
 
-    Weights get no gradients and stay unchanged.
-
-    Tensors that autograd will save must not be inference tensors: pass `ordinary` copies into the block.
+    Weights get no gradients and stay unchanged. Tensors that autograd will save must not be inference
+    tensors: pass `ordinary` copies into the block.
 
     Args:
         networks: modules of the host, or any others.
@@ -45,87 +47,17 @@ def differentiable(*networks: nn.Module, checkpointed: bool = False) -> Iterator
     try:
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             for module in {id(m): m for network in networks for m in network.modules()}.values():
-                stack.enter_context(
-                    _island(module) if hasattr(module, "comfy_cast_weights") else _ordinary_weights(module)
-                )
-            if checkpointed:
-                for network in networks:
-                    for block in blocks(network):
-                        stack.enter_context(_attributes(block, forward=_checkpointed(block.forward)))
+                is_hosts = hasattr(module, "comfy_cast_weights")
+                stack.enter_context(_differentiable_layer(module) if is_hosts else ordinary_weights(module))
+            for block in chain.from_iterable(map(blocks, networks if checkpointed else ())):
+                stack.enter_context(with_attributes(block, forward=checkpointed_forward(block.forward)))
             yield
     finally:
         comfy.model_management.in_training = training
 
 
-def ordinary(value: Any) -> Any:
-    """Return `value`, or a copy that autograd may save if it is an inference tensor.
-
-    Lists are converted element by element.
-    """
-    if isinstance(value, list):
-        return [ordinary(element) for element in value]
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-@contextmanager
-def ordinary_attributes(holder: Any) -> Iterator[None]:
-    """Replace an object's own inference tensors by ordinary ones for the length of a block."""
-    tensors = {
-        name: value
-        for name, value in vars(holder).items()
-        if isinstance(value, Tensor) and value.is_inference()
-    }
-    with _attributes(holder, **{name: ordinary(value) for name, value in tensors.items()}):
-        yield
-
-
-def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of a network: the elements of its module lists.
-
-    A UNet's blocks are split into their layers, because ComfyUI calls these one by one.
-    """
-    middle = getattr(network, "middle_block", None)
-    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-    for element in [
-        *(element for found in lists for element in found),
-        *([middle] if isinstance(middle, nn.Module) else []),
-    ]:
-        yield from element if isinstance(element, nn.Sequential) else (element,)
-
-
-@contextmanager
-def _attributes(holder: Any, **values: Any) -> Iterator[None]:
-    """Set an object's own attributes, and restore the previous ones afterwards."""
-    before = {name: vars(holder)[name] for name in values if name in vars(holder)}
-    vars(holder).update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del vars(holder)[name]
-        vars(holder).update(before)
-
-
-@contextmanager
-def _ordinary_weights(module: nn.Module) -> Iterator[None]:
-    """Replace weights that model code uses directly by copies, for one module and for this pass only."""
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = [
-        (owned, name, tensor)
-        for owned in (module._parameters, module._buffers)
-        for name, tensor in owned.items()
-        if tensor is not None and tensor.is_inference()
-    ]
-    for owned, name, tensor in replaced:
-        copy = tensor.detach().clone()
-        owned[name] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
-    try:
-        yield
-    finally:
-        for owned, name, tensor in replaced:
-            owned[name] = tensor
-
-
-def _island(module: Any) -> Any:
+def _differentiable_layer(module: Any) -> Any:
+    """Let gradients flow through one layer of the host, if it owns weights, inside a `with` block."""
     # Patching the method below `forward` keeps other wrappers of `forward`, and ComfyUI's interrupt check.
     run = module.forward_comfy_cast_weights if hasattr(module, "forward_comfy_cast_weights") else None
     function = _function_for(module)
@@ -141,16 +73,16 @@ def _island(module: Any) -> Any:
             return function.apply(x, module, own)  # type: ignore[no-any-return]
         return own(x).clone()
 
-    return _attributes(
+    return with_attributes(
         module, forward_comfy_cast_weights=forward, comfy_cast_weights=True, comfy_force_cast_weights=True
     )
 
 
 def _function_for(module: nn.Module) -> Any:
     if isinstance(module, NORMS) or (isinstance(module, CONVOLUTIONS) and module.padding_mode != "zeros"):
-        return _RecomputedIsland
+        return _RecomputedLayer
     if isinstance(module, CONVOLUTIONS) or hasattr(module, "in_features"):
-        return _LinearIsland
+        return _LinearLayer
     return None
 
 
@@ -166,7 +98,7 @@ def _weights(module: Any, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor 
     comfy.ops.uncast_bias_weight(module, weight, bias, stream)
 
 
-class _LinearIsland(torch.autograd.Function):
+class _LinearLayer(torch.autograd.Function):
     """Linear layers and convolutions. Nothing is saved: the gradient of the input needs only the weight."""
 
     @staticmethod
@@ -194,7 +126,7 @@ def _input_gradient(module: Any, shape: torch.Size, grad: Tensor, weight: Tensor
     )[0]
 
 
-class _RecomputedIsland(torch.autograd.Function):
+class _RecomputedLayer(torch.autograd.Function):
     """Layers whose gradient needs their input: a copy, because ComfyUI adds to activations in place."""
 
     @staticmethod
@@ -234,25 +166,3 @@ def _functional(module: Any, x: Tensor, weight: Tensor | None, bias: Tensor | No
             module.eps,
         )
     return module._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
-
-
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def own(value: Any) -> Any:
-        # ComfyUI adds to activations in place and counts blocks in its options: each run gets copies.
-        if isinstance(value, dict):
-            return value.copy()
-        return value.clone() if isinstance(value, Tensor) else value
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tuple(map(_snapshot, args)), {name: _snapshot(value) for name, value in kwargs.items()}
-
-        def again() -> Any:
-            return forward(*map(own, args), **{name: own(value) for name, value in kwargs.items()})
-
-        return checkpoint(again, use_reentrant=False, preserve_rng_state=False)
-
-    return run
-
-
-def _snapshot(value: Any) -> Any:
-    return value.copy() if isinstance(value, dict) else value

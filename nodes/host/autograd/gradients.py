@@ -8,68 +8,19 @@ activations at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..engine.correction import COND, KEY, Step
-from .differentiable_layers import differentiable, ordinary
-
-CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
-"""Keys of ComfyUI's wrappers that cache predictions or compile. A gradient pass runs without them."""
-
-GRADIENT_MEMORY = 3
-"""Memory of a gradient pass relative to sampling: it keeps activations that sampling frees at once."""
-
-Entry = dict[str, Any]
-
-
-def reserve_memory(model: ModelPatcher) -> None:
-    """Have the host leave memory for a gradient pass when it decides how much of the weights to load."""
-    if model.get_wrappers(WrappersMP.PREPARE_SAMPLING, KEY):
-        return
-
-    def prepare(
-        executor: Callable[..., Any],
-        patcher: ModelPatcher,
-        noise_shape: Sequence[int],
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        return executor(patcher, [GRADIENT_MEMORY * noise_shape[0], *noise_shape[1:]], *args, **options)
-
-    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare)
-
-
-def embeddings(step: Step) -> list[Tensor | None]:
-    """Return the text embeddings (B, tokens, width) float32 of every positive entry of the run.
-
-    An entry without a text embedding gives None.
-    """
-    batch = len(step.x)
-
-    def of(entry: Entry) -> Tensor | None:
-        cond = entry["model_conds"].get("c_crossattn")
-        return None if cond is None else comfy.utils.repeat_to_batch_size(cond.cond, batch).float()
-
-    return [of(entry) for entry in step.guider.conds[COND]]
-
-
-def set_embeddings(step: Step, values: list[Tensor | None]) -> None:
-    """Use these embeddings for the rest of the run. The workflow's conditioning is not changed."""
-    entries = step.guider.conds[COND]
-    for index, value in enumerate(values):
-        if value is not None:
-            entries[index] = _with_embedding(entries[index], value)
+from ..engine.correction import COND, Step
+from .conditioning_entries import Entry, copy_for_rows, swapped_conds
+from .differentiable_layers import differentiable
+from .gradient_pass import run_gradient_pass
+from .ordinary_tensors import ordinary
 
 
 def text_gradients(
@@ -101,10 +52,12 @@ def text_gradients(
     def run(model_options: dict[str, Any]) -> list[Tensor | None]:
         with differentiable(*_networks(step, entries), checkpointed=checkpointed):
             leaves = [None if v is None else v[chosen].clone().requires_grad_(True) for v in values]
-            prepared = [_prepared(e, chosen, len(step.x), leaf) for e, leaf in zip(entries, leaves)]
+            entries_of_rows = [
+                copy_for_rows(e, chosen, len(step.x), leaf) for e, leaf in zip(entries, leaves)
+            ]
             x, timestep = step.x[chosen].clone(), step.timestep[chosen].clone()
             predicted = comfy.samplers.calc_cond_batch(
-                step.guider.inner_model, [prepared], x, timestep, model_options
+                step.guider.inner_model, [entries_of_rows], x, timestep, model_options
             )[0]
             wanted = [leaf for leaf in leaves if leaf is not None]
             if not predicted.requires_grad:  # no entry is active at this noise level
@@ -116,7 +69,7 @@ def text_gradients(
             )
             return [None if leaf is None else next(found) for leaf in leaves]
 
-    gradients = _attempt(run, step)
+    gradients = run_gradient_pass(run, step)
     return [g if g is None or len(g) == len(rows) else g[rows] for g in gradients]
 
 
@@ -139,15 +92,15 @@ def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: b
         model_options.pop("sampler_post_cfg_function", None)
         with differentiable(*_networks(step, entries), checkpointed=checkpointed):
             conds = {
-                k: [_prepared(e, chosen, batch, None) for e in cond] if cond else cond
+                k: [copy_for_rows(e, chosen, batch, None) for e in cond] if cond else cond
                 for k, cond in guider.conds.items()
             }
             leaf = step.x[chosen].clone().requires_grad_(True)
-            with _swapped_conds(guider, conds):
+            with swapped_conds(guider, conds):
                 predicted = guider.predict_noise(leaf, step.timestep[chosen].clone(), model_options, None)
             return torch.autograd.grad(predicted, leaf, ordinary(cotangent).to(predicted.dtype))[0]
 
-    gradient = _attempt(run, step)
+    gradient = run_gradient_pass(run, step)
     return gradient if len(gradient) == len(rows) else gradient[rows]
 
 
@@ -201,85 +154,3 @@ def _whole_batch_if_needed(
     whole = cotangent.new_zeros(batch, *cotangent.shape[1:])
     whole[rows] = cotangent
     return torch.arange(batch, device=rows.device), whole
-
-
-def _of_rows(value: Any, rows: Tensor, batch: int) -> Any:
-    if isinstance(value, list):
-        return [_of_rows(element, rows, batch) for element in value]
-    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch and batch > 1:
-        return value[rows.to(value.device)].clone()
-    return ordinary(value)
-
-
-def _prepared(entry: Entry, rows: Tensor, batch: int, embedding: Tensor | None) -> Entry:
-    """Copy a conditioning's entry for some rows, with tensors that autograd may save."""
-    conds = {
-        name: cond._copy_with(_of_rows(cond.cond, rows, batch)) for name, cond in entry["model_conds"].items()
-    }
-    copy = {**entry, "model_conds": conds}
-    if isinstance(entry.get("mask"), Tensor):
-        copy["mask"] = _of_rows(entry["mask"], rows, batch)
-    return copy if embedding is None else _with_embedding(copy, embedding)
-
-
-def _with_embedding(entry: Entry, embedding: Tensor) -> Entry:
-    conds = entry["model_conds"]
-    return {**entry, "model_conds": {**conds, "c_crossattn": conds["c_crossattn"]._copy_with(embedding)}}
-
-
-@contextmanager
-def _swapped_conds(guider: Any, conds: dict[str, Any]) -> Iterator[None]:
-    before, guider.conds = guider.conds, conds
-    try:
-        yield
-    finally:
-        guider.conds = before
-
-
-def _attempt(run: Callable[[dict[str, Any]], Any], step: Step) -> Any:
-    """Run a gradient pass with other packs' patches, and without them if they cannot be differentiated."""
-    options = step.model_options
-    failure: RuntimeError | None = None
-    for keep_patches in (True, False):
-        try:
-            return run(_gradient_options(options, keep_patches))
-        except RuntimeError as error:
-            if comfy.model_management.is_oom(error):
-                raise
-            logging.debug("Safe Guidance: a gradient pass failed.", exc_info=True)
-            failure = error
-    raise ValueError(
-        f"Gradients do not flow through this model ({str(failure).splitlines()[0]}). "
-        "Use Safe Data Guidance with the cheap gradient, which needs none, "
-        "or load the model in another precision."
-    ) from failure
-
-
-def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict[str, Any]:
-    """Copy the run's options for a gradient pass.
-
-    The copy uses attention with a backward pass, no caches and one device.
-    """
-    transformer = dict(model_options.get("transformer_options", {}))
-    others = transformer.get("optimized_attention_override") if keep_patches else None
-
-    def attention(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return (
-            others(attention_pytorch, *args, **kwargs)
-            if others is not None
-            else attention_pytorch(*args, **kwargs)
-        )
-
-    transformer["optimized_attention_override"] = attention
-    transformer["wrappers"] = {
-        kind: {key: found for key, found in by_key.items() if key not in CACHING_WRAPPERS}
-        for kind, by_key in transformer.get("wrappers", {}).items()
-    }
-    if not keep_patches:
-        transformer.pop("patches", None)
-        transformer.pop("patches_replace", None)
-    for key, value in transformer.items():
-        transformer[key] = ordinary(value)
-    options = {**model_options, "transformer_options": transformer}
-    options.pop("multigpu_clones", None)
-    return options

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from ....guidance.safety_functions.interface import Assessment, SafetyFunction
+from ....reports.plain_text import log, one_line
 from .decoders import Decoder
-from .differentiable_layers import differentiable, ordinary, ordinary_attributes
+from .differentiable_layers import differentiable
+from .ordinary_tensors import ordinary, ordinary_attributes
+
+LONGEST_REASON = 200
+"""Most characters of a library's error that a message repeats."""
 
 
 def assess(decoder: Decoder, function: SafetyFunction, latents: Tensor) -> Assessment:
@@ -30,15 +35,14 @@ def prediction_gradient(decoder: Decoder, function: SafetyFunction, latents: Ten
             leaf = ordinary(latents).detach().float().clone().requires_grad_(True)
             score = function(decoder(leaf)).score
             if not score.requires_grad:
-                logging.warning(
-                    "Safe Guidance: the score of %s has no gradient, so it guides nothing.", function.name
-                )
+                log(logging.WARNING, f"the score of {function.name} has no gradient, so it guides nothing.")
                 return torch.zeros_like(leaf)
             return torch.autograd.grad(score.sum(), leaf)[0]
     except RuntimeError as error:
         if comfy.model_management.is_oom(error):
             raise
+        reason = one_line(str(error), LONGEST_REASON)
         raise ValueError(
-            f"Gradients do not flow through {function.name} or the decoder ({str(error).splitlines()[0]}). "
+            f"Gradients do not flow through {function.name} or the decoder ({reason}). "
             "Choose another safety function or decoder."
         ) from error

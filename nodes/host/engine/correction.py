@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -113,8 +113,8 @@ class Correction:
       run.
 
     At each evaluation the engine calls the hooks of all active corrections in this order: `steer`, `observe`,
-    `wanted_texts`, `correct`. Only `steer` and `correct` change the image. `wanted_texts` changes nothing at
-    all.
+    `wanted_texts`, `correct`, `finish`. Only `steer` and `correct` change the image. `wanted_texts` changes
+    nothing at all.
     """
 
     name: str = "correction"
@@ -122,6 +122,9 @@ class Correction:
 
     texts: dict[str, list[Any]] = {}
     """CONDITIONING by name. `wanted_texts` may ask for predictions of these."""
+
+    compared_with: str = UNCOND
+    """COND or UNCOND: the branch whose ControlNet, images, sizes, hooks and regions the texts share."""
 
     two_pass: bool = False
     """True to sample every run twice. In the first pass only `observe` of this correction is called."""
@@ -140,6 +143,10 @@ class Correction:
 
     def resume(self, state: Any, data: Any) -> None:
         """Continue from the `resume_data` of the previous run, not None. Called right after `begin`."""
+
+    def continues(self, other: Correction) -> bool:
+        """Return True for the same method with equal settings and texts, whose resume data it continues."""
+        return self is other or (type(self) is type(other) and _same_value(vars(self), vars(other)))
 
     def is_active(self, level: NoiseLevel) -> bool:
         """Return True if the method may act at a noise level. If not, no hook below is called."""
@@ -169,6 +176,9 @@ class Correction:
         """Return the change of the denoised prediction at this step, or None for no change."""
         raise NotImplementedError
 
+    def finish(self, step: Step, state: Any) -> None:
+        """Restore what `steer` changed for this evaluation alone. Called in the reverse order of `steer`."""
+
     def end_first_pass(self, state: Any) -> Tensor | None:
         """Decide from what the first pass has shown; the second pass continues with the same state.
 
@@ -191,3 +201,18 @@ class Attachment:
     correction: Correction
     node: str | None
     resources: Any
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    """Return True for the same object, and for equal numbers, texts, tensors and collections of these."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_same_value(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_same_value(x, y) for x, y in zip(a, b))
+    if is_dataclass(a):
+        return all(_same_value(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return isinstance(a, str | int | float) and a == b

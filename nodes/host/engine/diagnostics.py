@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from ....guidance.core.noise_level import NoiseLevel
-from ....reports.trace import Trace, first_pass_sentences, sentence
+from ....reports.plain_text import log
+from ....reports.trace import first_pass_sentences, sentence
 from .correction import Attachment, Correction
 from .node_messages import show_message
 from .traces import Recorder
@@ -23,9 +25,14 @@ def missing_branch(name: str) -> str:
     )
 
 
-def costly_branch(name: str) -> str:
-    """Return the note for CFG 1, at which the negative prompt is evaluated only because a method needs it."""
-    return f"CFG is 1, so the negative prompt is evaluated for {name} alone. More CFG costs nothing more."
+def costly_branch(name: str, cond_scale: float) -> str:
+    """Return the note for a negative prompt that is evaluated only because a method needs it."""
+    if math.isclose(cond_scale, 1.0):
+        return f"CFG is 1, so the negative prompt is evaluated for {name} alone. More CFG costs nothing more."
+    return (
+        "The sampler left the negative prompt out of some model calls, because another node skips, caches or "
+        f"replaces it. It was evaluated for {name} alone there."
+    )
 
 
 def outside_window(name: str, sigmas: Sequence[float]) -> str:
@@ -40,24 +47,31 @@ def add_inert_notes(attachments: Sequence[Attachment], recorder: Recorder) -> No
     trace = recorder.trace()
     if not trace.sigmas:
         return
-    for attachment, name in zip(attachments, trace.methods):
+    for index, (attachment, name) in enumerate(zip(attachments, trace.methods)):
         if not trace.of(name) and _is_on(attachment.correction):
-            recorder.notes.append(outside_window(name, trace.sigmas))
+            recorder.note(index, outside_window(name, trace.sigmas))
 
 
 def _is_on(correction: Correction) -> bool:
     return any(correction.is_active(NoiseLevel.variance_exploding(sigma)) for sigma in PROBED_SIGMAS)
 
 
-def show_messages(attachments: Sequence[Attachment], trace: Trace) -> None:
-    """Show what each correction did as a message on its node, and log the notes on settings."""
+def show_messages(attachments: Sequence[Attachment], recorder: Recorder) -> None:
+    """Show on every node what its corrections did, and log the notes on settings."""
+    trace = recorder.trace()
     for note in trace.notes:
-        logging.warning("Safe Guidance: %s", note)
-    for attachment, name in zip(attachments, trace.methods):
+        log(logging.WARNING, note)
+    messages: dict[str | None, list[str]] = {}
+    for index, (attachment, name) in enumerate(zip(attachments, trace.methods)):
         if not attachment.correction.name:
             continue
-        note = next((note for note in trace.notes if name in note), None)
-        lines = [note or sentence(trace.summary(name), len(trace.sigmas))]
+        lines = messages.setdefault(attachment.node, [])
+        summary = trace.summary(name)
+        notes = [text for of, text in recorder.notes if of == index]
+        if summary.acted or not notes:
+            lines.append(sentence(summary, len(trace.sigmas)))
+        lines += notes
         if attachment.correction.two_pass:
             lines += first_pass_sentences(trace)
-        show_message(" ".join(lines), attachment.node)
+    for node, lines in messages.items():
+        show_message(" ".join(lines), node)

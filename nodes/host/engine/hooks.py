@@ -15,13 +15,12 @@ from . import diagnostics
 from .correction import KEY, Attachment, Correction, RunContext
 from .frames import Frames
 from .node_messages import executing_node
-from .resume import ResumePoint, ResumeStore
+from .resume import ResumePoint, store_of
 from .run import Run
 from .traces import TraceStore
 from .two_pass import Callback, FirstPass, FirstPassEnd, sample_in_two_passes
 
 TRACES = "safe_guidance_traces"
-RESUME = "safe_guidance_resume"
 
 
 def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
@@ -34,9 +33,8 @@ def attach(model: ModelPatcher, correction: Correction) -> ModelPatcher:
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
     new = Attachment(correction, executing_node(), correction.patch(patched))
     patched.model_options[KEY] = (*attached, new)
-    # Each patched MODEL has its own stores, because its runs are not those of the model it was cloned from.
+    # Each patched MODEL has its own traces, because its runs are not those of the model it was cloned from.
     patched.model_options[TRACES] = TraceStore()
-    patched.model_options[RESUME] = ResumeStore()
     return patched
 
 
@@ -100,13 +98,14 @@ def _outer_sample(
     frames = Frames.of(latent_shapes or (noise.shape,))
     mask = None if denoise_mask is None else frames.images(denoise_mask)
     context = RunContext(guider.model_patcher, frames, latent_image, mask)
-    resume_store: ResumeStore = guider.model_options[RESUME]
+    resume_store = store_of(guider.model_patcher)
     resumed = resume_store.find(noise, latent_image, sigmas)
     run, samples, first_pass = _sample(call, attachments, context, guider, callback, resumed)
-    resume_store.keep(samples, sigmas, run.resume_data(), first_pass)
+    corrections = tuple(attachment.correction for attachment in attachments)
+    resume_store.keep(samples, sigmas, ResumePoint(corrections, tuple(run.resume_data()), first_pass))
     diagnostics.add_inert_notes(attachments, run.recorder)
     guider.model_options[TRACES].keep(samples, run.recorder)
-    diagnostics.show_messages(attachments, run.recorder.trace())
+    diagnostics.show_messages(attachments, run.recorder)
     return samples
 
 
@@ -119,21 +118,33 @@ def _sample(
     resumed: ResumePoint | None,
 ) -> tuple[Run, Tensor, FirstPassEnd | None]:
     """Sample in one pass or in two; return the run, its latents and the end of the first of two passes."""
+    corrections = [attachment.correction for attachment in attachments]
 
     def sample_pass(
         start: Tensor, callback: Callback | None, first_pass: FirstPass | None
     ) -> tuple[Run, Tensor]:
         run = Run(attachments, context, guider, first_pass)
         if resumed is not None:
-            run.resume(resumed.data)
+            run.resume(resumed.data_for(corrections))
         # The guider's options are a copy for this run: the entry reaches every hook and ends with the run.
         guider.model_options["transformer_options"][KEY] = run
-        return run, call(start, callback)
+        return run, call(start, _reported_to(run, callback))
 
-    if any(attachment.correction.two_pass for attachment in attachments):
-        previous = None if resumed is None else resumed.first_pass
+    if any(correction.two_pass for correction in corrections):
+        previous = None if resumed is None else resumed.first_pass_for(corrections)
         return sample_in_two_passes(sample_pass, guider, context.latent, callback, previous)
     return *sample_pass(context.latent, callback, None), None
+
+
+def _reported_to(run: Run, callback: Callback | None) -> Callback:
+    """Return a callback for the host that tells the run about every step of the sampler."""
+
+    def report(step: int, x0: Any, x: Any, steps: int) -> None:
+        run.end_step()
+        if callback is not None:
+            callback(step, x0, x, steps)
+
+    return report
 
 
 def _predict_noise(
@@ -148,7 +159,9 @@ def _predict_noise(
     if run is None:
         return executor(x, timestep, model_options, seed)
     guider = executor.class_obj  # type: ignore[attr-defined]
-    return run.predict(lambda: executor(x, timestep, model_options, seed), guider, x, timestep, model_options)
+    return run.predict(
+        lambda options: executor(x, timestep, options, seed), guider, x, timestep, model_options
+    )
 
 
 def _calc_cond_batch(
@@ -159,9 +172,8 @@ def _calc_cond_batch(
     timestep: Tensor,
     model_options: dict[str, Any],
 ) -> list[Tensor]:
-    denoised = executor(model, conds, x, timestep, model_options)
     # A guider of two models evaluates one of them with options of its own, which know no run.
     run: Run | None = model_options["transformer_options"].get(KEY)
-    if run is not None:
-        run.record_predictions(conds, denoised)
-    return denoised
+    if run is None:
+        return executor(model, conds, x, timestep, model_options)
+    return run.evaluate(executor, model, conds, x, timestep, model_options)

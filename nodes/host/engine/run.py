@@ -18,14 +18,15 @@ from torch import Tensor
 
 from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
 from ....guidance.core.noise_level import NoiseLevel
-from .correction import COND, UNCOND, Attachment, Correction, RunContext, Step
+from .branches import Branches, OwnCall
+from .correction import Attachment, Correction, RunContext, Step
 from .node_messages import errors_shown_at
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
 
-GuiderForward = Callable[[], Tensor]
-"""Function that evaluates the guider once, in the sampler's shape."""
+GuiderForward = Callable[[dict[str, Any]], Tensor]
+"""Function that evaluates the guider once with the host's options, in the sampler's shape."""
 
 
 def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
@@ -43,8 +44,6 @@ class Run:
     Attributes:
         guider: the guider whose predictions are corrected.
         recorder: records what each correction does.
-        is_guiders_forward: True while the model is evaluated for the guider itself, and False for extra
-            predictions of a method and for gradient passes.
     """
 
     def __init__(
@@ -60,8 +59,7 @@ class Run:
         self._denoise_mask = context.denoise_mask
         self._frames = context.frames
         self._clock = SigmaClock()
-        self._branches: dict[str, Tensor] = {}
-        self.is_guiders_forward = False
+        self._branches: Branches | None = None
         self.guider = guider
         self.recorder = Recorder([correction.name for correction in self._corrections])
         self._texts = TextPredictions(self._corrections, guider, self.recorder)
@@ -102,6 +100,10 @@ class Run:
         """Return one of a correction's `texts`, as the host prepared it for this run."""
         return self._texts.conditioning(self._corrections.index(correction), name)
 
+    def end_step(self) -> None:
+        """Note that the sampler has reported a step, after its first evaluation."""
+        self._clock.end_step()
+
     def charged_to(self, correction: Correction) -> AbstractContextManager[None]:
         """Charge the cost of the block to a correction that acts inside the model."""
         return self.recorder.spending(self._corrections.index(correction))
@@ -110,15 +112,34 @@ class Run:
         """Record what a correction changed inside the model."""
         self.recorder.changed(self._corrections.index(correction), change, before)
 
-    def record_predictions(self, conds: Sequence[Any], denoised: Sequence[Tensor]) -> None:
-        """Count the predictions, and keep those of the guider's own branches during its forward."""
-        evaluated = [(cond, out) for cond, out in zip(conds, denoised) if cond is not None]
-        self.recorder.forwards += sum(len(out) for _, out in evaluated)
-        if not self.is_guiders_forward:
-            return
-        for name in (COND, UNCOND):
-            entries = self.guider.conds.get(name)
-            self._branches.update((name, out) for cond, out in evaluated if cond is entries)
+    @property
+    def own_call(self) -> OwnCall | None:
+        """Return the model call in progress if it evaluates the guider's own branches.
+
+        None for calls of other nodes, for extra predictions of a method and for gradient passes. Hooks inside
+        the model read it.
+        """
+        return None if self._branches is None else self._branches.call
+
+    def evaluate(
+        self,
+        call: Callable[..., list[Tensor]],
+        model: Any,
+        conds: list[Any],
+        x: Tensor,
+        timestep: Tensor,
+        options: dict[str, Any],
+    ) -> list[Tensor]:
+        """Make one call of the host's `calc_cond_batch`; count its predictions and keep the guider's own."""
+        branches = self._branches
+        if branches is None:
+            denoised = call(model, conds, x, timestep, options)
+        else:
+            with branches.evaluating(model, conds, x, timestep, options) as own:
+                denoised = call(model, conds, x, timestep, options)
+            branches.keep(own, denoised)
+        self.recorder.forwards += sum(len(out) for cond, out in zip(conds, denoised) if cond is not None)
+        return denoised
 
     def predict(
         self, forward: GuiderForward, guider: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
@@ -131,7 +152,7 @@ class Run:
         noisy = self._frames.images(x)
         self.recorder.call(sigma, len(noisy), active)
         if active:
-            latent, branches = self._evaluate_guider(forward)
+            latent, branches = self._evaluate_guider(forward, guider, x, timestep, model_options)
             denoised = self._frames.images(latent)
             step = Step(
                 x=noisy,
@@ -150,7 +171,7 @@ class Run:
             )
             corrected = self._correct(step, active, forward)
         else:
-            latent = forward()
+            latent = forward(model_options)
             corrected = denoised = self._frames.images(latent)
         if self._first_pass is not None:
             corrected = self._first_pass.apply(sigma, corrected)
@@ -173,6 +194,9 @@ class Run:
             if change is not None:
                 self.recorder.changed(index, change, step.denoised)
                 changes.append(change)
+        for index in reversed(acting):
+            with self._hook_of(index):
+                self._corrections[index].finish(step, self._states[index])
         return combine(step.denoised, changes, step.denoise_mask)
 
     def _steer(self, index: int, step: Step, forward: GuiderForward) -> Step:
@@ -182,7 +206,9 @@ class Run:
             if samples is None or not bool(samples.any()):
                 return step
             rows = self._frames.of_samples(samples)  # (F,) bool
-            latent, branches = self._evaluate_guider(forward)
+            latent, branches = self._evaluate_guider(
+                forward, step.guider, step.latent, step.timestep, step.model_options
+            )
             again = self._frames.images(latent)
             self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
             return replace(
@@ -207,15 +233,21 @@ class Run:
         with self.recorder.spending(index), errors_shown_at(self._attachments[index].node):
             yield
 
-    def _evaluate_guider(self, forward: GuiderForward) -> tuple[Tensor, dict[str, Tensor]]:
+    def _evaluate_guider(
+        self,
+        forward: GuiderForward,
+        guider: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the guider's prediction in the sampler's shape, and the images of its branches by name."""
-        branches = self._branches = {}
-        self.is_guiders_forward = True
+        branches = self._branches = Branches(guider, x, timestep, model_options)
         try:
-            latent = forward()
-            return latent, {name: self._frames.images(out) for name, out in branches.items()}
+            latent = forward(branches.options)
+            return latent, {name: self._frames.images(out) for name, out in branches.predictions.items()}
         finally:
-            self.is_guiders_forward, self._branches = False, {}
+            self._branches = None
 
 
 def _cond_scale(guider: Any) -> float:

@@ -5,39 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import comfy.sampler_helpers
 import comfy.samplers
-import torch
 from torch import Tensor
 
 from . import diagnostics
-from .correction import KEY, UNCOND, Correction, Step
+from .correction import COND, KEY, UNCOND, Correction, Step
+from .text_entries import Entry, inherited, register_hooks, same_entries
 from .traces import Recorder
 
 
 class TextPredictions:
     """The texts of a run's corrections, registered with the guider.
 
-    The host prepares conditionings that the guider holds like its own: areas, timestep ranges, ControlNet.
+    A text is that of the branch which it is compared with, in other words (see `text_entries`). The host
+    prepares conditionings that the guider holds like its own: areas, timestep ranges, ControlNet.
     """
 
     def __init__(self, corrections: Sequence[Correction], guider: Any, recorder: Recorder) -> None:
         self._corrections, self._guider, self._recorder = corrections, guider, recorder
         self._keys: dict[tuple[int, str], str] = {}
-        known: list[tuple[list[Any], str]] = []
+        branches = {name: list(guider.conds.get(name) or ()) for name in (COND, UNCOND)}
+        # The prediction of the negative branch serves a text that says the same. The positive one may be
+        # steered away from the text that it began with.
+        self._known = {UNCOND: branches[UNCOND]} if branches[UNCOND] else {}
         for index, correction in enumerate(corrections):
+            branch = correction.compared_with if branches[correction.compared_with] else COND
             for name, conditioning in correction.texts.items():
-                key = next((key for other, key in known if _same_conditioning(conditioning, other)), None)
-                if key is None:
-                    key = f"{KEY}_{len(known)}"
-                    known.append((conditioning, key))
-                    self._register(key, conditioning)
-                self._keys[index, name] = key
+                entries = inherited(conditioning, branches[branch], branch)
+                self._keys[index, name] = self._register(entries)
 
-    def _register(self, key: str, conditioning: list[Any]) -> None:
-        self._guider.conds[key] = comfy.sampler_helpers.convert_cond(conditioning)
-        for entry in self._guider.conds[key]:
-            entry.setdefault("prompt_type", "positive")
+    def _register(self, entries: list[Entry]) -> str:
+        """Return the guider's key of a text, which is another one's if both say the same."""
+        register_hooks(self._guider, entries)
+        for key, known in self._known.items():
+            if same_entries(entries, known):
+                return key
+        key = f"{KEY}_{len(self._known)}"
+        self._known[key] = self._guider.conds[key] = entries
+        return key
 
     def conditioning(self, index: int, name: str) -> list[dict[str, Any]]:
         """Return a text of the correction with this index, as the host prepared it."""
@@ -54,9 +59,10 @@ class TextPredictions:
         Returns:
             By index and name, (F, C, h, w), equal to `step.denoised` in images that were not evaluated.
         """
+        found = self._known_already(wanted, step)
         keys, images = self._missing(wanted, step)
         if images is None:
-            return {index: {} for index in wanted}
+            return found
         samples = step.frames.samples(images)  # (B,) bool
         # Each conditioning is charged to the correction that asked for it first.
         first: dict[str, int] = {}
@@ -64,10 +70,22 @@ class TextPredictions:
             first.setdefault(key, index)
         with self._recorder.spending(*first.values()):
             by_key = _predict_samples(list(first), samples, step)
-        found: dict[int, dict[str, Tensor]] = {index: {} for index in wanted}
         for (index, name), key in keys.items():
             found[index][name] = _scattered(by_key[key], step.frames.of_samples(samples), step.denoised)
         return found
+
+    def _known_already(
+        self, wanted: Mapping[int, Mapping[str, Tensor]], step: Step
+    ) -> dict[int, dict[str, Tensor]]:
+        """Return the branch's own prediction for every text that says the same as the branch, by index."""
+        return {
+            index: {
+                name: step.predictions[self._keys[index, name]]
+                for name in of_correction
+                if self._keys.get((index, name)) in step.predictions
+            }
+            for index, of_correction in wanted.items()
+        }
 
     def _missing(
         self, wanted: Mapping[int, Mapping[str, Tensor]], step: Step
@@ -77,14 +95,15 @@ class TextPredictions:
         needed: Tensor | None = None
         for index, of_correction in wanted.items():
             for name, rows in of_correction.items():
-                if name in step.predictions or not bool(rows.any()):
-                    continue
                 key = self._keys.get((index, name), name)
+                if key in step.predictions or not bool(rows.any()):
+                    continue
                 if step.guider.conds.get(key) is None:
-                    self._recorder.notes.append(diagnostics.missing_branch(self._corrections[index].name))
+                    self._recorder.note(index, diagnostics.missing_branch(self._recorder.methods[index]))
                     continue
                 if name == UNCOND:
-                    self._recorder.notes.append(diagnostics.costly_branch(self._corrections[index].name))
+                    method = self._recorder.methods[index]
+                    self._recorder.note(index, diagnostics.costly_branch(method, step.cond_scale))
                 keys[index, name] = key
                 needed = rows if needed is None else needed | rows
         return keys, needed
@@ -119,21 +138,3 @@ def _scattered(values: Tensor, rows: Tensor, denoised: Tensor) -> Tensor:
     """Return `denoised` (B, C, h, w) with `values` (R, C, h, w) in the R rows that are True."""
     indices = rows.nonzero()[:, 0].to(values.device)
     return denoised.to(values.dtype).clone().index_copy_(0, indices, values)
-
-
-def _same_conditioning(a: list[Any], b: list[Any]) -> bool:
-    """Return True for the same text: equal embeddings, and options that are equal or the same objects."""
-    if a is b:
-        return True
-    return len(a) == len(b) and all(
-        torch.equal(x[0], y[0])
-        and x[1].keys() == y[1].keys()
-        and all(_same_value(x[1][k], y[1][k]) for k in x[1])
-        for x, y in zip(a, b)
-    )
-
-
-def _same_value(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return a is b or (isinstance(a, str | int | float) and a == b)

@@ -40,13 +40,16 @@ class Recorder:
     """Record of what the corrections of one run do. It changes no value and waits for no device."""
 
     names: Sequence[str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    """Sentences on settings that had no effect or cost more, each with the index of its correction."""
     forwards: int = 0
     """Number of predictions evaluated so far, for the guider and for all corrections, counted per sample."""
     first_pass_forwards: int = 0
     """Predictions of the first pass, if the run is the second one of two."""
 
     def __post_init__(self) -> None:
+        self.methods = numbered(self.names)
+        """The names, with repeated ones numbered, as traces and messages use them."""
         self._sigmas: list[float] = []
         self._entries: list[_Entry] = []
         self._now: dict[int, _Entry] = {}
@@ -58,6 +61,11 @@ class Recorder:
         self._sigmas.append(sigma)
         self._entries += self._now.values()
         self._batch = batch
+
+    def note(self, index: int, text: str) -> None:
+        """Add a sentence on the settings of a correction, once."""
+        if (index, text) not in self.notes:
+            self.notes.append((index, text))
 
     @contextmanager
     def spending(self, *indices: int) -> Iterator[None]:
@@ -83,15 +91,14 @@ class Recorder:
 
     def trace(self) -> Trace:
         """Return the trace of the run so far."""
-        methods = numbered(self.names)
-        records = tuple(self._record(entry, methods[entry.method]) for entry in self._entries)
+        records = tuple(self._record(entry, self.methods[entry.method]) for entry in self._entries)
         own = self.forwards - sum(entry.forwards for entry in self._entries)
         return Trace(
-            methods,
+            self.methods,
             tuple(self._sigmas),
             own,
             records,
-            tuple(dict.fromkeys(self.notes)),
+            tuple(dict.fromkeys(text for _, text in self.notes)),
             self.first_pass_forwards,
         )
 

@@ -5,7 +5,6 @@ It is a small Stable Diffusion 1.x that draws simple scenes.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,24 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ....demo.networks import DOWNSCALE, FORMAT, LATENT_CHANNELS, Autoencoder
+from ....formats import tensor_file
 from .folders import ASSETS
 
 WEIGHTS = ASSETS / "demo_model" / "demo_model.safetensors"
 CLIP_VOCABULARY_SIZE = 49408
+CONFIGURATION_KEYS = {
+    "unet": frozenset(
+        """image_size in_channels out_channels model_channels num_res_blocks channel_mult transformer_depth
+        transformer_depth_output transformer_depth_middle num_heads num_head_channels use_spatial_transformer
+        context_dim disable_self_attentions""".split()
+    ),
+    "text": frozenset({"width", "layers", "heads"}),
+    "preview": frozenset({"factors", "bias"}),
+}
+"""Keys of each configuration in the metadata."""
 MEMORY_PER_PIXEL = 2000
 """Upper bound of the bytes of activations per image pixel in encoding or decoding, for memory planning."""
 
@@ -49,24 +58,22 @@ def read_weights(path: Path = WEIGHTS) -> DemoWeights:
     Raises:
         ValueError: it is not a demo model of this format.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path.name} is not the demo model. Restore the file from the pack's repository."
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    vocabulary = tensors.pop("vocabulary").long()
+    file = tensor_file.opened(
+        path, FORMAT, "is not the demo model. Restore the file from the pack's repository."
+    )
+    configurations = (file.description(part, keys) for part, keys in CONFIGURATION_KEYS.items())
+    rows = file.shapes.get("vocabulary", ())
+    if len(rows) != 1 or file.dtypes["vocabulary"] != torch.int32:
+        raise file.error("it has no list of the tokens that it knows")
+    vocabulary = file.tensor("vocabulary").long()
+    if bool((vocabulary < 0).any()) or bool((vocabulary >= CLIP_VOCABULARY_SIZE).any()):
+        raise file.error(f"it knows tokens outside 0 to {CLIP_VOCABULARY_SIZE - 1}")
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor.float()
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
+        names = [name for name in file.shapes if name.startswith(prefix)]
+        return {name.removeprefix(prefix): file.weights(name) for name in names}
 
-    configs = (json.loads(metadata[name]) for name in ("unet", "text", "preview"))
-    return DemoWeights(part("unet."), part("text."), part("vae."), vocabulary, *configs)
+    return DemoWeights(part("unet."), part("text."), part("vae."), vocabulary, *configurations)
 
 
 class DemoModelConfig(comfy.supported_models.SD15):

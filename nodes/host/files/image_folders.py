@@ -39,16 +39,16 @@ def read_folder(
     store = ImageStore(Path(folder_paths.get_temp_directory()))
     try:
         skipped = _collect(folder, files, longest_side, store)
+        images = store.images()
     except OSError as error:
         store.discard()
         raise ValueError(
-            f"The images do not fit on the disk ({error.strerror}). "
+            f"The images do not fit on the disk ({error.strerror or 'unknown reason'}). "
             "Lower longest_side, or choose a smaller folder."
         ) from error
     except BaseException:
         store.discard()
         raise
-    images = store.images()
     if not images:
         reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:5]) or "it is empty"
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ....reports.plain_text import is_encodable, short
 from .folders import ASSETS, BUNDLED_SUFFIX
 
 TRACES = "traces"
@@ -45,7 +46,9 @@ def input_file_names(suffixes: Sequence[str]) -> list[str]:
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         chosen = sorted(name for name in names if name.lower().endswith(tuple(suffixes)) and name[0] != ".")
-        found += [(Path(parent) / name).relative_to(root).as_posix() for name in chosen]
+        paths = [(Path(parent) / name).relative_to(root).as_posix() for name in chosen]
+        # A name that is not text cannot be part of a prompt.
+        found += [path for path in paths if is_encodable(path)]
         if len(found) > MAX_FILES:
             break
     return found[:MAX_FILES]
@@ -58,10 +61,10 @@ def input_file(name: str, suffixes: Sequence[str]) -> Path:
         FileNotFoundError: there is no such file under the host's input folder, or it has another suffix.
     """
     root = Path(folder_paths.get_input_directory()).resolve()
-    path = Path(os.path.realpath(root / name)) if "\0" not in name else root
-    if not path.is_relative_to(root) or not path.is_file() or path.suffix.lower() not in suffixes:
+    path = Path(os.path.realpath(root / name)) if is_encodable(name) and "\0" not in name else root
+    if not path.is_relative_to(root) or not os.path.isfile(path) or path.suffix.lower() not in suffixes:
         raise FileNotFoundError(
-            f"There is no file '{name}' of the kind {' or '.join(suffixes)} under the host's input folder. "
-            "Put it there, or choose another."
+            f"There is no file '{short(name)}' of the kind {' or '.join(suffixes)} under the host's input "
+            "folder. Put it there, or choose another."
         )
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,18 +15,16 @@ import torch
 from torch import Tensor
 
 from ....formats import latent_file
-from ....formats.atomic_file import TEMPORARY_SUFFIX
+from ....formats.atomic_file import remove_abandoned
 from ....guidance.core.references import References
+from ....reports.plain_text import log
 
 LIMIT = 16 * 2**30
 """Largest total size of all encoded sets in bytes; the least recently used are removed first."""
 
-ABANDONED = 24 * 3600
-"""Seconds after which a temporary file belongs to a process that ended."""
-
 SUFFIX = ".latents"
 
-_vae_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_hashes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def directory() -> Path:
@@ -37,15 +34,21 @@ def directory() -> Path:
 
 def vae_hash(vae: Any) -> str | None:
     """Return the SHA-256 of a VAE's weights, their dtype and its class; None for a VAE without weights."""
-    network = vae.first_stage_model
-    if network not in _vae_hashes:
-        digest = hashlib.sha256(f"{type(network).__qualname__} {getattr(vae, 'vae_dtype', None)}".encode())
+    return weights_hash(vae.first_stage_model, str(getattr(vae, "vae_dtype", None)))
+
+
+def weights_hash(network: Any, precision: str = "") -> str | None:
+    """Return the SHA-256 of a network's class, precision and weights; None for a network without weights."""
+    if network not in _hashes:
+        digest = hashlib.sha256(f"{type(network).__qualname__} {precision}".encode())
         weights = network.state_dict()
         for name, tensor in weights.items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        _vae_hashes[network] = digest.hexdigest() if weights else ""
-    return _vae_hashes[network] or None
+            numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            # hashlib reads the array where it is: no copy of the weights.
+            digest.update(memoryview(numbers))
+        _hashes[network] = digest.hexdigest() if weights else ""
+    return _hashes[network] or None
 
 
 def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]) -> References:
@@ -63,15 +66,12 @@ def cached(key: str, count: int, encode: Callable[[], Iterable[tuple[Tensor, Ten
     if found is not None:
         return found
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         latent_file.write(path, key, count, encode())
         prune(directory(), LIMIT, keep=path)
         return latent_file.read(path, key)
     except (OSError, ValueError) as error:
-        logging.warning(
-            "Safe Guidance: encoded images cannot be kept in %s (%s). They stay in memory.",
-            path.parent,
-            error,
-        )
+        log(logging.WARNING, f"encoded images cannot be kept on the disk ({error}). They stay in memory.")
         return gathered(encode())
 
 
@@ -90,7 +90,7 @@ def _read(path: Path, key: str) -> References | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        logging.warning("Safe Guidance: %s The images are encoded again.", error)
+        log(logging.WARNING, f"{error} The images are encoded again.")
         return None
 
 
@@ -99,15 +99,14 @@ def prune(folder: Path, limit: int, keep: Path) -> None:
 
     Temporary files of ended processes are removed as well. `keep` is never removed.
     """
+    remove_abandoned(folder)
     files = []
     for path in folder.glob("*"):
         try:
             status = path.stat()
         except OSError:
             continue
-        if path.suffix == TEMPORARY_SUFFIX and status.st_mtime < time.time() - ABANDONED:
-            _remove(path)
-        elif path.suffix == SUFFIX:
+        if path.suffix == SUFFIX:
             files.append((path == keep, status.st_mtime, status.st_size, path))
     total = 0
     for kept, _, size, path in sorted(files, reverse=True):
@@ -121,4 +120,4 @@ def _remove(path: Path) -> None:
         path.unlink()
     except OSError as error:
         # Another process removed it, or has it open on a system that then keeps it.
-        logging.debug("Safe Guidance: %s stays (%s).", path, error)
+        log(logging.DEBUG, f"{path} stays ({error}).")

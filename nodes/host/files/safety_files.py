@@ -28,6 +28,16 @@ def safety_names(
     return [*([bundled + BUNDLED_SUFFIX] if bundled else []), *files]
 
 
+def bundled_note(name: str) -> str:
+    """Return what to know about a detector by its name from `safety_names`; empty for a user's own file."""
+    if name not in BUNDLED:
+        return ""
+    return (
+        f"'{name}' knows only the demo model's world of drawn shapes: its verdict on any other image means "
+        "nothing. For real images choose a file of your own in models/safety."
+    )
+
+
 def safety_path(name: str) -> Path:
     """Return the path of a detector's file by its name from `safety_names`.
 

@@ -16,14 +16,10 @@ from torch import Tensor
 from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.detect_and_guide.attention_maps import Normalization, several_concepts
-from ....guidance.detect_and_guide.guidance import (
-    DetectAndGuideSettings,
-    Detection,
-    bounded,
-    guidance_term,
-    regulate,
-)
+from ....guidance.detect_and_guide.guidance import bounded, guidance_term
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
+from ....guidance.detect_and_guide.regulation import Detection, regulate
+from ....guidance.detect_and_guide.settings import DetectAndGuideSettings
 from ..attention.capture import MapCollector, Receiver, attention_width, family, listen
 from ..engine.correction import COND, UNCOND, Correction, RunContext, Step
 from ..engine.run import Run
@@ -86,7 +82,7 @@ class DetectAndGuideCorrection(Correction):
         self.mask, self.normalization = mask, normalization
         self.texts = {SAFETY: safety_text}
         self.two_pass = settings.look_first and settings.strength != 0
-        self._background = max(concept.calibration.background for concept in concepts)
+        self.background = max(concept.calibration.background for concept in concepts)
 
     def patch(self, model: ModelPatcher) -> None:
         width = attention_width(model)
@@ -125,9 +121,19 @@ class DetectAndGuideCorrection(Correction):
         state.detection, state.map = None, found
         if found is None:
             return
-        state.detection = regulate(found, self.settings, self._background, state.held)
+        state.detection = self.regulate(found, self.settings, state.held)
         if step.is_new:
             state.held = state.detection.rows if state.held is None else state.held | state.detection.rows
+
+    def regulate(self, found: Tensor, settings: DetectAndGuideSettings, held: Tensor | None) -> Detection:
+        """Return where and how strongly to guide for a detection map (B, 1, h, w).
+
+        Args:
+            found: the detection map.
+            settings: the method's constants.
+            held: (B,) bool, samples in which the concept was detected before, or None for none.
+        """
+        return regulate(found, settings, self.background, held)
 
     def end_first_pass(self, state: DetectionState) -> Tensor | None:
         state.is_decided = True
@@ -137,8 +143,8 @@ class DetectAndGuideCorrection(Correction):
         # The mean over all steps separates objects, even if much of the image slightly exceeds the edit
         # threshold.
         settings = replace(self.settings, coverage=math.inf)
-        found = regulate(state.map, settings, self._background)
-        state.detection = regulate(state.map, settings, self._background, found.rows)
+        found = self.regulate(state.map, settings, None)
+        state.detection = self.regulate(state.map, settings, found.rows)
         rows = state.detection.rows
         return state.detection.scale > 0 if bool(rows.any()) else None
 

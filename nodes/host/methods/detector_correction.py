@@ -55,7 +55,7 @@ class DetectorCorrection(Correction):
     Args:
         vae: the host's VAE of the model.
         function: the safety function.
-        tau: score above which an image is unsafe, if the function's gate is open for it.
+        tau: measure above which an image is unsafe, if the function's gate is open for it.
         decoder: decoder between latents and the images that the function sees.
         checkpointed: save memory in gradient passes at the price of time.
     """
@@ -84,7 +84,7 @@ class DetectorCorrection(Correction):
         """Return the safety function's verdict on the step's predictions, computed without a graph."""
         latents = inpainted(step.denoised, step.denoise_mask, state.kept)
         found = assess(state.decoder, self.function, latents)
-        is_unsafe = found.gate & (found.score > self.tau)
+        is_unsafe = found.gate & (found.level > self.tau)
         return Verdict(latents, found.score, is_unsafe.to(step.x.device))
 
     def score_gradient(self, step: Step, state: DetectorState, verdict: Verdict, indices: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from ....guidance.core.composition import per_sample
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.safe_text_guidance import SafeTextGuidanceSettings, acts_at, guided_embedding
 from ....guidance.safety_functions.interface import SafetyFunction
+from ..autograd.conditioning_entries import embeddings, set_embeddings
 from ..autograd.decoders import DecoderName
-from ..autograd.gradients import embeddings, in_parts, set_embeddings, text_gradients
+from ..autograd.gradients import in_parts, text_gradients
 from ..engine.correction import RunContext, Step
 from .detector_correction import DetectorCorrection, DetectorState, Verdict, kept_latent, largest_entry
 
@@ -25,10 +26,13 @@ class TextGuidanceState(DetectorState):
     Attributes:
         steps: number of steps seen inside the window.
         initial: embeddings of the prompt itself, one per positive entry; None before the first guided step.
+        moved: embeddings before and after the move of this evaluation, one pair per positive entry, if it is
+            to be undone.
     """
 
     steps: int = 0
     initial: list[Tensor | None] | None = None
+    moved: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)
 
 
 class SafeTextGuidanceCorrection(DetectorCorrection):
@@ -55,9 +59,10 @@ class SafeTextGuidanceCorrection(DetectorCorrection):
         return self.settings.rho != 0 and self.settings.gamma != 0 and level in self.settings.window
 
     def steer(self, step: Step, state: TextGuidanceState) -> Tensor | None:
-        if not step.is_new:
+        # An accumulated embedding moves once per noise level; a move that is undone serves one evaluation.
+        if not step.is_new and self.settings.accumulate:
             return None
-        state.steps += 1
+        state.steps += step.is_new
         if not acts_at(state.steps - 1, self.settings.gamma):
             return None
         verdict = self.assess(step, state)
@@ -65,7 +70,8 @@ class SafeTextGuidanceCorrection(DetectorCorrection):
         if not len(indices):
             return None
         current = embeddings(step)
-        state.initial = state.initial or current
+        if state.initial is None or not self.settings.accumulate:
+            state.initial = list(current)
 
         def gradients_of(some: Tensor, is_short_of_memory: bool) -> list[Tensor | None]:
             checkpointed = is_short_of_memory or self.checkpointed
@@ -82,7 +88,14 @@ class SafeTextGuidanceCorrection(DetectorCorrection):
             current[index] = before.index_copy(0, here, new)
             moved[indices] |= usable.to(moved.device)
         set_embeddings(step, current)
+        if not self.settings.accumulate:
+            state.moved = list(zip(state.initial, current))
         return moved
+
+    def finish(self, step: Step, state: TextGuidanceState) -> None:
+        if state.moved:
+            set_embeddings(step, [_undone(*move) for move in zip(embeddings(step), state.moved)])
+            state.moved = []
 
     def _gradients(
         self,
@@ -104,3 +117,11 @@ class SafeTextGuidanceCorrection(DetectorCorrection):
 
     def correct(self, step: Step, state: TextGuidanceState) -> None:
         return None
+
+
+def _undone(now: Tensor | None, move: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+    """Return an embedding without one move; bit-identical to that before it unless others moved it too."""
+    before, after = move
+    if now is None or before is None or after is None:
+        return None
+    return torch.where(now == after, before, now - (after - before))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import node_helpers
@@ -20,30 +20,20 @@ from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
 from ....guidance.core.paper_schedule import TIMESTEPS, timestep_of_step
-from ....guidance.safree import FilteredPrompt, SelfValidation, filter_prompt, subspace_projector
+from ....guidance.safree import (
+    ConceptSubspace,
+    FilteredPrompt,
+    SelfValidation,
+    TokenVerdict,
+    concept_subspace,
+    filter_prompt,
+)
 
 Section = list[tuple[Any, float]]
 """Tokens of one chunk of a prompt, of the encoder's fixed length, with their weights."""
 
 MASK_TOKEN = 0
 """Token that replaces a masked token in the official code: "!" of CLIP, padding of T5."""
-
-
-@dataclass(frozen=True)
-class TokenVerdict:
-    """Verdict on one token of one encoder.
-
-    Attributes:
-        encoder: name of the encoder.
-        token: the token as people read it.
-        ratio: its distance from the concepts relative to the mean distance of the other tokens.
-        toxic: True if it was filtered.
-    """
-
-    encoder: str
-    token: str
-    ratio: float
-    toxic: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +47,7 @@ class Filtered:
         verdicts: verdicts on every token of every encoder.
         change: the paper's beta, the largest over encoders and sections.
         last_step: the last of 50 steps that uses the filtered prompt; None when all do; -1 when none does.
+        limited: the concepts' subspace in every encoder where only a part of it is used, by encoder.
     """
 
     conditioning: list[Any]
@@ -64,6 +55,7 @@ class Filtered:
     verdicts: list[TokenVerdict]
     change: float
     last_step: int | None
+    limited: dict[str, ConceptSubspace] = field(default_factory=dict)
 
 
 def _bounds(section: Section, encoder: SDClipModel) -> tuple[int, int]:
@@ -119,8 +111,8 @@ def _replaced_encoders(clip: Any, replacement: Callable[..., Any]) -> Iterator[N
             del encoder.encode_token_weights
 
 
-def concept_projectors(clip: Any, concepts: Sequence[str]) -> dict[str, Tensor]:
-    """Return the projector onto the span of the concepts' sentence vectors, by encoder."""
+def concept_subspaces(clip: Any, concepts: Sequence[str]) -> dict[str, ConceptSubspace]:
+    """Return the subspace of the concepts' sentence vectors, by encoder."""
     vectors: dict[str, list[Tensor]] = {}
 
     def collect(name: str, encoder: SDClipModel, encode: Callable[..., Any], sections: list[Section]) -> Any:
@@ -130,14 +122,14 @@ def concept_projectors(clip: Any, concepts: Sequence[str]) -> dict[str, Tensor]:
     with _replaced_encoders(clip, collect):
         for concept in concepts:
             clip.encode_from_tokens(clip.tokenize(concept))
-    return {name: subspace_projector(torch.stack(of_encoder)) for name, of_encoder in vectors.items()}
+    return {name: concept_subspace(torch.stack(of_encoder)) for name, of_encoder in vectors.items()}
 
 
 class _PromptFilter:
     """Replacement of a prompt's encoders that filters their embeddings and keeps the verdicts."""
 
-    def __init__(self, clip: Any, projectors: dict[str, Tensor], alpha: float) -> None:
-        self._clip, self._projectors, self._alpha = clip, projectors, alpha
+    def __init__(self, clip: Any, concepts: dict[str, ConceptSubspace], alpha: float) -> None:
+        self._clip, self._concepts, self._alpha = clip, concepts, alpha
         self.verdicts: list[TokenVerdict] = []
         self.changes: list[float] = []
 
@@ -167,7 +159,12 @@ class _PromptFilter:
         masked = [[*section[:i], (MASK_TOKEN, 1.0), *section[i + 1 :]] for i in range(first, end)]
         sentences = _sentences(encoder, encode, masked)
         found = filter_prompt(
-            embeddings, sentences, self._projectors[name], slice(first, end), slice(0, end + 1), self._alpha
+            embeddings,
+            sentences,
+            self._concepts[name].projector,
+            slice(first, end),
+            slice(0, end + 1),
+            self._alpha,
         )
         self.changes.append(found.change)
         self.verdicts += self._verdicts_on(name, section[first:end], found)
@@ -209,16 +206,18 @@ def filter_text(
     """
     tokens = clip.tokenize(text)
     plain: list[Any] = clip.encode_from_tokens_scheduled(tokens)
-    prompt_filter = _PromptFilter(clip, concept_projectors(clip, concepts), alpha)
+    subspaces = concept_subspaces(clip, concepts)
+    limited = {name: found for name, found in subspaces.items() if found.used < found.spanned}
+    prompt_filter = _PromptFilter(clip, subspaces, alpha)
     with _replaced_encoders(clip, prompt_filter):
         filtered = clip.encode_from_tokens_scheduled(tokens)
     change = max(prompt_filter.changes, default=0.0)
     if not any(verdict.toxic for verdict in prompt_filter.verdicts):
-        return Filtered(plain, plain, prompt_filter.verdicts, change, -1)
+        return Filtered(plain, plain, prompt_filter.verdicts, change, -1, limited)
     if validation is None:
-        return Filtered(filtered, plain, prompt_filter.verdicts, change, None)
+        return Filtered(filtered, plain, prompt_filter.verdicts, change, None, limited)
     last = validation.last_step(change)
-    return Filtered(switched(filtered, plain, last), plain, prompt_filter.verdicts, change, last)
+    return Filtered(switched(filtered, plain, last), plain, prompt_filter.verdicts, change, last, limited)
 
 
 def switched(first: list[Any], then: list[Any], last_step: int) -> list[Any]:

@@ -21,6 +21,8 @@ from ..engine.run import Run
 ORIGINAL = "unfiltered"
 Block = tuple[str, int]
 """The host's name of a block of the UNet, such as ("output", 3)."""
+Place = tuple[Block, int]
+"""A block, and the number of one of the conditionings that are in use at a noise level."""
 
 
 @dataclass
@@ -29,14 +31,14 @@ class Features:
 
     Attributes:
         scales: factor by the width of a level of the UNet.
-        original: the unfiltered prompt's skip features by block, (B, channels, h, w).
+        original: the unfiltered prompt's skip features by place, (B, channels, h, w).
         is_recording: True while the unfiltered prompt is evaluated.
         change: change of the first block that changed, for the trace.
         before: that block's features before the change.
     """
 
     scales: Mapping[int, float]
-    original: dict[Block, Tensor] = field(default_factory=dict)
+    original: dict[Place, Tensor] = field(default_factory=dict)
     is_recording: bool = False
     change: Change | None = None
     before: Tensor | None = None
@@ -52,6 +54,7 @@ class ReattentionCorrection(Correction):
     """
 
     name = "SAFREE re-attention"
+    compared_with = COND
 
     def __init__(self, unfiltered: list[Any], deep: float, shallow: float) -> None:
         self.texts = {ORIGINAL: unfiltered}
@@ -93,11 +96,12 @@ class ReattentionCorrection(Correction):
     ) -> Any:
         """Evaluate the unfiltered prompt before the guider's forward, if it differs from the filtered one."""
         run: Run | None = options["transformer_options"].get(KEY)
-        positive = None if run is None or not run.is_guiders_forward else run.guider.conds[COND]
-        if run is None or positive is None or not any(cond is positive for cond in conds):
+        own = None if run is None else run.own_call
+        if run is None or own is None or COND not in own.conds:
             return executor(model, conds, x, timestep, options)
+        positive = own.conds[COND]
         original = run.conditioning(self, ORIGINAL)
-        if _same_text(_entries_at(positive, timestep), original):
+        if _same_text(_entries_at(positive, timestep), _entries_at(original, timestep)):
             return executor(model, conds, x, timestep, options)
         features: Features = run.state_of(self)
         with run.charged_to(self), _cleared(features):
@@ -113,22 +117,23 @@ class ReattentionCorrection(Correction):
     def _patch_skip(self, hidden: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Record the skip features of the unfiltered prompt, or damp those of the filtered one."""
         run: Run | None = options.get(KEY)
-        if run is None or not run.is_guiders_forward:
+        if run is None or run.own_call is None:
             return hidden, skip
         features: Features = run.state_of(self)
         scale = features.scales.get(hidden.shape[1])
         if scale is None:
             return hidden, skip
-        if features.is_recording:
-            features.original[options["block"]] = skip.clone()
-            return hidden, skip
-        original = features.original.get(options["block"])
-        if original is None:
-            return hidden, skip
-        positive = {entry["uuid"] for entry in run.guider.conds[COND]}
+        entries = run.conditioning(self, ORIGINAL) if features.is_recording else run.guider.conds[COND]
+        numbers = {e["uuid"]: n for n, e in enumerate(_entries_at(entries, options["sigmas"]))}
         chunks = list(skip.chunk(len(options["uuids"])))  # one (B, channels, h, w) per conditioning
         for index, (uuid, chunk) in enumerate(zip(options["uuids"], chunks)):
-            if uuid in positive and chunk.shape == original.shape:
+            if uuid not in numbers:
+                continue
+            place = options["block"], numbers[uuid]
+            original = features.original.get(place)
+            if features.is_recording:
+                features.original[place] = chunk.clone()
+            elif original is not None and chunk.shape == original.shape:
                 chunks[index] = reattention(chunk, original, scale)
                 if features.change is None:
                     features.change = Change(chunks[index] - chunk, torch.ones(len(chunk), dtype=torch.bool))

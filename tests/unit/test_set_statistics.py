@@ -1,4 +1,4 @@
-"""Report on a negation set: similarity of its images, near-duplicates."""
+"""Statistics of a negation set: similarity of its images, near-duplicates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safe_guidance.formats.negation_set import combined, from_images, without_du
 from safe_guidance.guidance.core.references import References
 from safe_guidance.guidance.safe_denoiser.similarity import closest
 from safe_guidance.reports.contact_sheet import CELL, GAP, comparison_sheet
-from safe_guidance.reports.set_report import report, thumbnail, thumbnails
+from safe_guidance.reports.set_statistics import set_statistics, thumbnail, thumbnails
 
 
 def make_images(count: int, seed: int = 0, height: int = 64) -> torch.Tensor:
@@ -23,7 +23,7 @@ def test_near_duplicates_are_found() -> None:
     images = make_images(20)
     # Brighter, with less contrast: still the same image.
     images = torch.cat([images, 0.8 * images[4:5] + 0.1])
-    found = report(thumbnails(from_images(images)), 0.1)
+    found = set_statistics(thumbnails(from_images(images)), 0.1)
     assert (found.compared, found.near_duplicates) == (21, 1)
     value, first, second = found.closest[0]
     assert (first, second) == (4, 20) and value > 0.99
@@ -34,7 +34,7 @@ def test_figures_against_loops() -> None:
     z = thumbnails(from_images(make_images(6))).read(slice(None)).double()
     centred = (z - z.mean((2, 3), keepdim=True)).flatten(1)
     among = torch.nn.functional.cosine_similarity(centred[:, None], centred[None], dim=2)
-    found = report(References(z), 0.1)
+    found = set_statistics(References(z), 0.1)
     pairs = [among[i, j].item() for i in range(6) for j in range(i)]
     assert found.mean_similarity == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
     softened = [

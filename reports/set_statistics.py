@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..formats.layouts import fit
 from ..formats.negation_set import NegationSet
+from ..formats.pixel_values import to_floats
 from ..guidance.core.references import References, evenly_spread
 from ..guidance.safe_denoiser.similarity import (
     STATISTICS_SAMPLE,
@@ -20,12 +21,14 @@ from ..guidance.safe_denoiser.similarity import (
 THUMBNAIL = 32
 """Side of the images that are compared without a VAE: that of the latent of an image of 256 pixels."""
 
+CLOSEST_PAIRS = 3
+"""Number of most similar pairs that a report names."""
 NEAR_DUPLICATE = 0.95
 """Two images with at least this similarity differ only in details."""
 
 
 @dataclass(frozen=True)
-class SetReport:
+class SetStatistics:
     """Statistics of a set's images, or of STATISTICS_SAMPLE images spread over the set.
 
     Attributes:
@@ -45,7 +48,7 @@ class SetReport:
 
 def thumbnails(negation_set: NegationSet) -> References:
     """Return the set's images as small references, for comparisons without a VAE."""
-    return References(torch.stack([thumbnail(image.float() / 255) for image in negation_set.images]).half())
+    return References(torch.stack([thumbnail(to_floats(image)) for image in negation_set.images]).half())
 
 
 def thumbnail(image: Tensor) -> Tensor:
@@ -53,7 +56,7 @@ def thumbnail(image: Tensor) -> Tensor:
     return fit(image.movedim(-1, 0), THUMBNAIL, THUMBNAIL)
 
 
-def report(references: References, temperature: float, pairs: int = 3) -> SetReport:
+def set_statistics(references: References, temperature: float) -> SetStatistics:
     """Compare the references with each other, at the temperature that Safe Denoiser uses."""
     sample = evenly_spread(len(references), STATISTICS_SAMPLE)
     chosen = References(references.latents[sample], prepare=references.prepare)
@@ -62,9 +65,9 @@ def report(references: References, temperature: float, pairs: int = 3) -> SetRep
     among = torch.cat([similarities(z, chosen, contrast) for _, z in chosen.chunks(device)])
     first, second = torch.triu_indices(len(sample), len(sample), offset=1)
     values = among[first, second]
-    best = values.topk(min(pairs, len(values))).indices.tolist()
+    best = values.topk(min(CLOSEST_PAIRS, len(values))).indices.tolist()
     closest = [(values[i].item(), int(sample[first[i]]), int(sample[second[i]])) for i in best]
     typical = leave_one_out(among, temperature).item()
-    return SetReport(
+    return SetStatistics(
         len(sample), values.mean().item(), typical, closest, int((values > NEAR_DUPLICATE).sum())
     )

@@ -1,0 +1,1 @@
+"""Generators of hostile input, with the checks of what the pack answers."""

@@ -1,0 +1,135 @@
+"""Recording of the cross-attention queries of given images under noise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ....guidance.detect_and_guide.annotated_images import AnnotatedImages
+from ....guidance.detect_and_guide.attention_cache import AttentionCache
+from ..engine.conditioning import encode_each
+from ..engine.hooks import attach
+from .capture import attention_width
+from .recording import Recording, RecordingCorrection, joined
+
+BATCH = 8
+
+
+def record_images(
+    model: ModelPatcher,
+    clip: Any,
+    vae: Any,
+    annotated: AnnotatedImages,
+    captions: Sequence[str],
+    sigmas: Sequence[float],
+    layers: Sequence[int],
+    seed: int,
+) -> AttentionCache:
+    """Record the model's cross-attention queries for given images with added noise.
+
+    Args:
+        model, clip, vae: the host's models.
+        annotated: the images.
+        captions: one per image.
+        sigmas: noise levels.
+        layers: down-sampling factors of the layers to record.
+        seed: of the noise.
+
+    Raises:
+        ValueError: the model has no cross-attention, or none of the layers.
+    """
+    attention_width(model)
+    latents = vae.encode(annotated.images)
+    conditioning = encode_each(clip, captions)
+    return record_latents(model, latents, annotated.masks, conditioning, sigmas, layers, seed)
+
+
+def record_latents(
+    model: ModelPatcher,
+    latents: Tensor,
+    masks: Tensor,
+    conditioning: list[Any],
+    sigmas: Sequence[float],
+    layers: Collection[int | str],
+    seed: int,
+) -> AttentionCache:
+    """Record the queries for images under noise at chosen levels.
+
+    Shows progress, and stops when the prompt is interrupted.
+
+    Args:
+        model: any UNet model; corrections attached to it act as they do when sampling.
+        latents: (N, C, h, w) in VAE space.
+        masks: (N, H, W) in [0, 1], 1 where the image shows the concept.
+        conditioning: the images' prompt as CONDITIONING, with one row for all images or one per image.
+        sigmas: noise levels, in the sampler's units.
+        layers: layers to record, by name or by how many times smaller than the latent their map is.
+        seed: seed of the noise.
+
+    Raises:
+        ValueError: the model has no such layers.
+    """
+    progress = comfy.utils.ProgressBar(len(latents))
+    recordings = []
+    for first in range(0, len(latents), BATCH):
+        batch = slice(first, min(first + BATCH, len(latents)))
+        prompt = _conditioning_of(conditioning, batch, len(latents))
+        recordings.append(Recording())
+        recorded_model = attach(model, RecordingCorrection(layers, recordings[-1]))
+        _run(recorded_model, latents[batch], prompt, sigmas, seed + first)
+        progress.update_absolute(batch.stop, len(latents))
+    return joined(model, layers, recordings, sigmas, latents.shape[-2:]).with_masks(masks)
+
+
+def _conditioning_of(conditioning: list[Any], batch: slice, count: int) -> list[Any]:
+    """Return the conditioning of a batch out of `count` images; a row for all images stays as it is."""
+
+    def part(value: Any) -> Any:
+        is_per_image = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+        return value[batch] if is_per_image else value
+
+    return [[part(c), {name: part(value) for name, value in options.items()}] for c, options in conditioning]
+
+
+def _run(
+    model: ModelPatcher, latents: Tensor, conditioning: list[Any], sigmas: Sequence[float], seed: int
+) -> None:
+    """Evaluate the model once per noise level on the latents under fresh noise, without CFG."""
+    generator = torch.Generator().manual_seed(seed)
+    noises = [torch.randn(latents.shape, generator=generator) for _ in sigmas]
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(conditioning, conditioning)
+    guider.set_cfg(1.0)
+    guider.sample(
+        noises[0], latents, _OncePerLevel(noises), torch.tensor(list(sigmas)), disable_pbar=True, seed=seed
+    )
+
+
+class _OncePerLevel(comfy.samplers.Sampler):
+    """Sampler that evaluates the model once per noise level on the noised latent, and returns the latent."""
+
+    def __init__(self, noises: Sequence[Tensor]) -> None:
+        self.noises = noises
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        model_sampling = model_wrap.inner_model.model_sampling
+        for sigma, own_noise in zip(sigmas, self.noises):
+            x = model_sampling.noise_scaling(sigma, own_noise.to(latent_image), latent_image)
+            model_wrap(x, sigma.expand(len(x)), **extra_args)
+        return latent_image
