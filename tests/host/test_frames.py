@@ -11,6 +11,7 @@ from safe_guidance.formats.negation_set import from_images
 
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 SIZE = 64
+WIDE = {"start_sigma": 1000.0, "end_sigma": 0.0}
 
 
 def negation_set() -> Any:
@@ -79,16 +80,44 @@ def guarded(node: Any, **inputs: Any) -> Any:
 
 
 def safe_denoiser(model: Any, vae: Any, **settings: Any) -> Any:
-    from safe_guidance.nodes.safe_denoiser import SafeDenoiser
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserNode
 
     eager = {"threshold": 0.0, "temperature": 0.005, "start_sigma": 1e9, "end_sigma": 0.0, **settings}
-    return guarded(SafeDenoiser, model=model, vae=vae, negation_set=negation_set(), **eager)
+    return guarded(SafeDenoiserNode, model=model, vae=vae, negation_set=negation_set(), **eager)
 
 
 def spell(model: Any, vae: Any, **settings: Any) -> Any:
-    from safe_guidance.nodes.spell import SparseRepellency
+    from safe_guidance.nodes.spell import SparseRepellencyNode
 
-    return guarded(SparseRepellency, model=model, vae=vae, negation_set=negation_set(), **settings)
+    return guarded(SparseRepellencyNode, model=model, vae=vae, negation_set=negation_set(), **settings)
+
+
+def brightness() -> Any:
+    """A safety function whose gate is always open: the exponential of the mean pixel."""
+    from safe_guidance.guidance.safety_functions.interface import Assessment, SafetyFunction
+
+    class Brightness(SafetyFunction):
+        name = "brightness"
+
+        def __call__(self, images: torch.Tensor) -> Assessment:
+            score = images.float().mean((1, 2, 3)).exp()
+            return Assessment(score, torch.ones_like(score, dtype=torch.bool), [{}] * len(images))
+
+    return Brightness()
+
+
+def steered_by_text(model: Any, vae: Any, **settings: Any) -> Any:
+    from safe_guidance.nodes.safe_text_guidance import SafeTextEmbeddingGuidanceNode
+
+    inputs = {"model": model, "vae": vae, "safety_function": brightness(), **WIDE, **settings}
+    return guarded(SafeTextEmbeddingGuidanceNode, **inputs)
+
+
+def moved_by_data(model: Any, vae: Any, **settings: Any) -> Any:
+    from safe_guidance.nodes.safe_data_guidance import SafeDataGuidanceNode
+
+    inputs = {"model": model, "vae": vae, "safety_function": brightness(), **WIDE, **settings}
+    return guarded(SafeDataGuidanceNode, **inputs)
 
 
 def sample(host: Any, tiny: Any, model: Any, frames: int, batch: int = 2, **options: Any) -> torch.Tensor:
@@ -125,3 +154,36 @@ def test_an_inpainting_mask_keeps_the_rest(host: Any, tiny: Any, transformers: A
     changed = sample(host, tiny, safe_denoiser(model, vae, strength=0.5), 2, **options)
     assert torch.equal(changed[..., SIZE // 16 :], plain[..., SIZE // 16 :])
     assert not torch.equal(changed[..., : SIZE // 16], plain[..., : SIZE // 16])
+
+
+@pytest.mark.parametrize("family", ["qwen_image", "wan"])
+@pytest.mark.parametrize("decoder", ["vae", "linear"])
+@pytest.mark.parametrize(
+    "method, off, on",
+    [
+        (steered_by_text, {"rho": 0.0}, {"rho": 3.0}),
+        (moved_by_data, {"strength": 0.0}, {"strength": 5.0, "cheap": False}),
+    ],
+)
+def test_gradients_reach_single_images_of_five_dimensions(
+    host: Any,
+    tiny: Any,
+    transformers: Any,
+    family: str,
+    decoder: str,
+    method: Any,
+    off: dict[str, Any],
+    on: dict[str, Any],
+) -> None:
+    model, vae = transformers.tiny_transformer(family), transformers.tiny_video_vae()
+    plain = sample(host, tiny, model, 1)
+    assert torch.equal(sample(host, tiny, method(model, vae, decoder=decoder, **off), 1), plain)
+    changed = sample(host, tiny, method(model, vae, decoder=decoder, **on), 1)
+    assert bool(torch.isfinite(changed).all())
+    assert bool((changed != plain).flatten(1).any(-1).all())
+
+
+def test_gradients_of_videos_are_refused_with_the_reason(host: Any, tiny: Any, transformers: Any) -> None:
+    model, vae = transformers.tiny_transformer("wan"), transformers.tiny_video_vae()
+    with pytest.raises(ValueError, match="this run samples a video of 3 latent frames"):
+        sample(host, tiny, steered_by_text(model, vae, rho=1.0), 3)

@@ -20,7 +20,7 @@ def embeddings(step: Step) -> list[Tensor | None]:
 
     An entry without a text embedding gives None.
     """
-    batch = len(step.x)
+    batch = len(step.latent)
 
     def of(entry: Entry) -> Tensor | None:
         cond = entry["model_conds"].get("c_crossattn")
