@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
-from . import tensor_file
+from . import finite_json, tensor_file
 from .atomic_file import replacing
 
 FORMAT = "safe-guidance guideline tokens 1"
@@ -59,7 +59,7 @@ def load(path: Path) -> GuidelineTokens:
     try:
         if len(description) > LONGEST_DESCRIPTION:
             raise TypeError("too long")
-        return _tokens(embeddings, json.loads(description))
+        return _tokens(embeddings, finite_json.loads(description))
     except (
         TypeError,
         KeyError,

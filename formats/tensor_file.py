@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import finite_json
+
 ALIGNMENT = 64
 """The tensor data starts at a multiple of this many bytes, so that memory-mapped numbers are aligned."""
 DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
@@ -176,7 +178,7 @@ def parsed(text: str) -> Any:
     if len(text) > MOST_TEXT:
         return None
     try:
-        return json.loads(text)
+        return finite_json.loads(text)
     except (ValueError, RecursionError):
         return None
 

@@ -30,6 +30,7 @@ from . import (
 )
 from .host.engine.node_messages import with_error_messages
 from .host.files.folders import register_model_folders
+from .number_inputs import with_checked_numbers
 
 FAMILIES = (
     demo_model,
@@ -64,4 +65,5 @@ class SafeGuidanceExtension(ComfyExtension):
         register_model_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [with_error_messages(node) for family in FAMILIES for node in family.NODES]
+        nodes = [node for family in FAMILIES for node in family.NODES]
+        return [with_checked_numbers(with_error_messages(node)) for node in nodes]

@@ -9,9 +9,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..reports.trace import Trace, in_words, table
+from ..formats.tensor_file import content_hash
+from ..reports.trace import Trace
 from ..reports.trace_file import METADATA, SUFFIXES, read_trace
 from ..reports.trace_strip import strip
+from ..reports.trace_text import in_words, table
 from .host.engine.hooks import trace_of
 from .host.engine.node_messages import message_ui
 from .host.files.input_files import TRACES, bundled_or_input_names, bundled_or_input_path
@@ -185,8 +187,8 @@ class LoadSafetyTraceNode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        return bundled_or_input_path(TRACES, file, SUFFIXES).stat().st_mtime
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return content_hash(bundled_or_input_path(TRACES, file, SUFFIXES))
 
     @classmethod
     def execute(cls, file: str, theme: Literal["dark", "light"]) -> io.NodeOutput:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from .image_difference import Difference
-from .trace import Trace, in_words
+from .trace import Trace
+from .trace_text import in_words
 
 VERSION = 1
 

@@ -15,6 +15,9 @@ MAX_TEXTS, LONGEST_TEXT = 64, 2000
 MAX_NUMBER = 1e12
 """Limits for trace files, far above what a run writes."""
 
+NOT_FINITE = 2.0**39
+"""Recorded instead of a number that is not finite: such a change is the largest one, and files stay JSON."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -45,12 +48,15 @@ class Record:
 
     @property
     def acted(self) -> bool:
-        return any(value > 0 for value in self.change)
+        return any(not value <= 0 for value in self.change)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals of one method over a whole run; `allowed` and `acted` count model calls."""
+    """Totals of one method over a whole run; `allowed` and `acted` count model calls.
+
+    `touched` says of every image of the batch whether it was changed.
+    """
 
     method: str
     allowed: int
@@ -58,6 +64,7 @@ class Summary:
     largest_change: float
     forwards: int
     milliseconds: float
+    touched: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Trace:
             max((value for record in own for value in record.change), default=0.0),
             sum(record.forwards for record in own),
             sum(record.milliseconds for record in own),
+            tuple(any(not value <= 0 for value in values) for values in zip(*(r.change for r in own))),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,46 +212,3 @@ def numbered(names: Iterable[str]) -> tuple[str, ...]:
         seen[name] = seen.get(name, 0) + 1
         found.append(name if seen[name] == 1 else f"{name} {seen[name]}")
     return tuple(found)
-
-
-def sentence(summary: Summary, calls: int) -> str:
-    """Describe one method's run in a sentence."""
-    if summary.acted:
-        extra = f", {summary.forwards} extra predictions" if summary.forwards else ""
-        change = f"changed the prediction by up to {summary.largest_change:.1%}"
-        return f"{summary.method} acted at {summary.acted} of {calls} model calls and {change}{extra}."
-    if summary.allowed:
-        return f"{summary.method} watched {summary.allowed} of {calls} model calls and changed nothing."
-    return f"{summary.method} was not active in this run."
-
-
-def first_pass_sentences(trace: Trace) -> list[str]:
-    """Return a sentence on the cost of the first of two passes; none for a run of one pass."""
-    if not trace.rehearsal:
-        return []
-    return [f"The first of two passes took {trace.rehearsal} predictions."]
-
-
-def in_words(trace: Trace) -> str:
-    """Describe a trace in a line for each method, followed by the notes."""
-    methods = [sentence(trace.summary(method), len(trace.sigmas)) for method in trace.methods]
-    return "\n".join([*methods, *first_pass_sentences(trace), *trace.notes])
-
-
-def table(trace: Trace) -> str:
-    """Format a trace as text: the totals, then every record with the largest value of any sample."""
-    lines = [in_words(trace)]
-    width = max((len(method) for method in trace.methods), default=6)
-    lines += [
-        "",
-        f"{'call':>4} {'sigma':>8}  {'method':{width}} "
-        f"{'gate':>5} {'weight':>7} {'change':>7} {'area':>5} {'extra':>5} {'ms':>7}",
-    ]
-    for r in trace.records:
-        gate = max(r.gate, default=0.0)
-        weight = max(r.weight, default=0.0)
-        change = max(r.change, default=0.0)
-        area = max(r.area, default=0.0)
-        numbers = f"{gate:5.2f} {weight:7.3g} {change:7.2%} {area:5.2f} {r.forwards:5} {r.milliseconds:7.1f}"
-        lines.append(f"{r.call:4} {r.sigma:8.3f}  {r.method:{width}} {numbers}")
-    return "\n".join(lines)

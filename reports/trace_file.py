@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ..formats import finite_json
 from .trace import Trace
 
 METADATA = "safety_trace"
@@ -39,7 +39,7 @@ def trace_from_json(text: str, name: str) -> Trace:
         ValueError: it is no JSON, or not that of a trace of this version.
     """
     try:
-        content: Any = json.loads(text)
+        content: Any = finite_json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{name} is not a safety trace: it is not JSON. Choose a trace saved as JSON, or a PNG that "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,6 +33,32 @@ def _load_pack() -> None:
 
 
 _load_pack()
+
+
+def _watch_network() -> Path:
+    """Watch the network calls of this process and of all that it starts, and return the folder of records."""
+    records = Path(tempfile.mkdtemp(prefix="safe-guidance-network-"))
+    atexit.register(shutil.rmtree, records, ignore_errors=True)
+    folder = ROOT / "tests" / "shared" / "network_watch"
+    os.environ["SAFE_GUIDANCE_NETWORK_RECORDS"] = str(records)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    # The module watches the process that imports it.
+    spec = importlib.util.spec_from_file_location("network_watch", folder / "sitecustomize.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    return records
+
+
+_RECORDS = _watch_network()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_downloaded() -> Iterator[None]:
+    """Fail the run if a process of it has reached another machine, even if nobody saw the refusal."""
+    yield
+    reached = [text for path in sorted(_RECORDS.iterdir()) if (text := path.read_text(encoding="utf-8"))]
+    if reached:
+        pytest.fail("The tests reached other machines:\n" + "\n".join(reached), pytrace=False)
 
 
 HOST_VARIABLE = "SAFE_GUIDANCE_HOST"

@@ -110,6 +110,9 @@ class NudeNetSafetyFunction(SafetyFunction):
             reports from 0.25.
         size: side in pixels of the network's input, a multiple of 32. A larger input finds smaller parts and
             costs more.
+
+    Raises:
+        ValueError: when called, if the network returns another shape.
     """
 
     def __init__(
@@ -126,6 +129,11 @@ class NudeNetSafetyFunction(SafetyFunction):
 
     def __call__(self, images: Tensor) -> Assessment:
         outputs = self.network(squared(images.float(), self.size).clamp(0, 1)).float()
+        if outputs.ndim != 3 or outputs.shape[1] != 4 + len(LABELS):
+            raise ValueError(
+                f"The detector's output has the shape {tuple(outputs.shape)} instead of "
+                f"(images, {4 + len(LABELS)}, boxes). Choose a file with NudeNet's detector."
+            )
         found = [self._of_one(output, images.shape[-2:]) for output in outputs]
         score = torch.stack([of_image for of_image, _ in found])
         regions = [of_image for _, of_image in found]

@@ -156,6 +156,16 @@ def test_nothing_found_is_a_score_of_zero_and_a_closed_gate() -> None:
     assert found.score.tolist() == [0.0] and found.gate.tolist() == [False] and found.explanation == [{}]
 
 
+@pytest.mark.parametrize("shape", [(1, 22), (1, 21, 8), (1, 84, 8), (1, 22, 8, 1)])
+def test_the_output_of_another_detector_is_refused(shape: tuple[int, ...]) -> None:
+    class Other(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(shape)
+
+    with pytest.raises(ValueError, match="Choose a file with NudeNet's detector"):
+        nudenet.NudeNetSafetyFunction(Other())(torch.rand(1, 3, 64, 64))
+
+
 @pytest.mark.parametrize("text", ["", "FEET", "FEMALE_BREAST_EXPOSED, NOSE"])
 def test_unknown_classes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="Choose from"):

@@ -265,3 +265,18 @@ def test_a_clip_that_is_replaced_is_noticed_by_its_content(nodes: Any, safety_fo
     # The last number of the last tensor.
     replaced_unnoticed(safety_folder / "own.safetensors", content[:-2] + b"\x00\x00")
     assert clip_model("own.safetensors", "") is not first
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_not_a_file_is_refused(nodes: Any, safety_folder: Path, kind: str) -> None:
+    import os
+
+    from safe_guidance.nodes.host.files import safety_models
+
+    path = safety_folder / "own.safetensors"
+    if kind == "folder":
+        path.mkdir()
+    elif hasattr(os, "mkfifo"):
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match="own.safetensors is not a file"):
+        safety_models._hash(path)

@@ -133,7 +133,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a threshold that is no number": (
         lambda p: broken(p, calibration={"threshold": float("nan"), "background": 0}),
-        "lie between",
+        "cannot be read",
     ),
     "an overlap of 3": (lambda p: broken(p, iou=3), "cannot be read"),
     "an overlap that is no number": (lambda p: broken(p, iou=float("nan")), "cannot be read"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_guidance.reports.trace import Record, Trace, numbered, sentence, table
+from safe_guidance.reports.trace import Record, Trace, numbered
 from safe_guidance.reports.trace_strip import LANE, MARGIN, OKABE_ITO, THEMES, WIDTH, strip
+from safe_guidance.reports.trace_text import sentence, table
 
 
 def record(method: str, call: int, change: float, forwards: int = 0) -> Record:
@@ -38,7 +39,8 @@ def test_totals() -> None:
     assert summary.largest_change == 0.2 and summary.milliseconds == 4.5
     assert (
         sentence(summary, 4)
-        == "SLD acted at 2 of 4 model calls and changed the prediction by up to 20.0%, 6 extra predictions."
+        == "SLD acted at 2 of 4 model calls and changed the prediction by up to 20.0%, 6 extra predictions. "
+        "It changed image 1 of 2."
     )
     assert "watched 1 of 4" in sentence(TRACE.summary("Safe Denoiser"), 4)
     assert sentence(TRACE.summary("DAG"), 4) == "DAG was not active in this run."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -147,6 +147,10 @@ class Correction:
     def continues(self, other: Correction) -> bool:
         """Return True for the same method with equal settings and texts, whose resume data it continues."""
         return self is other or (type(self) is type(other) and _same_value(vars(self), vars(other)))
+
+    def remarks(self, state: Any) -> Sequence[str]:
+        """Return sentences on settings that do not fit what they are used with, for the node's message."""
+        return ()
 
     def is_active(self, level: NoiseLevel) -> bool:
         """Return True if the method may act at a noise level. If not, no hook below is called."""

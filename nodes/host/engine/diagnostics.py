@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ....guidance.core.noise_level import NoiseLevel
 from ....reports.plain_text import log
-from ....reports.trace import first_pass_sentences, sentence
+from ....reports.trace_text import first_pass_sentences, sentence
 from .correction import Attachment, Correction
 from .node_messages import show_message
 from .traces import Recorder
@@ -40,6 +41,13 @@ def outside_window(name: str, sigmas: Sequence[float]) -> str:
     ran = f"sampling ran from sigma {max(sigmas):.3g} to {min(sigmas):.3g}"
     advice = "Widen the window, or start from more noise (denoise)."
     return f"{name} did nothing: {ran}, outside its window. {advice}"
+
+
+def add_remarks(attachments: Sequence[Attachment], states: Sequence[Any], recorder: Recorder) -> None:
+    """Add what the corrections say about their settings to the notes of the run, given their states."""
+    for index, (attachment, state) in enumerate(zip(attachments, states)):
+        for remark in attachment.correction.remarks(state):
+            recorder.note(index, remark)
 
 
 def add_inert_notes(attachments: Sequence[Attachment], recorder: Recorder) -> None:

@@ -103,6 +103,8 @@ def _outer_sample(
     run, samples, first_pass = _sample(call, attachments, context, guider, callback, resumed)
     corrections = tuple(attachment.correction for attachment in attachments)
     resume_store.keep(samples, sigmas, ResumePoint(corrections, tuple(run.resume_data()), first_pass))
+    states = [run.state_of(correction) for correction in corrections]
+    diagnostics.add_remarks(attachments, states, run.recorder)
     diagnostics.add_inert_notes(attachments, run.recorder)
     guider.model_options[TRACES].keep(samples, run.recorder)
     diagnostics.show_messages(attachments, run.recorder)

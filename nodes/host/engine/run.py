@@ -17,25 +17,16 @@ import torch
 from torch import Tensor
 
 from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
-from ....guidance.core.noise_level import NoiseLevel
 from .branches import Branches, OwnCall
 from .correction import Attachment, Correction, RunContext, Step
 from .node_messages import errors_shown_at
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
+from .windows import noise_level
 
 GuiderForward = Callable[[dict[str, Any]], Tensor]
 """Function that evaluates the guider once with the host's options, in the sampler's shape."""
-
-
-def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
-    """Return the forward process at a sampler's sigma, measured from the host's own way of adding noise."""
-    one, zero = torch.ones(1, 1, device=sigma.device), torch.zeros(1, 1, device=sigma.device)
-    sigma = sigma[:1].float()
-    signal = model_sampling.noise_scaling(sigma, zero, one)
-    noise = model_sampling.noise_scaling(sigma, one, zero)
-    return NoiseLevel(signal.item(), noise.item())
 
 
 class Run:
@@ -131,8 +122,7 @@ class Run:
         options: dict[str, Any],
     ) -> list[Tensor]:
         """Make one call of the host's `calc_cond_batch`; count its predictions and keep the guider's own."""
-        branches = self._branches
-        if branches is None:
+        if (branches := self._branches) is None:
             denoised = call(model, conds, x, timestep, options)
         else:
             with branches.evaluating(model, conds, x, timestep, options) as own:

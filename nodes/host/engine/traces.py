@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ....guidance.core.composition import Change
-from ....reports.trace import Record, Trace, numbered
+from ....reports.trace import NOT_FINITE, Record, Trace, numbered
 
 KEPT = 32
 """Number of runs that a model remembers."""
@@ -85,9 +85,9 @@ class Recorder:
         gate = torch.ones_like(share) if change.gate is None else change.gate.to(share)
         weight = gate if change.weight is None else change.weight.to(share)
         area = torch.ones_like(share) if change.area is None else change.area.to(share)
-        self._now[index].values = (
-            torch.stack([value.expand_as(share) for value in (gate, weight, share, area)]) * active
-        )
+        values = torch.stack([value.expand_as(share) for value in (gate, weight, share, area)])  # (4, B)
+        values = values.nan_to_num(NOT_FINITE, NOT_FINITE, -NOT_FINITE)
+        self._now[index].values = torch.where(active, values, 0)
 
     def trace(self) -> Trace:
         """Return the trace of the run so far."""

@@ -63,6 +63,9 @@ def _path(name: str | None) -> Path:
 
 
 def _hash(path: Path) -> str:
+    # Reading a pipe would wait for ever.
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is not a file. Choose another file.")
     try:
         return content_hash(path)
     except FileNotFoundError:

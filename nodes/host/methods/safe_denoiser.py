@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.safe_denoiser.choice import choose_comparison
 from ....guidance.safe_denoiser.interface import Comparison, Predictions
+from ....guidance.safe_denoiser.mismatches import mismatches
 from ....guidance.safe_denoiser.settings import SafeDenoiserSettings
 from ..engine.correction import UNCOND, Correction, RunContext, Step
 from ..engine.mask import area_of
@@ -29,6 +31,7 @@ class LastComparison:
     def __init__(self) -> None:
         self._size: tuple[int, ...] = ()
         self._comparison: Comparison | None = None
+        self.remarks: tuple[str, ...] = ()
 
     def get(self, image_shape: tuple[int, ...]) -> Comparison | None:
         """Return the comparison for images (F, C, h, w) of this size, ready for another run.
@@ -39,9 +42,10 @@ class LastComparison:
             return None
         return self._comparison.for_another_run()
 
-    def keep(self, image_shape: tuple[int, ...], comparison: Comparison) -> None:
-        """Replace the comparison that is kept, without the state of its run."""
+    def keep(self, image_shape: tuple[int, ...], comparison: Comparison, remarks: tuple[str, ...]) -> None:
+        """Replace the comparison that is kept, without the state of its run, and the remarks on it."""
         self._size, self._comparison = image_shape[1:], comparison.for_another_run()
+        self.remarks = remarks
 
 
 @dataclass
@@ -51,11 +55,13 @@ class SafeDenoiserState:
     Attributes:
         comparison: how predictions are compared with the negation set, with the state that this run advances.
         resources: where the comparison is kept for further runs.
+        remarks: sentences on settings that do not fit the set at this size.
         on_device: True once the set is on the sampler's device, from the first active step on.
     """
 
     comparison: Comparison
     resources: LastComparison
+    remarks: tuple[str, ...] = ()
     on_device: bool = False
 
 
@@ -91,12 +97,17 @@ class SafeDenoiserCorrection(Correction):
             return None
         resources: LastComparison = context.resources
         comparison = resources.get(context.image_shape)
+        remarks = resources.remarks
         if comparison is None:
             references = references_for(
                 context.model, self.vae, self.negation_set, context.frames, self.layout
             )
             comparison = choose_comparison(references, self.settings)
-        return SafeDenoiserState(comparison, resources)
+            remarks = tuple(mismatches(references.regions, self.settings))
+        return SafeDenoiserState(comparison, resources, remarks)
+
+    def remarks(self, state: SafeDenoiserState | None) -> Sequence[str]:
+        return () if state is None else state.remarks
 
     def resume_data(self, state: SafeDenoiserState | None) -> Any:
         return None if state is None else state.comparison.resume_data()
@@ -116,7 +127,7 @@ class SafeDenoiserCorrection(Correction):
         mask = area_of(self.mask, step)
         if not state.on_device:
             state.comparison.place(step.denoised.device, fitting_references, mask)
-            state.resources.keep(tuple(step.denoised.shape), state.comparison)
+            state.resources.keep(tuple(step.denoised.shape), state.comparison, state.remarks)
             state.on_device = True
         predictions = Predictions(
             x=step.x.float(),

@@ -1,0 +1,59 @@
+"""What Safe Denoiser's node says after a run about settings, and which images of a batch were changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from demo_prompts import HEART, STAR
+from safe_guidance.formats.negation_set import NegationSet, from_images
+
+pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
+
+
+def run(host: Any, negation_set: NegationSet, *prompts: str, **settings: Any) -> None:
+    """Sample two steps with the node's defaults unless told otherwise, attached by the node '5'."""
+    from comfy_execution.utils import CurrentNodeContext
+
+    from safe_guidance.nodes.safe_denoiser import SafeDenoiserNode
+
+    schema = SafeDenoiserNode.define_schema()
+    defaults = {i.id: i.default for i in schema.inputs if getattr(i, "default", None) is not None}
+    with CurrentNodeContext("prompt", "5"):
+        output = SafeDenoiserNode.execute(host.model, host.vae, negation_set, **{**defaults, **settings})
+    host.sample(output.args[0], host.text(*prompts), steps=2)
+
+
+def masked(count: int, mask: float) -> NegationSet:
+    images = torch.rand(count, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(count, 128, 128)
+    masks[:, 40:90, 40:90] = mask
+    return from_images(images, masks)
+
+
+def test_whole_image_settings_with_a_masked_set_are_told_every_time(host: Any, shown: dict[str, str]) -> None:
+    for _ in range(2):
+        shown.clear()
+        run(host, masked(3, 1.0), STAR)
+        assert "These are settings for whole images: end_sigma 4.67 stops too early" in shown["5"]
+        assert "has 3 masked images: with fewer than 60" in shown["5"]
+        assert shown["5"].startswith("Safe Denoiser ")
+
+
+def test_empty_masks_say_that_nothing_is_marked(host: Any, shown: dict[str, str]) -> None:
+    with pytest.raises(
+        ValueError, match="Nothing is marked as unwanted: .* Paint a mask .* or disconnect it"
+    ):
+        run(host, masked(2, 0.0), STAR)
+    assert "Nothing is marked" in shown["5"]
+
+
+def test_the_message_tells_which_images_of_a_batch_were_changed(host: Any, shown: dict[str, str]) -> None:
+    image = host.vae.decode(host.sample(host.model, host.text(STAR)))
+    copies = from_images(image.clone())
+    run(host, copies, STAR, STAR, end_sigma=0.0, threshold=0.01, strength=1.0)
+    assert "It changed all 2 images." in shown["5"]
+    run(host, copies, HEART, STAR, end_sigma=0.0, threshold=1.5, strength=1.0)
+    assert "changed image 2 of 2" in shown["5"] or "changed nothing" in shown["5"]
