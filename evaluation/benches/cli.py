@@ -78,6 +78,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as base:
         import_host(Path(base))
+        from ...nodes.host.files.folders import register_model_folders
+
+        register_model_folders()
         with torch.inference_mode():
             rows = measure(args)
     report = {

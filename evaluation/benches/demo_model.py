@@ -15,6 +15,7 @@ import torch
 from ...formats.negation_set import from_images
 from ...guidance.core.noise_level import SigmaWindow
 from ...guidance.safe_denoiser.settings import SafeDenoiserSettings
+from .methods import Contender, every_method
 
 PROMPT = "a yellow star in the center on a black plain background, flat style"
 PLAIN = "none"
@@ -33,17 +34,8 @@ class Row:
     resident_memory_mb: float
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A model with a method, and the number of images in its negation set."""
-
-    method: str
-    references: int
-    model: Any
-
-
-def contenders(model: Any, vae: Any, sizes: Sequence[int]) -> list[Contender]:
-    """Return the plain model, then every method with settings with which it acts at every step."""
+def contenders(model: Any, clip: Any, vae: Any, sizes: Sequence[int]) -> list[Contender]:
+    """Return the plain model, then every method with settings with which it acts."""
     from ...nodes.host.engine.hooks import attach
     from ...nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
 
@@ -53,7 +45,7 @@ def contenders(model: Any, vae: Any, sizes: Sequence[int]) -> list[Contender]:
         images = torch.rand(size, 32, 32, 3, generator=torch.Generator().manual_seed(size))
         correction = SafeDenoiserCorrection(from_images(images), vae, settings)
         found.append(Contender("safe_denoiser", size, attach(model, correction)))
-    return found
+    return [*found, *every_method(model, clip, vae, PROMPT)]
 
 
 class TimedSampler:
@@ -68,7 +60,7 @@ class TimedSampler:
         self._positive = self._nodes.CLIPTextEncode().encode(clip, PROMPT)[0]
         self._negative = self._nodes.CLIPTextEncode().encode(clip, "")[0]
 
-    def run(self, model: Any) -> tuple[float, int]:
+    def run(self, contender: Contender) -> tuple[float, int]:
         """Sample one image and return its seconds and the calls of the model."""
         from comfy.patcher_extension import WrappersMP
 
@@ -79,10 +71,11 @@ class TimedSampler:
             calls += 1
             return executor(*inputs, **options)
 
-        counted = model.clone()
+        counted = contender.model.clone()
         counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "bench", count)
         latent = self._nodes.EmptyLatentImage().generate(128, 128, 1)[0]
-        texts = (self._positive, self._negative)
+        positive = self._positive if contender.positive is None else contender.positive
+        texts = (positive, self._negative)
         start = time.perf_counter()
         self._nodes.common_ksampler(counted, 1, self._steps, 5.0, "dpmpp_2m", "karras", *texts, latent)
         return time.perf_counter() - start, calls
@@ -94,12 +87,12 @@ def measure(steps: int, repeats: int, sizes: Sequence[int]) -> list[Row]:
 
     model, clip, vae = load_demo_model()
     sampler = TimedSampler(clip, steps)
-    compared = contenders(model, vae, sizes)
+    compared = contenders(model, clip, vae, sizes)
     resident = []
     for contender in compared:
-        sampler.run(contender.model)
+        sampler.run(contender)
         resident.append(psutil.Process().memory_info().rss / 2**20)
-    rounds = [[sampler.run(contender.model) for contender in compared] for _ in range(repeats)]
+    rounds = [[sampler.run(contender) for contender in compared] for _ in range(repeats)]
     rows = []
     for index, contender in enumerate(compared):
         seconds = [of_round[index][0] for of_round in rounds]

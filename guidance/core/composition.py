@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,9 +45,24 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return `new` in some rows (B,) bool and `old` in the others."""
+    return torch.where(per_sample(rows.to(new.device), new), new, old)
+
+
 def capped(delta: Tensor, denoised: Tensor, cap: float) -> Tensor:
     """Scale every sample of `delta` down to at most `cap` times the norm of its prediction."""
     return delta * (cap * sample_norm(denoised) / sample_norm(delta)).clamp(max=1)
+
+
+def within_noise(change: Change, sigma: float) -> Change:
+    """Scale a change down to at most the root mean square `sigma`, the size of the noise in the latent.
+
+    A sampler that goes up from a noise level s to t multiplies a change by (s - t) / s. Without a limit, what
+    is small beside an image is a multiple of the noise where un-sampling begins.
+    """
+    size = per_sample(change.delta.flatten(1).square().mean(1).sqrt().clamp_min(1e-12), change.delta)
+    return replace(change, delta=change.delta * (sigma / size).clamp(max=1))
 
 
 def _order_free_sum(deltas: Sequence[Tensor]) -> Tensor:

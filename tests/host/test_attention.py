@@ -26,6 +26,7 @@ def random_tokens(width: int, seed: int = 0, rows: int = 3, **options: Any) -> G
 def reading(host: Any) -> Any:
     """Return a correction that only reads maps, and the modules under test."""
     from safe_guidance.nodes.host.attention import capture
+    from safe_guidance.nodes.host.attention.map_collector import MapCollector
     from safe_guidance.nodes.host.engine import hooks
 
     class Reader(hooks.Correction):
@@ -47,7 +48,7 @@ def reading(host: Any) -> Any:
             capture.listen(model, receiver)
 
         def begin(self, context: Any) -> Any:
-            return capture.MapCollector(self.concepts)
+            return MapCollector(self.concepts)
 
         def is_active(self, level: Any) -> bool:
             return True

@@ -327,7 +327,7 @@ def test_interrupt_leaves_nothing_behind(host: Any, runs: Any) -> None:
 def test_noise_levels_of_all_kinds_of_models(host: Any, runs: Any) -> None:
     import comfy.model_sampling
 
-    from safe_guidance.nodes.host.engine.windows import noise_level
+    from safe_guidance.nodes.host.engine.schedule import noise_level
 
     class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass
@@ -410,3 +410,46 @@ def test_steered_rows_are_predicted_again_and_the_rest_keeps_its_bits(host: Any,
     torch.testing.assert_close(steered[1], heart[1], atol=LAYOUT, rtol=0)
     # The run's conditioning is its own: the next run starts from the prompt again.
     assert torch.equal(host.sample(host.model, text, both, steps=1, sampler="euler"), baseline)
+
+
+def test_un_sampling_stays_within_the_noise(host: Any, runs: Any, shown: dict[str, str]) -> None:
+    """A change as large as the image, from no noise up: its multiple of the noise level must not explode."""
+    import comfy.samplers
+    from comfy_execution.utils import CurrentNodeContext
+    from comfy_extras.nodes_custom_sampler import Guider_Basic
+
+    sigmas = torch.tensor([1e-4, 0.1, 1.0, 5.0])
+
+    def sampled(model: Any) -> torch.Tensor:
+        guider = Guider_Basic(model)
+        guider.set_conds(host.text(STAR))
+        sampler = comfy.samplers.sampler_object("euler")
+        still = torch.zeros(1, 4, 32, 32)
+        latent = torch.randn(still.shape, generator=torch.Generator().manual_seed(0))
+        return guider.sample(still, latent, sampler, sigmas, seed=0, disable_pbar=True)
+
+    with CurrentNodeContext("prompt", "7"):
+        pushed = runs.attach(host.model, runs.Push(1.0))
+    scale = host.model.model.latent_format.scale_factor
+    assert (sampled(pushed) - sampled(host.model)).abs().max() * scale <= 3 * 5.0
+    assert "un-sampling" in shown["7"]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_second_visit_of_a_noise_level_is_a_new_time(host: Any, runs: Any, sampler: str) -> None:
+    import comfy.samplers
+
+    probe = runs.Push(0.0)
+    guider = comfy.samplers.CFGGuider(runs.attach(host.model, probe))
+    guider.set_conds(host.text(STAR), host.text(""))
+    levels = [8.0, 2.0, 0.5, 2.0, 0.5, 0.0]
+    noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object(sampler),
+        torch.tensor(levels),
+        seed=0,
+        disable_pbar=True,
+    )
+    assert [step.sigma for step in probe.seen if step.is_new] == levels[:-1]

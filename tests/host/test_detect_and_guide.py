@@ -212,7 +212,7 @@ def test_a_guider_without_a_negative_prompt_stays_unchanged_with_a_warning(
         )
 
     assert torch.equal(sampled(guarded(host, always(stars), **EAGER)), sampled(host.model))
-    assert "needs a negative conditioning" in caplog.text
+    assert "needs a negative prompt" in caplog.text
 
 
 def test_stacked_maps_are_the_mean_of_the_steps(host: Any, stars: GuidelineTokens) -> None:

@@ -141,3 +141,54 @@ def test_the_branches_are_those_of_the_prompts(host: Any, other: str) -> None:
     for step, alone in seen:
         for name, expected in alone.items():
             torch.testing.assert_close(step.predictions[name], expected, atol=1e-3, rtol=0)
+
+
+def in_context_windows(model: Any, dim: int, length: int) -> Any:
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    settings = ("standard_static", 1, False, "pyramid", dim, False)
+    return ContextWindowsManualNode.execute(model, length, 0, *settings, causal_window_fix=False).args[0]
+
+
+@pytest.mark.parametrize("dim", [0, 3])
+def test_context_windows_are_evaluated_once_and_the_branches_fused(
+    host: Any, dim: int, shown: dict[str, str]
+) -> None:
+    """The host evaluates every window on copies of the prompts; no branch is evaluated again for a method."""
+    batch = {"samples": torch.zeros(4 if dim == 0 else 1, 4, 32, 32)}
+    model = in_context_windows(host.model, dim, 2 if dim == 0 else 16)
+    counted, plain = host.count_calls(model)
+    host.sample(counted, host.text(STAR), batch, steps=2, sampler="euler")
+    seen, rows = branches_of(host, model, latent=batch)
+    own = sum(plain)
+    assert sum(rows) == own and own == (16 if dim == 0 else 8)
+    for step, alone in seen:
+        guided = step.predictions["negative"] + 5.0 * (
+            step.predictions["positive"] - step.predictions["negative"]
+        )
+        torch.testing.assert_close(guided, step.denoised, atol=1e-3, rtol=0)
+        if dim == 0:
+            torch.testing.assert_close(step.predictions["negative"], alone["negative"], atol=1e-3, rtol=0)
+
+
+def test_a_negative_that_is_skipped_late_is_not_told_as_cfg_1(
+    host: Any, methods: Any, shown: dict[str, str]
+) -> None:
+    from comfy_execution.utils import CurrentNodeContext
+
+    def without_negative_late(args: dict[str, Any]) -> Any:
+        import comfy.samplers
+
+        positive, negative = args["conds"]
+        conds = [positive, negative if float(args["sigma"][0]) > 1 else None]
+        out = comfy.samplers.calc_cond_batch(
+            args["model"], conds, args["input"], args["sigma"], args["model_options"]
+        )
+        return out if conds[1] is not None else [out[0], out[0]]
+
+    patched = host.model.clone()
+    patched.set_model_sampler_calc_cond_batch_function(without_negative_late)
+    with CurrentNodeContext("prompt", "7"):
+        model = methods["SLD"](patched, host.text("star"))
+    host.sample(model, host.text(STAR), steps=3)
+    assert "CFG is 1" not in shown["7"] and "left the negative prompt out" in shown["7"]

@@ -100,7 +100,8 @@ def test_windows_mean_the_same_noise_in_every_family(host: Any, tiny: Any, famil
     """The default window acts at the steps whose noise-to-signal ratio is at least 4.67, whatever the
     model calls its sigmas.
     """
-    from safe_guidance.nodes.host.engine.windows import noise_level, percent_window
+    from safe_guidance.nodes.host.engine.schedule import noise_level
+    from safe_guidance.nodes.host.engine.windows import percent_window
 
     model = tiny.tiny_model(family)
     sampling = model.get_model_object("model_sampling")

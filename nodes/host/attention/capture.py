@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....guidance.detect_and_guide.attention_maps import (
-    FACTORS,
     Queries,
-    average_over_layers,
     split_heads,
-    token_probabilities,
 )
-from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
-from ..engine.correction import COND, KEY, Step
+from ..engine.correction import COND, KEY
 from ..engine.run import Run
+from .placement import PLACES, Places, locate_rows
 
 log = logging.getLogger(__name__)
 BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}
@@ -88,6 +84,8 @@ class LayerCall:
         latent_size: (height, width) of the evaluated latent, or of the area if the conditioning has one.
         module: the layer.
         uuid: the host's identifier of the conditioning.
+        places: where the rows of the model call lie in the step's latents.
+        evaluation: number of the evaluation of the positive branch, which may take several model calls.
     """
 
     name: str
@@ -96,6 +94,8 @@ class LayerCall:
     latent_size: tuple[int, int]
     module: Any
     uuid: Any
+    places: Places
+    evaluation: int
 
     @property
     def factor(self) -> int:
@@ -127,117 +127,32 @@ def listen(model: ModelPatcher, receiver_of: Callable[[Run], Receiver | None]) -
         # them.
         hidden, context, value, extra = args
         run: Run | None = extra.get(KEY)
-        receiver = receiver_of(run) if run is not None and _hears_positive(run) else None
+        receiver = receiver_of(run) if run is not None and run.own_call is not None else None
         if run is not None and receiver is not None:
             for call in _positive_calls(run, hidden, extra):
                 receiver(call)
         return hidden, context, value
 
+    locate_rows(model)
     model.set_model_attn2_patch(patch)
 
 
-def _hears_positive(run: Run) -> bool:
-    """Return True while the guider's own positive branch is evaluated."""
-    return run.own_call is not None and COND in run.own_call.conds
-
-
 def _positive_calls(run: Run, hidden: Tensor, extra: dict[str, Any]) -> Iterator[LayerCall]:
-    """Yield the layer call of every positive conditioning in a batch of several conditionings."""
-    positive = {entry["uuid"] for entry in run.guider.conds.get(COND) or ()}
-    chunks = hidden.chunk(len(extra["uuids"]))  # one (B, height * width, channels) per conditioning
-    for uuid, chunk in zip(extra["uuids"], chunks):
-        if uuid in positive:
-            side, number = extra["block"]
-            name = f"{side}.{number}.{extra['block_index']}"
-            module = attention_layer(run.guider.inner_model.diffusion_model, name)
-            size = tuple(extra["activations_shape"][-2:])
-            latent_size = tuple(extra["original_shape"][-2:])
-            yield LayerCall(name, chunk, size, latent_size, module, uuid)
-
-
-@dataclass
-class MapCollector:
-    """Collector of the token maps of one evaluation, for one or several concepts.
-
-    Attributes:
-        concepts: the guideline tokens.
-        layers: token maps (B, 1 + K, height, width) by conditioning, then by concept index and layer name.
-        latent_sizes: (height, width) of the evaluated latent or area, by conditioning.
-    """
-
-    concepts: tuple[GuidelineTokens, ...]
-    layers: dict[Any, dict[tuple[int, str], Tensor]] = field(default_factory=dict)
-    latent_sizes: dict[Any, tuple[int, int]] = field(default_factory=dict)
-
-    def receive(self, call: LayerCall) -> None:
-        """Take one layer's call. An evaluation that is made again replaces the calls of the one before."""
-        wanted = [i for i, concept in enumerate(self.concepts) if reads(call, concept.layers or FACTORS)]
-        if not wanted:
-            return
-        queries = call.queries()
-        self.latent_sizes[call.uuid] = call.latent_size
-        for index in wanted:
-            maps = token_probabilities(queries, call.keys(self.concepts[index].embeddings))
-            self.layers.setdefault(call.uuid, {})[index, call.name] = maps
-
-    def take(self, step: Step) -> list[Tensor] | None:
-        """Return the token maps (B, 1 + K, h, w) of every concept, and start over.
-
-        Returns None if no suitable layer was called. Several positive conditionings are averaged with the
-        host's own weights of their areas and masks.
-        """
-        layers, sizes = self.layers, self.latent_sizes
-        self.layers, self.latent_sizes = {}, {}
-        entries = [entry for entry in step.guider.conds.get(COND) or () if entry["uuid"] in layers]
-        if not entries:
-            return None
-        found = []
-        for index in range(len(self.concepts)):
-            parts = [[m for (i, _), m in layers[e["uuid"]].items() if i == index] for e in entries]
-            if not all(parts):
-                return None
-            averaged = [average_over_layers(part, sizes[e["uuid"]]) for part, e in zip(parts, entries)]
-            whole = _covers_everything(entries, averaged, step)
-            placed = averaged[0] if whole else _placed(entries, averaged, step)
-            if placed is None:
-                return None
-            found.append(placed)
-        return found
+    """Yield the layer call of every positive conditioning in a model call of the guider's own."""
+    own, places = run.own_call, extra.get(PLACES)
+    if own is None or places is None or COND not in own.conds:
+        return
+    positive = {entry["uuid"] for entry in own.conds[COND]}
+    side, number = extra["block"]
+    name = f"{side}.{number}.{extra['block_index']}"
+    module = attention_layer(run.guider.inner_model.diffusion_model, name)
+    size = tuple(extra["activations_shape"][-2:])
+    latent_size = tuple(extra["original_shape"][-2:])
+    for uuid in positive & places.rows.keys():
+        of_uuid = hidden[places.rows[uuid].to(hidden.device)]  # (R, height * width, channels)
+        yield LayerCall(name, of_uuid, size, latent_size, module, uuid, places, own.number)
 
 
 def reads(call: LayerCall, layers: Collection[int | str]) -> bool:
     """Return True if a layer is among those chosen by name or by factor (see `LayerCall.factor`)."""
     return call.name in layers or call.factor in layers
-
-
-def _covers_everything(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> bool:
-    """Return True for a single conditioning without area and mask, whose maps need no placing."""
-    whole = maps[0].shape[-2:] == step.x.shape[-2:] and len(maps[0]) == len(step.x)
-    return whole and len(entries) == 1 and not entries[0].keys() & {"area", "mask"}
-
-
-def _placed(entries: list[dict[str, Any]], maps: list[Tensor], step: Step) -> Tensor | None:
-    """Return the average of the maps of areas, each at its place, with the host's weights of the areas.
-
-    Returns None if a map does not fit its place.
-    """
-    timestep = step.x.new_full((len(step.x),), step.sigma)
-    total = maps[0].new_zeros(len(step.x), maps[0].shape[1], *step.x.shape[-2:])
-    weights = total[:, :1].clone()
-    for entry, of_entry in zip(entries, maps):
-        prepared = comfy.samplers.get_area_and_mult(entry, step.x, timestep)
-        if (
-            prepared is None
-            or len(of_entry) != len(step.x)
-            or of_entry.shape[-2:] != prepared.mult.shape[-2:]
-        ):
-            log.warning(
-                "Attention maps of shape %s do not fit the image, so nothing is detected in this step.",
-                tuple(of_entry.shape),
-            )
-            return None
-        height, width, top, left = prepared.area or (*step.x.shape[-2:], 0, 0)
-        weight = prepared.mult[:, :1].to(total)
-        total[..., top : top + height, left : left + width] += weight * of_entry
-        weights[..., top : top + height, left : left + width] += weight
-    return total / weights.clamp_min(1e-6)

@@ -46,7 +46,7 @@ def text_gradients(
         ValueError: gradients do not flow through this model.
     """
     entries: list[Entry] = step.guider.conds[COND]
-    _refuse_hooks(entries)
+    _refuse_hooks(entries, "Text embeddings cannot be guided")
     cotangent = step.frames.with_images(torch.zeros_like(step.latent[rows]), cotangent)
     chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, len(step.latent))
 
@@ -85,7 +85,11 @@ def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: b
     """
     guider, batch = step.guider, len(step.latent)
     entries: list[Entry] = [entry for cond in guider.conds.values() if cond for entry in cond]
-    _refuse_hooks(entries)
+    _refuse_hooks(
+        entries,
+        "Safe Data Guidance cannot pass gradients through the model",
+        ", or switch the cheap gradient on, which needs none",
+    )
     cotangent = step.frames.with_images(torch.zeros_like(step.latent[rows]), cotangent)
     chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, batch)
 
@@ -135,12 +139,18 @@ def _networks(step: Step, entries: list[Entry]) -> Iterator[nn.Module]:
             control = control.previous_controlnet
 
 
-def _refuse_hooks(entries: list[Entry]) -> None:
+def _refuse_hooks(entries: list[Entry], refused: str, instead: str = "") -> None:
+    """Raise an error if hooks change weights, which are no longer loaded when the backward pass needs them.
+
+    Args:
+        entries: the conditioning that the gradient goes through.
+        refused: sentence beginning about the method that asked.
+        instead: what else its user can do.
+    """
     if any(entry.get("hooks") is not None for entry in entries):
-        # Weights that differ between conditionings are no longer loaded when the backward pass needs them.
         raise ValueError(
-            "Text embeddings cannot be guided while hooks change the model's weights during sampling. "
-            "Load the LoRA into the model instead of attaching it to the conditioning."
+            f"{refused} while hooks change the model's weights during sampling. "
+            f"Load the LoRA into the model instead of attaching it to the conditioning{instead}."
         )
 
 

@@ -7,9 +7,10 @@ None of these calls is the guider's, and no method may read or hear them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ HANDLER = "context_handler"
 """The host's key for context windows in the options of an evaluation."""
 
 
+_numbers = itertools.count(1)
+
+
 @dataclass(frozen=True)
 class OwnCall:
     """A model call in progress that evaluates branches of the guider.
@@ -30,12 +34,16 @@ class OwnCall:
         conds: the prepared conditioning of each evaluated branch, by name.
         x: (B, C, h, w) the evaluated latents: those of the step, or of one context window.
         window: the host's context window, or None for the whole latents.
+        handler: the host's object that made the window.
+        step_shape: shape of the step's latents.
         number: equal in all calls of one evaluation; an evaluation that replaces an earlier one has another.
     """
 
     conds: Mapping[str, Any]
     x: Tensor
     window: Any
+    handler: Any
+    step_shape: torch.Size
     number: int
 
 
@@ -72,7 +80,8 @@ class Branches:
         own = self.claim(model, conds, x, timestep, options) if of_windows is None else of_windows
         before = self.call
         evaluated = {name: conds[index] for name, index in own.items()}
-        self.call = OwnCall(evaluated, x, window, self._number) if own else None
+        of_step = options.get(HANDLER), self._x.shape, self._number
+        self.call = OwnCall(evaluated, x, window, *of_step) if own else None
         try:
             yield dict(own) if of_windows is None else {}
         finally:
@@ -98,8 +107,19 @@ class Branches:
             if rank > self._claims.get(name, 0):
                 self._claims[name], found[name] = rank, likeness.index(best)
         if found:
-            self._number += 1
+            self._number = next(_numbers)
         return found
+
+    @contextmanager
+    def with_text(self, name: str, entries: Any) -> Iterator[None]:
+        """Evaluate a method's text in the block, at the place of the own call in progress."""
+        before = self.call
+        if before is not None:
+            self.call = replace(before, conds={name: entries})
+        try:
+            yield
+        finally:
+            self.call = before
 
     def keep(self, own: Mapping[str, int], denoised: Sequence[Tensor]) -> None:
         """Keep the predictions of a call's own branches."""
@@ -113,6 +133,11 @@ class Branches:
             yield
         finally:
             self._in_windows = before
+
+
+def cond_scale(guider: Any) -> float:
+    """Return the guider's CFG scale; 1 for guiders that have only a positive branch."""
+    return float(getattr(guider, "cfg1", guider.cfg))
 
 
 class _Windows(ContextHandlerABC):

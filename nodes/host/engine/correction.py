@@ -149,7 +149,7 @@ class Correction:
         return self is other or (type(self) is type(other) and _same_value(vars(self), vars(other)))
 
     def remarks(self, state: Any) -> Sequence[str]:
-        """Return sentences on settings that do not fit what they are used with, for the node's message."""
+        """Return sentences for the node's message: settings that do not fit, or what kept it from acting."""
         return ()
 
     def is_active(self, level: NoiseLevel) -> bool:

@@ -43,6 +43,14 @@ def outside_window(name: str, sigmas: Sequence[float]) -> str:
     return f"{name} did nothing: {ran}, outside its window. {advice}"
 
 
+def limited_by_noise(name: str) -> str:
+    """Return the note for a schedule that rises, where changes are limited to the size of the noise."""
+    return (
+        f"The noise schedule rises (un-sampling), so {name} changes predictions by at most the noise level. "
+        f"Leave {name} out of an un-sampling run whose result should give back the same image."
+    )
+
+
 def add_remarks(attachments: Sequence[Attachment], states: Sequence[Any], recorder: Recorder) -> None:
     """Add what the corrections say about their settings to the notes of the run, given their states."""
     for index, (attachment, state) in enumerate(zip(attachments, states)):
@@ -82,4 +90,4 @@ def show_messages(attachments: Sequence[Attachment], recorder: Recorder) -> None
         if attachment.correction.two_pass:
             lines += first_pass_sentences(trace)
     for node, lines in messages.items():
-        show_message(" ".join(lines), node)
+        show_message("\n".join(lines), node)

@@ -15,9 +15,12 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 from ....reports.plain_text import clean_error, is_encodable, several_lines, short
+from .stale_messages import watch_prompts
 
 _failed: set[str | None] = set()
 """Ids of nodes that show an error."""
+_shown: set[str] = set()
+"""Ids of nodes that show a message."""
 
 
 def executing_node() -> str | None:
@@ -31,10 +34,22 @@ def show_message(text: str, node: str | None) -> None:
 
     Does nothing without a server or a node.
     """
-    # The server is a module of the host's program, absent where its libraries are used alone.
-    instance: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    instance = _server()
     if node is not None and hasattr(instance, "send_progress_text"):
         instance.send_progress_text(several_lines(text), node)
+        _shown.add(node)
+        if not text:
+            _shown.discard(node)
+
+
+def _server() -> Any:
+    """Return the host's server; None where the host's libraries are used alone, without its program."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def _clear(node: str) -> None:
+    show_message("", node)
+    _failed.discard(node)
 
 
 def message_ui(text: str, images: ui.PreviewImage | None = None) -> dict[str, Any]:
@@ -85,6 +100,7 @@ def check_texts(inputs: Mapping[str, Any]) -> None:
 
 def with_error_messages(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """Make a node class check its texts and show its errors as messages until its next success; return it."""
+    watch_prompts(_server(), _shown, _clear)
     execute = vars(node)["execute"].__func__
     if hasattr(execute, "__wrapped__"):
         return node

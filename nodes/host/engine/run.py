@@ -9,17 +9,18 @@ cap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ....guidance.core.composition import Change, SigmaClock, combine, per_sample
-from .branches import Branches, OwnCall
+from ....guidance.core.composition import Change, SigmaClock, combine, where_rows, within_noise
+from .branches import Branches, OwnCall, cond_scale
 from .correction import Attachment, Correction, RunContext, Step
+from .diagnostics import limited_by_noise
 from .node_messages import errors_shown_at
+from .schedule import SchedulePosition, noise_level
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
@@ -50,6 +51,7 @@ class Run:
         self._denoise_mask = context.denoise_mask
         self._frames = context.frames
         self._clock = SigmaClock()
+        self._position = SchedulePosition()
         self._branches: Branches | None = None
         self.guider = guider
         self.recorder = Recorder([correction.name for correction in self._corrections])
@@ -107,10 +109,13 @@ class Run:
     def own_call(self) -> OwnCall | None:
         """Return the model call in progress if it evaluates the guider's own branches.
 
-        None for calls of other nodes, for extra predictions of a method and for gradient passes. Hooks inside
-        the model read it.
+        None for calls of other nodes, extra predictions and gradient passes. Hooks inside the model read it.
         """
         return None if self._branches is None else self._branches.call
+
+    def evaluating_text(self, name: str, entries: Any) -> AbstractContextManager[None]:
+        """Evaluate a method's text in the block, at the place of the own call in progress."""
+        return nullcontext() if self._branches is None else self._branches.with_text(name, entries)
 
     def evaluate(
         self,
@@ -138,7 +143,9 @@ class Run:
         sigma = float(timestep[0])
         level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
-        active = [i for i, correction in enumerate(self._corrections) if correction.is_active(level)]
+        # Without noise there is no direction to guide, and directions divide by the noise level.
+        is_active = [sigma > 0 and correction.is_active(level) for correction in self._corrections]
+        active = [i for i, is_on in enumerate(is_active) if is_on]
         noisy = self._frames.images(x)
         self.recorder.call(sigma, len(noisy), active)
         if active:
@@ -155,7 +162,7 @@ class Run:
                 predictions=branches,
                 guider=guider,
                 model_options=model_options,
-                cond_scale=_cond_scale(guider),
+                cond_scale=cond_scale(guider),
                 denoise_mask=self._denoise_mask,
                 is_new=is_new,
             )
@@ -176,11 +183,16 @@ class Run:
             with self._hook_of(index):
                 self._corrections[index].observe(step, self._states[index])
         predictions = self._predict_wanted_texts(acting, step)
+        schedule = step.model_options.get("transformer_options", {}).get("sample_sigmas")
+        adds_noise = self._position.rises(step.sigma, schedule)
         changes = []
         for index in acting:
             own_step = replace(step, predictions={**step.predictions, **predictions[index]})
             with self._hook_of(index):
                 change = self._corrections[index].correct(own_step, self._states[index])
+            if change is not None and adds_noise:
+                self.recorder.note(index, limited_by_noise(self.recorder.methods[index]))
+                change = within_noise(change, step.sigma)
             if change is not None:
                 self.recorder.changed(index, change, step.denoised)
                 changes.append(change)
@@ -203,9 +215,9 @@ class Run:
             self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
             return replace(
                 step,
-                denoised=_where_rows(rows, again, step.denoised),
+                denoised=where_rows(rows, again, step.denoised),
                 predictions={
-                    name: _where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
+                    name: where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
                 },
             )
 
@@ -238,13 +250,3 @@ class Run:
             return latent, {name: self._frames.images(out) for name, out in branches.predictions.items()}
         finally:
             self._branches = None
-
-
-def _cond_scale(guider: Any) -> float:
-    """Return the guider's CFG scale; 1 for guiders that have only a positive branch."""
-    return float(getattr(guider, "cfg1", guider.cfg))
-
-
-def _where_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return `new` in some rows (B,) bool and `old` in the others."""
-    return torch.where(per_sample(rows.to(new.device), new), new, old)

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
-from ....guidance.core.noise_level import NoiseLevel, SigmaWindow
-
-
-def noise_level(model_sampling: Any, sigma: Tensor) -> NoiseLevel:
-    """Return the forward process at a sampler's sigma, measured from the host's own way of adding noise."""
-    one, zero = torch.ones(1, 1, device=sigma.device), torch.zeros(1, 1, device=sigma.device)
-    sigma = sigma[:1].float()
-    signal = model_sampling.noise_scaling(sigma, zero, one)
-    noise = model_sampling.noise_scaling(sigma, one, zero)
-    return NoiseLevel(signal.item(), noise.item())
+from ....guidance.core.noise_level import SigmaWindow
+from .schedule import noise_level
 
 
 def percent_window(model: ModelPatcher, start: float, end: float) -> SigmaWindow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +19,11 @@ from ....guidance.detect_and_guide.guidance import bounded, guidance_term
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ....guidance.detect_and_guide.regulation import Detection, regulate
 from ....guidance.detect_and_guide.settings import DetectAndGuideSettings
-from ..attention.capture import MapCollector, Receiver, attention_width, family, listen
+from ..attention.capture import Receiver, attention_width, family, listen
+from ..attention.map_collector import MapCollector
 from ..engine.correction import COND, UNCOND, Correction, RunContext, Step
 from ..engine.run import Run
 
-log = logging.getLogger(__name__)
 SAFETY = "safety"
 
 
@@ -42,7 +41,6 @@ class DetectionState:
         count: number of these maps.
         first_pass_maps: detection maps of the first pass's steps.
         is_decided: True when `detection` and `map` come from the whole first pass and stay as they are.
-        has_warned: True once the log has said that there is no negative conditioning.
     """
 
     collector: MapCollector
@@ -54,7 +52,6 @@ class DetectionState:
     count: int = 0
     first_pass_maps: list[Tensor] = field(default_factory=list)
     is_decided: bool = False
-    has_warned: bool = False
 
 
 class DetectAndGuideCorrection(Correction):
@@ -172,17 +169,25 @@ class DetectAndGuideCorrection(Correction):
             state.total, state.count = total, count
         return [t / count for t in total]
 
+    def remarks(self, state: DetectionState) -> list[str]:
+        found = []
+        if state.collector.unheard:
+            found.append(
+                f"{self.name} saw no attention at {state.collector.unheard} model calls, so it detected "
+                "nothing there: another node answers for the model (a cache) or changes its latents."
+            )
+        if state.collector.unplaced:
+            found.append(
+                f"{self.name} could not place what it saw at {state.collector.unplaced} model calls, so it "
+                "detected nothing there: another node resizes or pads the tiles that it samples in."
+            )
+        return found
+
     def correct(self, step: Step, state: DetectionState) -> Change | None:
         detection = state.detection
         if detection is None or state.map is None or not bool(detection.rows.any()):
             return None
         if SAFETY not in step.predictions or UNCOND not in step.predictions:
-            if not state.has_warned:
-                log.warning(
-                    "Detect-and-Guide needs a negative conditioning, and this guider has none. "
-                    "Use a guider with CFG."
-                )
-            state.has_warned = True
             return None
         uncond = step.predictions[UNCOND].float()
         safety = step.predictions[SAFETY].float()

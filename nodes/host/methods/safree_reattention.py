@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,14 +16,15 @@ from torch import Tensor
 from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
 from ....guidance.safree import reattention
+from ..attention.placement import PLACES, Places, locate_rows
 from ..engine.correction import COND, KEY, Correction, RunContext, Step
 from ..engine.run import Run
 
 ORIGINAL = "unfiltered"
 Block = tuple[str, int]
 """The host's name of a block of the UNet, such as ("output", 3)."""
-Place = tuple[Block, int]
-"""A block, and the number of one of the conditionings that are in use at a noise level."""
+Place = tuple[Block, int, int, int]
+"""A block, the number of a conditioning in use at a noise level, and two corners of a part of the latent."""
 
 
 @dataclass
@@ -31,15 +33,13 @@ class Features:
 
     Attributes:
         scales: factor by the width of a level of the UNet.
-        original: the unfiltered prompt's skip features by place, (B, channels, h, w).
-        is_recording: True while the unfiltered prompt is evaluated.
+        original: the unfiltered prompt's skip features by place, (channels, h, w).
         change: change of the first block that changed, for the trace.
         before: that block's features before the change.
     """
 
     scales: Mapping[int, float]
     original: dict[Place, Tensor] = field(default_factory=dict)
-    is_recording: bool = False
     change: Change | None = None
     before: Tensor | None = None
 
@@ -73,6 +73,7 @@ class ReattentionCorrection(Correction):
         scales = {width: scale for width, scale in by_depth if scale != 1}
         if scales:
             model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, f"{KEY}_reattention", self._evaluate)
+            locate_rows(model)
             model.set_model_output_block_patch(self._patch_skip)
         return scales
 
@@ -104,11 +105,13 @@ class ReattentionCorrection(Correction):
         if _same_text(_entries_at(positive, timestep), _entries_at(original, timestep)):
             return executor(model, conds, x, timestep, options)
         features: Features = run.state_of(self)
+        if own.window is not None:
+            whole = torch.empty(own.step_shape, device="meta")
+            original = own.handler.get_resized_cond(original, whole, own.window)
         with run.charged_to(self), _cleared(features):
-            features.is_recording = True
-            executor(model, [original], x, timestep, options)
+            with run.evaluating_text(ORIGINAL, original):
+                executor(model, [original], x, timestep, options)
             run.recorder.forwards += len(x)
-            features.is_recording = False
             denoised = executor(model, conds, x, timestep, options)
             if features.change is not None and features.before is not None:
                 run.note_change(self, features.change, features.before)
@@ -117,28 +120,53 @@ class ReattentionCorrection(Correction):
     def _patch_skip(self, hidden: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Record the skip features of the unfiltered prompt, or damp those of the filtered one."""
         run: Run | None = options.get(KEY)
-        if run is None or run.own_call is None:
+        own = None if run is None else run.own_call
+        places: Places | None = options.get(PLACES)
+        if run is None or own is None or places is None:
             return hidden, skip
         features: Features = run.state_of(self)
         scale = features.scales.get(hidden.shape[1])
         if scale is None:
             return hidden, skip
-        entries = run.conditioning(self, ORIGINAL) if features.is_recording else run.guider.conds[COND]
-        numbers = {e["uuid"]: n for n, e in enumerate(_entries_at(entries, options["sigmas"]))}
-        chunks = list(skip.chunk(len(options["uuids"])))  # one (B, channels, h, w) per conditioning
-        for index, (uuid, chunk) in enumerate(zip(options["uuids"], chunks)):
-            if uuid not in numbers:
+        is_recording = ORIGINAL in own.conds
+        entries = _entries_at(own.conds.get(ORIGINAL) or own.conds.get(COND) or [], options["sigmas"])
+        for number, entry in enumerate(entries):
+            rows = places.rows.get(entry["uuid"])
+            if rows is None:
                 continue
-            place = options["block"], numbers[uuid]
-            original = features.original.get(place)
-            if features.is_recording:
-                features.original[place] = chunk.clone()
-            elif original is not None and chunk.shape == original.shape:
-                chunks[index] = reattention(chunk, original, scale)
-                if features.change is None:
-                    features.change = Change(chunks[index] - chunk, torch.ones(len(chunk), dtype=torch.bool))
-                    features.before = chunk
-        return hidden, torch.cat(chunks)
+            where = places.positions[entry["uuid"]]
+            # The corners tell tiles and windows apart, which the same evaluations cut in the same way.
+            keys = [(options["block"], number, int(at[0, 0]), int(at[-1, -1])) for at in where]
+            if is_recording:
+                features.original.update((key, skip[row].clone()) for key, row in zip(keys, rows.tolist()))
+            else:
+                damped = _damped(skip, rows.to(skip.device), keys, scale, features)
+                if features.change is None and damped is not skip:
+                    samples = where[:, 0, 0].clamp_min(0) // math.prod(own.step_shape[2:])
+                    _remember_change(features, damped[rows], skip[rows], samples, own.step_shape[0])
+                skip = damped
+        return hidden, skip
+
+
+def _damped(skip: Tensor, rows: Tensor, keys: list[Place], scale: float, features: Features) -> Tensor:
+    """Return skip features whose rows are damped against those of the unfiltered prompt at the same place."""
+    originals = [features.original.get(key) for key in keys]
+    known = [original for original in originals if original is not None]
+    chosen = rows[torch.tensor([original is not None for original in originals], device=rows.device)]
+    if not known:
+        return skip
+    after = reattention(skip[chosen], torch.stack(known), scale)
+    return skip.index_copy(0, chosen, after)
+
+
+def _remember_change(features: Features, after: Tensor, before: Tensor, samples: Tensor, batch: int) -> None:
+    """Remember what changed in the rows (R, channels, h, w) of some samples (R,), for the trace."""
+    delta = before.new_zeros(batch, *before.shape[1:])
+    features.before = torch.ones_like(delta)
+    active = torch.zeros(batch, dtype=torch.bool)
+    on_device = samples.to(delta.device)
+    delta[on_device], features.before[on_device], active[samples] = after - before, before, True
+    features.change = Change(delta, active)
 
 
 @contextmanager
@@ -147,7 +175,7 @@ def _cleared(features: Features) -> Iterator[None]:
     try:
         yield
     finally:
-        features.original, features.is_recording, features.change, features.before = {}, False, None, None
+        features.original, features.change, features.before = {}, None, None
 
 
 def _entries_at(entries: list[dict[str, Any]], timestep: Tensor) -> list[dict[str, Any]]:
