@@ -24,7 +24,6 @@ from .schedule import SchedulePosition, noise_level
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
-from .windows import noise_level
 
 GuiderForward = Callable[[dict[str, Any]], Tensor]
 """Function that evaluates the guider once with the host's options, in the sampler's shape."""
@@ -149,7 +148,8 @@ class Run:
         noisy = self._frames.images(x)
         self.recorder.call(sigma, len(noisy), active)
         if active:
-            latent, branches = self._evaluate_guider(forward, guider, x, timestep, model_options)
+            own = Branches(guider, x, timestep, model_options)
+            latent, branches = self._evaluate_guider(forward, own)
             denoised = self._frames.images(latent)
             step = Step(
                 x=noisy,
@@ -208,9 +208,8 @@ class Run:
             if samples is None or not bool(samples.any()):
                 return step
             rows = self._frames.of_samples(samples)  # (F,) bool
-            latent, branches = self._evaluate_guider(
-                forward, step.guider, step.latent, step.timestep, step.model_options
-            )
+            own = Branches(step.guider, step.latent, step.timestep, step.model_options)
+            latent, branches = self._evaluate_guider(forward, own)
             again = self._frames.images(latent)
             self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
             return replace(
@@ -236,15 +235,10 @@ class Run:
             yield
 
     def _evaluate_guider(
-        self,
-        forward: GuiderForward,
-        guider: Any,
-        x: Tensor,
-        timestep: Tensor,
-        model_options: dict[str, Any],
+        self, forward: GuiderForward, branches: Branches
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the guider's prediction in the sampler's shape, and the images of its branches by name."""
-        branches = self._branches = Branches(guider, x, timestep, model_options)
+        self._branches = branches
         try:
             latent = forward(branches.options)
             return latent, {name: self._frames.images(out) for name, out in branches.predictions.items()}
