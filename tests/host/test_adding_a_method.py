@@ -21,6 +21,7 @@ SINGLE_FILES = (
     "__init__.py",
     "pyproject.toml",
     "tests/conftest.py",
+    "tests/shared/network_watch/sitecustomize.py",
     "tests/unit/test_architecture.py",
     "tests/unit/test_language.py",
 )

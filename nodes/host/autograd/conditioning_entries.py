@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import comfy.utils
+import torch
 from torch import Tensor
 
-from ..engine.correction import COND, Step
+from ..engine.correction import COND, KEY, Step
 from .ordinary_tensors import ordinary
 
 Entry = dict[str, Any]
+OWN = f"{KEY}_own"
+"""Key of an entry whose embedding has changed: the host's entry that it was made from."""
 
 
 def embeddings(step: Step) -> list[Tensor | None]:
@@ -30,11 +34,22 @@ def embeddings(step: Step) -> list[Tensor | None]:
 
 
 def set_embeddings(step: Step, values: list[Tensor | None]) -> None:
-    """Use these embeddings for the rest of the run. The workflow's conditioning is not changed."""
+    """Use these embeddings for the rest of the run. The workflow's conditioning is not changed.
+
+    A changed entry gets another identifier, because caches know predictions by it. An entry that returns to
+    the prompt's own embedding becomes the host's entry again.
+    """
     entries = step.guider.conds[COND]
-    for index, value in enumerate(values):
-        if value is not None:
-            entries[index] = with_embedding(entries[index], value)
+    for index, (now, value) in enumerate(zip(embeddings(step), values)):
+        if value is None or now is None or torch.equal(now, value):
+            continue
+        own: Entry = entries[index].get(OWN, entries[index])
+        cond = own["model_conds"]["c_crossattn"].cond
+        is_own = torch.equal(
+            comfy.utils.repeat_to_batch_size(cond, len(step.latent)).float().to(value), value
+        )
+        renamed = {**with_embedding(entries[index], value), "uuid": uuid4(), OWN: own}
+        entries[index] = own if is_own else renamed
 
 
 def copy_for_rows(entry: Entry, rows: Tensor, batch: int, embedding: Tensor | None) -> Entry:

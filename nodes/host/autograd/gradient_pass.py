@@ -11,11 +11,14 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ....reports.plain_text import one_line
+from ..engine.caches import is_cache
 from ..engine.correction import Step
 from .ordinary_tensors import ordinary
 
-CACHING_WRAPPERS = {"easycache", "EasyCache", "lazycache", "LazyCache", "torch.compile"}
-"""Keys of ComfyUI's wrappers that cache predictions or compile. A gradient pass runs without them."""
+FUNCTION_AROUND = "model_function_wrapper"
+"""The host's key for another pack's function around the model, which may cache its predictions."""
+COMPILED = "torch.compile"
+"""Key of the host's wrappers that compile, which a gradient pass runs without."""
 
 
 def run_gradient_pass(run: Callable[[dict[str, Any]], Any], step: Step) -> Any:
@@ -62,7 +65,7 @@ def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict
 
     transformer["optimized_attention_override"] = attention
     transformer["wrappers"] = {
-        kind: {key: found for key, found in by_key.items() if key not in CACHING_WRAPPERS}
+        kind: {key: found for key, found in by_key.items() if key != COMPILED and not is_cache(key)}
         for kind, by_key in transformer.get("wrappers", {}).items()
     }
     if not keep_patches:
@@ -72,4 +75,6 @@ def _gradient_options(model_options: dict[str, Any], keep_patches: bool) -> dict
         transformer[key] = ordinary(value)
     options = {**model_options, "transformer_options": transformer}
     options.pop("multigpu_clones", None)
+    if not keep_patches:
+        options.pop(FUNCTION_AROUND, None)
     return options

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..engine.correction import COND, Step
 from .conditioning_entries import Entry, copy_for_rows, swapped_conds
 from .differentiable_layers import differentiable
-from .gradient_pass import run_gradient_pass
+from .gradient_pass import FUNCTION_AROUND, run_gradient_pass
 from .ordinary_tensors import ordinary
 
 
@@ -61,8 +61,10 @@ def text_gradients(
                 step.guider.inner_model, [entries_of_rows], x, timestep, model_options
             )[0]
             wanted = [leaf for leaf in leaves if leaf is not None]
-            if not predicted.requires_grad:  # no entry is active at this noise level
-                return [None] * len(leaves)
+            if not predicted.requires_grad:
+                if FUNCTION_AROUND in model_options:
+                    raise RuntimeError("another node has answered from a cache")
+                return [None] * len(leaves)  # no entry is active at this noise level
             found = iter(
                 torch.autograd.grad(
                     predicted, wanted, ordinary(cotangent).to(predicted.dtype), allow_unused=True

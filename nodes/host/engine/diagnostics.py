@@ -36,6 +36,22 @@ def costly_branch(name: str, cond_scale: float) -> str:
     )
 
 
+def unmoved_prediction(name: str) -> str:
+    """Return the note for a prediction that stayed the same although its text embedding had changed."""
+    return (
+        f"{name} changed the text embeddings, and some predictions stayed the same to the last bit. "
+        "Another node that caches predictions, such as TeaCache, has probably answered: remove it."
+    )
+
+
+def cached_text(name: str) -> str:
+    """Return the note for a text whose prediction is exactly that of the prompt or the negative prompt."""
+    return (
+        f"The prediction for the text of {name} was exactly that of the prompt or the negative prompt. If "
+        "the texts differ, another node that caches predictions, such as TeaCache, has answered: remove it."
+    )
+
+
 def outside_window(name: str, sigmas: Sequence[float]) -> str:
     """Return the note for a run whose noise levels all lie outside the window of a method."""
     ran = f"sampling ran from sigma {max(sigmas):.3g} to {min(sigmas):.3g}"

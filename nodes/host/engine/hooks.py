@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ....reports.trace import Trace
 from . import diagnostics
+from .caches import call_afresh
 from .correction import KEY, Attachment, Correction, RunContext
 from .frames import Frames
 from .node_messages import executing_node
@@ -161,9 +162,13 @@ def _predict_noise(
     if run is None:
         return executor(x, timestep, model_options, seed)
     guider = executor.class_obj  # type: ignore[attr-defined]
-    return run.predict(
-        lambda options: executor(x, timestep, options, seed), guider, x, timestep, model_options
-    )
+
+    def forward(options: dict[str, Any], is_afresh: bool) -> Tensor:
+        if is_afresh:
+            return call_afresh(executor, guider, x, timestep, options, seed)
+        return executor(x, timestep, options, seed)
+
+    return run.predict(forward, guider, x, timestep, model_options)
 
 
 def _calc_cond_batch(

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from ....guidance.core.composition import Change, SigmaClock, combine, where_rows, within_noise
 from .branches import Branches, OwnCall, cond_scale
+from .caches import changed_rows, without_caches
 from .correction import Attachment, Correction, RunContext, Step
-from .diagnostics import limited_by_noise
+from .diagnostics import limited_by_noise, unmoved_prediction
 from .node_messages import errors_shown_at
 from .schedule import SchedulePosition, noise_level
 from .text_predictions import TextPredictions
 from .traces import Recorder
 from .two_pass import FirstPass
 
-GuiderForward = Callable[[dict[str, Any]], Tensor]
-"""Function that evaluates the guider once with the host's options, in the sampler's shape."""
+GuiderForward = Callable[[dict[str, Any], bool], Tensor]
+"""Function that evaluates the guider with the host's options in the sampler's shape; if True, uncached."""
 
 
 class Run:
@@ -143,8 +144,7 @@ class Run:
         level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
         # Without noise there is no direction to guide, and directions divide by the noise level.
-        is_active = [sigma > 0 and correction.is_active(level) for correction in self._corrections]
-        active = [i for i, is_on in enumerate(is_active) if is_on]
+        active = [i for i, c in enumerate(self._corrections) if sigma > 0 and c.is_active(level)]
         noisy = self._frames.images(x)
         self.recorder.call(sigma, len(noisy), active)
         if active:
@@ -168,7 +168,7 @@ class Run:
             )
             corrected = self._correct(step, active, forward)
         else:
-            latent = forward(model_options)
+            latent = forward(model_options, False)
             corrected = denoised = self._frames.images(latent)
         if self._first_pass is not None:
             corrected = self._first_pass.apply(sigma, corrected)
@@ -208,15 +208,20 @@ class Run:
             if samples is None or not bool(samples.any()):
                 return step
             rows = self._frames.of_samples(samples)  # (F,) bool
-            own = Branches(step.guider, step.latent, step.timestep, step.model_options)
-            latent, branches = self._evaluate_guider(forward, own)
+            own = Branches(step.guider, step.latent, step.timestep, without_caches(step.model_options))
+            latent, branches = self._evaluate_guider(forward, own, True)
             again = self._frames.images(latent)
-            self.recorder.changed(index, Change(again - step.denoised, rows), step.denoised)
+            change = Change(again - step.denoised, changed_rows(again, step.denoised, rows))
+            if not bool((change.active == rows).all()):
+                self.recorder.note(index, unmoved_prediction(self.recorder.methods[index]))
+            self.recorder.changed(index, change, step.denoised)
             return replace(
                 step,
                 denoised=where_rows(rows, again, step.denoised),
+                # A cache may have answered before, and no branch: the other rows' texts are as they were.
                 predictions={
-                    name: where_rows(rows, out, step.predictions[name]) for name, out in branches.items()
+                    name: where_rows(rows, out, step.predictions.get(name, out))
+                    for name, out in branches.items()
                 },
             )
 
@@ -235,12 +240,12 @@ class Run:
             yield
 
     def _evaluate_guider(
-        self, forward: GuiderForward, branches: Branches
+        self, forward: GuiderForward, branches: Branches, is_afresh: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the guider's prediction in the sampler's shape, and the images of its branches by name."""
         self._branches = branches
         try:
-            latent = forward(branches.options)
+            latent = forward(branches.options, is_afresh)
             return latent, {name: self._frames.images(out) for name, out in branches.predictions.items()}
         finally:
             self._branches = None

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.samplers
+import torch
 from torch import Tensor
 
 from . import diagnostics
+from .caches import without_caches
 from .correction import COND, KEY, UNCOND, Correction, Step
 from .text_entries import Entry, inherited, register_hooks, same_entries
 from .traces import Recorder
@@ -70,8 +72,12 @@ class TextPredictions:
             first.setdefault(key, index)
         with self._recorder.spending(*first.values()):
             by_key = _predict_samples(list(first), samples, step)
+        rows = step.frames.of_samples(samples)  # (F,) bool
+        for key, index in first.items():
+            if key not in (COND, UNCOND) and _is_that_of_a_branch(by_key[key], rows, step):
+                self._recorder.note(index, diagnostics.cached_text(self._recorder.methods[index]))
         for (index, name), key in keys.items():
-            found[index][name] = _scattered(by_key[key], step.frames.of_samples(samples), step.denoised)
+            found[index][name] = _scattered(by_key[key], rows, step.denoised)
         return found
 
     def _known_already(
@@ -120,10 +126,16 @@ def _predict_samples(keys: list[str], rows: Tensor, step: Step) -> dict[str, Ten
     if not is_whole_batch and all(_serves_any_row(entry) for cond in conds for entry in cond):
         x, timestep = x[rows], timestep[rows]
     predicted = comfy.samplers.calc_cond_batch(
-        step.guider.inner_model, conds, x, timestep, step.model_options
+        step.guider.inner_model, conds, x, timestep, without_caches(step.model_options)
     )
     chosen = [out if len(out) < len(rows) or is_whole_batch else out[rows] for out in predicted]
     return {key: step.frames.images(out) for key, out in zip(keys, chosen)}
+
+
+def _is_that_of_a_branch(predicted: Tensor, rows: Tensor, step: Step) -> bool:
+    """Return True if a text's prediction (R, C, h, w) equals a branch's in the R rows to the last bit."""
+    branches = [step.predictions[name] for name in (COND, UNCOND) if name in step.predictions]
+    return any(torch.equal(predicted, branch[rows.to(branch.device)]) for branch in branches)
 
 
 def _serves_any_row(entry: dict[str, Any]) -> bool:
