@@ -96,7 +96,7 @@ class DetectAndGuideCorrection(Correction):
         context.require_images(self.name)
         mask = None
         if self.mask is not None:
-            mask = F.interpolate(self.mask[:1, None].float(), size=context.latent_shape[-2:], mode="area")
+            mask = F.interpolate(self.mask[:1, None].float(), size=context.image_shape[-2:], mode="area")
         return DetectionState(MapCollector(self.concepts), mask)
 
     def is_active(self, level: NoiseLevel) -> bool:
