@@ -26,6 +26,49 @@ QWEN_IMAGE = {
     "joint_attention_dim": WIDTH,
     "axes_dims_rope": (8, 12, 12),
 }
+CHROMA = {
+    "image_model": "chroma",
+    "in_channels": 64,
+    "out_channels": 64,
+    "patch_size": 2,
+    "context_in_dim": WIDTH,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "qkv_bias": True,
+    "in_dim": 64,
+    "out_dim": 64,
+    "hidden_dim": 32,
+    "n_layers": 1,
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+}
+HUNYUAN_VIDEO = {
+    "image_model": "hunyuan_video",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "vec_in_dim": WIDTH,
+    "context_in_dim": WIDTH,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 256,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "byt5": False,
+    "meanflow": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+    "meanflow_sum": False,
+}
 WAN = {
     "image_model": "wan2.1",
     "model_type": "t2v",
@@ -38,6 +81,8 @@ WAN = {
     "num_layers": 2,
 }
 FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "chroma": (supported.Chroma, CHROMA),
+    "hunyuan_video": (supported.HunyuanVideo, HUNYUAN_VIDEO),
     "qwen_image": (supported.QwenImage, QWEN_IMAGE),
     "wan": (supported.WAN21_T2V, WAN),
 }
