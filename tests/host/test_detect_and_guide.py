@@ -286,7 +286,7 @@ def test_models_whose_attention_cannot_be_read_raise_an_error(
 ) -> None:
     model = host.model.clone()
     monkeypatch.setattr(model.model, "diffusion_model", torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="DAG cannot read where the attention of this model .* Use Safe Den"):
+    with pytest.raises(ValueError, match="DAG cannot read the attention of this model .* Use Safe Den"):
         guarded(host, stars, model=model)
 
 

@@ -14,7 +14,8 @@ from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTo
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 FAMILIES = ("flux", "sd3")
-MORE_FAMILIES = (*FAMILIES, "chroma", "qwen_image", "hunyuan_video")
+CROSS_FAMILIES = ("wan", "cosmos_predict2")
+MORE_FAMILIES = (*FAMILIES, "chroma", "qwen_image", "hunyuan_video", *CROSS_FAMILIES)
 SIZE = (10, 13)
 """Height and width of the latents: the width is no multiple of the patch."""
 
@@ -301,6 +302,44 @@ def test_guidance_acts_only_in_the_mask(host: Any, reading: Any, tiny: Any, fami
         assert torch.equal(sample(tiny, guarded(model, concept, safety, **settings), steps=2), plain)
 
 
+@pytest.mark.parametrize("family", CROSS_FAMILIES)
+def test_cross_attention_of_a_transformer_is_that_of_its_own_layers(
+    host: Any, reading: Any, tiny: Any, family: str
+) -> None:
+    """The text is as long as the image here: 30 tokens. The expected maps are plain loops in float64."""
+    model, concept = small_model(tiny, family), tokens(tiny.WIDTH)
+    blocks = model.model.diffusion_model.blocks
+    seen: list[torch.Tensor] = []
+    name, heads = ("norm_q", "num_heads") if family == "wan" else ("q_norm", "n_heads")
+    handles = [
+        getattr(block.cross_attn, name).register_forward_hook(lambda m, i, out: seen.append(out.clone()))
+        for block in blocks
+    ]
+    positive = [[tiny.tiny_conditioning(1)[0][0][:, :30], {}]]
+    try:
+        sample(tiny, model, positive=positive, cfg=1.0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    expected = []
+    for block, queries in zip(blocks, seen):
+        attention, rows = block.cross_attn, concept.embeddings[None]
+        if family == "wan":
+            keys = attention.norm_k(attention.k(model.model.diffusion_model.text_embedding(rows)))
+        else:
+            keys = attention.k_norm(attention.k_proj(rows).unflatten(-1, (attention.n_heads, -1)))
+        count = getattr(attention, heads)
+        q, k = (t.double().reshape(t[0].numel() // 96, count, -1) for t in (queries, keys))
+        scores = [(q[:, h] @ k[:, h].T / q.shape[-1] ** 0.5).softmax(-1) for h in range(count)]
+        expected.append(torch.stack(scores).mean(0).T.reshape(1, 3, 5, 6))
+    mean = torch.stack(expected).mean(0)
+    mean = torch.nn.functional.interpolate(mean, size=(10, 12), mode="bilinear", align_corners=False)
+    reader = reading.Reader(concept)
+    sample(tiny, reading.attach(model, reader), positive=positive, cfg=1.0)
+    assert reader.seen[0] is not None
+    torch.testing.assert_close(reader.seen[0][0].double(), mean, atol=1e-5, rtol=1e-4)
+
+
 def test_every_frame_of_a_video_has_its_own_map(host: Any, reading: Any, tiny: Any) -> None:
     model = small_model(tiny, "hunyuan_video")
     reader = reading.Reader(tokens(tiny.WIDTH))
@@ -336,25 +375,31 @@ def test_regional_prompts_have_their_maps_at_their_places(host: Any, reading: An
         assert mirrored.seen == [None] or not torch.equal(mirrored.seen[0][0], reader.seen[0][0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["flux", "sd3", "qwen_image", "cosmos_predict2"])
 def test_the_detection_map_node_shows_maps_of_all_families(
     host: Any, reading: Any, tiny: Any, family: str
 ) -> None:
+    import tiny_transformers
     from safe_guidance.nodes.detect_and_guide import DAGDetectionMapNode
 
-    model = tiny.tiny_model(family)
+    model = small_model(tiny, family)
+    latents = noise_for(tiny, model, 2, seed=1)
     concept = tokens(reading.text_width(model), family=type(model.model.model_config).__name__)
     DAGDetectionMapNode.hidden = None
     mask, sheet, report = DAGDetectionMapNode.execute(
         model=model,
-        vae=tiny.tiny_vae(16),
+        vae=tiny.tiny_vae(16) if latents.ndim == 4 else tiny_transformers.tiny_video_vae(),
         guideline_tokens=concept,
         positive=tiny.tiny_conditioning(1),
-        samples={"samples": torch.randn(2, 16, *SIZE, generator=torch.Generator().manual_seed(1))},
+        samples={"samples": latents},
         sigmas="5, 1",
         seed=0,
     ).args
-    assert mask.shape == (2, 80, 104) and sheet.shape[0] == 2 and 0 <= mask.min() < mask.max() <= 1
+    assert (
+        mask.shape == (2, 8 * latents.shape[-2], 8 * latents.shape[-1])
+        and sheet.shape[0] == 2
+        and 0 <= mask.min() < mask.max() <= 1
+    )
     assert "sigma 5:" in report and "sigma 1:" in report
 
 

@@ -80,10 +80,38 @@ WAN = {
     "num_heads": 4,
     "num_layers": 2,
 }
+COSMOS_PREDICT2 = {
+    "image_model": "cosmos_predict2",
+    "max_img_h": 64,
+    "max_img_w": 64,
+    "max_frames": 16,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "concat_padding_mask": True,
+    "model_channels": 96,
+    "num_blocks": 2,
+    "num_heads": 4,
+    "crossattn_emb_channels": WIDTH,
+    "pos_emb_cls": "rope3d",
+    "pos_emb_learnable": True,
+    "pos_emb_interpolation": "crop",
+    "min_fps": 1,
+    "max_fps": 30,
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 32,
+    "rope_h_extrapolation_ratio": 1.0,
+    "rope_w_extrapolation_ratio": 1.0,
+    "rope_t_extrapolation_ratio": 1.0,
+    "extra_per_block_abs_pos_emb": False,
+    "rope_enable_fps_modulation": False,
+}
 FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
     "chroma": (supported.Chroma, CHROMA),
     "hunyuan_video": (supported.HunyuanVideo, HUNYUAN_VIDEO),
     "qwen_image": (supported.QwenImage, QWEN_IMAGE),
+    "cosmos_predict2": (supported.CosmosT2IPredict2, COSMOS_PREDICT2),
     "wan": (supported.WAN21_T2V, WAN),
 }
 """The host's class of each family, and the configuration of a small network."""

@@ -76,8 +76,8 @@ class BlockCall:
         outputs: list[Tensor] = []
 
         def attention(function: Any, q: Tensor, k: Tensor, v: Tensor, *others: Any, **named: Any) -> Tensor:
-            heads, is_split = _layout(*others, **named)
-            if _length(k, is_split) != length + 1:
+            heads, is_split = layout(*others, **named)
+            if token_count(k, is_split) != length + 1:
                 return function(q, k, v, *others, **named)  # type: ignore[no-any-return]
             own_q, own_k, own_v = (split(t, heads, is_split)[:, :, :count] for t in (q, k, v))
             outputs.append(concept_outputs(own_q, own_k, own_v, self.image.keys, self.image.values))
@@ -120,8 +120,8 @@ def note_block(
             out = function(q, k, v, *others, **named)
         else:
             out = other_override(function, q, k, v, *others, **named)
-        heads, is_split = _layout(*others, **named)
-        if _length(k, is_split) == text + image_length:
+        heads, is_split = layout(*others, **named)
+        if token_count(k, is_split) == text + image_length:
             keys, values = (split(t, heads, is_split)[:, :, text:][:, :, image_part] for t in (k, v))
             seen.append(ImageAttention(keys, values, out[:, text:][:, image_part]))
         return out  # type: ignore[no-any-return]
@@ -137,7 +137,7 @@ def note_block(
     return result, BlockCall(name, cut, text, seen[-1], extra["original_block"])
 
 
-def _layout(
+def layout(
     heads: int,
     mask: Any = None,
     attn_precision: Any = None,
@@ -159,6 +159,6 @@ def split(x: Tensor, heads: int, is_split: bool) -> Tensor:
     return x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _length(x: Tensor, is_split: bool) -> int:
+def token_count(x: Tensor, is_split: bool) -> int:
     """Return the number of tokens of keys (B, heads, N, d) or (B, N, heads * d)."""
     return x.shape[2 if is_split else 1]

@@ -13,27 +13,11 @@ from ....guidance.detect_and_guide.attention_maps import FACTORS, average_over_l
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..engine.correction import COND, Step
 from .capture import LayerCall, reads
+from .origins import Origin
 from .placement import Places
 
 LEAST_COVERED = 0.98
 """Share of the positive branch's positions that must be heard for a detection."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Origin of token maps: a conditioning in one model call.
-
-    Attributes:
-        uuid: the host's identifier of the conditioning.
-        places: where the rows of the model call lie in the step's latents.
-        evaluation: number of the evaluation of the positive branch.
-        latent_size: (height, width) of the evaluated latents.
-    """
-
-    uuid: Any
-    places: Places
-    evaluation: int
-    latent_size: tuple[int, int]
 
 
 @dataclass
