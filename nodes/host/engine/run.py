@@ -145,8 +145,7 @@ class Run:
         is_new = self._clock.advance(sigma)
         # Without noise there is no direction to guide, and directions divide by the noise level.
         active = [i for i, c in enumerate(self._corrections) if sigma > 0 and c.is_active(level)]
-        noisy = self._frames.images(x)
-        self.recorder.call(sigma, len(noisy), active)
+        self.recorder.call(sigma, len(noisy := self._frames.images(x)), active)
         if active:
             own = Branches(guider, x, timestep, model_options)
             latent, branches = self._evaluate_guider(forward, own)
