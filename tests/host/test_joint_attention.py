@@ -380,6 +380,7 @@ def test_the_detection_map_node_shows_maps_of_all_families(
     host: Any, reading: Any, tiny: Any, family: str
 ) -> None:
     import tiny_transformers
+
     from safe_guidance.nodes.detect_and_guide import DAGDetectionMapNode
 
     model = small_model(tiny, family)
