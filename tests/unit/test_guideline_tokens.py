@@ -189,10 +189,10 @@ def test_tokens_of_another_family_or_width_are_refused() -> None:
 
 def test_tokens_from_text_are_the_start_token_and_the_phrase() -> None:
     hidden = torch.arange(10.0)[:, None].expand(10, 4)
-    assert from_text(hidden, 1, 4, "nude person", False).embeddings[:, 0].tolist() == [0, 3]
-    assert from_text(hidden, 1, 4, "nude person", True).embeddings[:, 0].tolist() == [0, 1, 2, 3]
+    assert from_text(hidden, hidden[0], 1, 4, "nude person", False).embeddings[:, 0].tolist() == [0, 3]
+    assert from_text(hidden, hidden[0], 1, 4, "nude person", True).embeddings[:, 0].tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="has no words"):
-        from_text(hidden, 1, 1, "", False)
+        from_text(hidden, hidden[0], 1, 1, "", False)
 
 
 def test_calibration_moves_the_threshold_to_one_half() -> None:

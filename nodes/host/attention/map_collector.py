@@ -19,6 +19,23 @@ LEAST_COVERED = 0.98
 """Share of the positive branch's positions that must be heard for a detection."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Origin of token maps: a conditioning in one model call.
+
+    Attributes:
+        uuid: the host's identifier of the conditioning.
+        places: where the rows of the model call lie in the step's latents.
+        evaluation: number of the evaluation of the positive branch.
+        latent_size: (height, width) of the evaluated latents.
+    """
+
+    uuid: Any
+    places: Places
+    evaluation: int
+    latent_size: tuple[int, int]
+
+
 @dataclass
 class _Piece:
     """Token maps of one conditioning in one model call.
@@ -53,20 +70,29 @@ class MapCollector:
     _evaluation: int = 0
 
     def receive(self, call: LayerCall) -> None:
-        """Take one layer's call. An evaluation that is made again replaces the calls of the one before."""
+        """Take the call of one layer of cross-attention."""
         wanted = [i for i, concept in enumerate(self.concepts) if reads(call, concept.layers or FACTORS)]
         if not wanted:
             return
-        if call.evaluation != self._evaluation:
-            self._pieces, self._evaluation = {}, call.evaluation
-        key = call.uuid, call.places
-        if key not in self._pieces:
-            positions = call.places.positions[call.uuid]
-            self._pieces[key] = _Piece(call.latent_size, positions, call.places.is_whole)
         queries = call.queries()
         for index in wanted:
             maps = token_probabilities(queries, call.keys(self.concepts[index].embeddings))
-            self._pieces[key].maps[index, call.name] = maps
+            self.add(
+                Origin(call.uuid, call.places, call.evaluation, call.latent_size), index, call.name, maps
+            )
+
+    def add(self, origin: Origin, index: int, layer: str, maps: Tensor) -> None:
+        """Add the token maps (R, 1 + K, h, w) of a concept, given by its index, in one layer.
+
+        An evaluation that is made again replaces the maps of the one before.
+        """
+        if origin.evaluation != self._evaluation:
+            self._pieces, self._evaluation = {}, origin.evaluation
+        key = origin.uuid, origin.places
+        if key not in self._pieces:
+            positions = origin.places.positions[origin.uuid]
+            self._pieces[key] = _Piece(origin.latent_size, positions, origin.places.is_whole)
+        self._pieces[key].maps[index, layer] = maps
 
     def take(self, step: Step) -> list[Tensor] | None:
         """Return the token maps (B, 1 + K, h, w) of every concept, and start over.
