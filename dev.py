@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Command line for developers: demo, test, serve, bench, study and make, with a real ComfyUI and this pack.
+"""Command line for developers: demo, test, serve, bench, fuzz, soak, study and make, with a real ComfyUI.
 
 On a fresh machine it first installs a test host (see installer/). With COMFYUI_PATH it uses an installed
 ComfyUI instead. Standard library only, because nothing else is installed yet when it starts.
@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from installer.environment import Environment, SetupError, cache_folder, clean_environ, say
 from installer.installed_host import check_installed_host, installed_host
+from installer.legs import PINNED, leg_environment, split_leg
 from installer.pinned_host import test_host
 
 ROOT = Path(__file__).resolve().parent
@@ -131,6 +132,14 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
         "measure each method against the plain KSampler",
         partial(run_module, "evaluation.benches.cli"),
     ),
+    "fuzz": (
+        "give hostile files, numbers and texts to every reader and node",
+        partial(run_module, "evaluation.fuzz.cli"),
+    ),
+    "soak": (
+        "sample the same images many times: bit-identical, and in the same memory",
+        partial(run_module, "evaluation.soak"),
+    ),
     "study": (
         "run a study behind the fidelity pages",
         partial(run_chosen, "study", "evaluation.studies", STUDIES),
@@ -166,11 +175,12 @@ def parse(argv: Sequence[str]) -> tuple[str, list[str]]:
     return str(parser.parse_args(argv[:1]).command), list(argv[1:])
 
 
-def find_environment(command: str) -> Environment:
-    """Return the ComfyUI that COMFYUI_PATH names for a command, else the test host. Raises SetupError."""
+def find_environment(command: str, leg: str = PINNED) -> Environment:
+    """Return the ComfyUI that COMFYUI_PATH names for a command, else a test host. Raises SetupError."""
     environment = installed_host(os.environ)
     if environment is None:
-        return test_host(cache_folder(os.environ, sys.platform))
+        cache = cache_folder(os.environ, sys.platform)
+        return leg_environment(leg, cache, test_host(cache), os.environ)
     check_installed_host(environment, command)
     return environment
 
@@ -197,7 +207,8 @@ def main(argv: Sequence[str]) -> int:
         return inside(argv[1:])
     command, arguments = parse(argv)
     try:
-        environment = find_environment(command)
+        leg, arguments = split_leg(command, arguments)
+        environment = find_environment(command, leg)
     except SetupError as error:
         say(str(error))
         return 1

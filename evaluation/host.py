@@ -24,3 +24,5 @@ def import_host(base: Path, path: str | None = None) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    # The host's program imports this first; another module of that name may be found later.
+    import utils.extra_config  # noqa: F401

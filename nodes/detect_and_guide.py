@@ -40,15 +40,16 @@ class DAGDetectorGuideNode(io.ComfyNode):
             node_id="SafeGuidanceDAGDetectorGuide",
             display_name="DAG Detector + Guide",
             category=CATEGORY,
-            description="Finds a concept in the model's own cross-attention during sampling and "
+            description="Finds a concept in the model's own attention during sampling and "
             "guides away from it only there, more strongly where it is larger and more "
             "certain. Images in which nothing is found stay bit-identical and cost "
-            "nothing extra. For SD 1.x, SD 2.x and SDXL.",
+            "nothing extra. For Stable Diffusion, SDXL, Flux and most other transformers.",
             search_aliases=[*ALIASES, "self regulation", "local negative prompt"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Model to protect. It must be a UNet such as Stable Diffusion 1.x, 2.x or SDXL.",
+                    tooltip="Model to protect: Stable Diffusion 1.x to 3.5, SDXL, Flux, Chroma, Qwen-Image, "
+                    "HunyuanVideo, Wan or Cosmos-Predict2. The attention of other models cannot be read.",
                 ),
                 GuidelineTokensType.Input(
                     "guideline_tokens",
@@ -143,7 +144,10 @@ class DAGDetectionMapNode(io.ComfyNode):
             search_aliases=[*ALIASES, "why did it fire", "heat map", "daam"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="Model whose attention is read. It must be a UNet."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Model whose attention is read: one that DAG Detector + Guide works on.",
+                ),
                 io.Vae.Input("vae", tooltip="VAE of the model. It decodes the image shown behind the map."),
                 GuidelineTokensType.Input(
                     "guideline_tokens", tooltip="Guideline tokens of the concept to find."
@@ -181,6 +185,7 @@ class DAGDetectionMapNode(io.ComfyNode):
         levels = noise_levels(sigmas)
         maps = detect(model, guideline_tokens, positive, samples["samples"], levels, seed)
         images = vae.decode(samples["samples"])[..., :3].cpu()
+        images = images.reshape(-1, *images.shape[-3:])  # (N, H, W, 3), also from (N, 1, H, W, 3)
         shown = torch.nn.functional.interpolate(
             maps, size=images.shape[1:3], mode="bilinear", align_corners=False
         )

@@ -12,7 +12,8 @@ from ..guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from .dag_inputs import ALIASES, CATEGORY
 from .host.attention.tokens_from_text import tokens_from_text
 from .host.engine.node_messages import message_ui
-from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path, save_guideline_tokens
+from .host.files.folders import GUIDELINE_TOKENS, file_names, file_path
+from .host.files.saving import save_guideline_tokens
 from .io_types import GuidelineTokensType
 from .model_inputs import clip_input
 from .shared_inputs import origin_inputs

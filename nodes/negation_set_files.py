@@ -7,11 +7,8 @@ from comfy_api.latest import io
 from ..formats import negation_set as files
 from ..formats.tensor_file import content_hash
 from .host.engine.node_messages import message_ui
-from .host.files.folders import (
-    negation_set_names,
-    negation_set_path,
-    save_negation_set,
-)
+from .host.files.folders import negation_set_names, negation_set_path
+from .host.files.saving import save_negation_set
 from .io_types import NegationSetType
 from .negation_set_inputs import ALIASES, CATEGORY
 

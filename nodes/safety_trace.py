@@ -17,6 +17,7 @@ from ..reports.trace_text import in_words, table
 from .host.engine.hooks import trace_of
 from .host.engine.node_messages import message_ui
 from .host.files.input_files import TRACES, bundled_or_input_names, bundled_or_input_path
+from .host.files.saving import check_file_name, errors_of_saving
 from .io_types import SafetyTraceType
 
 CATEGORY = "safe guidance/evidence"
@@ -143,7 +144,10 @@ class SaveImageWithTraceNode(io.ComfyNode):
         holder: Any = SimpleNamespace(
             hidden=SimpleNamespace(prompt=getattr(hidden, "prompt", None), extra_pnginfo=texts)
         )
-        return io.NodeOutput(ui=ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls=holder))
+        check_file_name(filename_prefix)
+        with errors_of_saving(filename_prefix, "the output folder"):
+            shown = ui.ImageSaveHelper.get_save_images_ui(images, filename_prefix, cls=holder)
+        return io.NodeOutput(ui=shown)
 
 
 class LoadSafetyTraceNode(io.ComfyNode):

@@ -27,6 +27,8 @@ ABSOLUTE_PATH = re.compile(
     re.VERBOSE,
 )
 SURROGATE = re.compile("[\ud800-\udfff]")
+MARKUP = re.compile(r"\[(?=\[)|_{2,}(?=LNK)")
+"""Beginnings of what the interface makes a link of: `[[text|link]]`, and its own placeholder."""
 UNKNOWN = "\ufffd"
 
 
@@ -48,7 +50,7 @@ def one_line(text: str, longest: int = LONGEST) -> str:
         character if character.isprintable() or character in JOINERS else UNKNOWN for character in line
     )
     line = ABSOLUTE_PATH.sub(_last_part, line)
-    line = line.replace("[[", "[ [").replace("__LNK", "_LNK")
+    line = MARKUP.sub(lambda found: "[ " if found.group() == "[" else "_", line)
     return _cut(line, longest)
 
 

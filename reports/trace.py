@@ -109,7 +109,7 @@ class Trace:
         return {"version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, content: Any) -> Trace:
+    def from_dict(cls, content: Any, name: str = "This") -> Trace:
         """Read a trace from the dictionary of `to_dict`, also after JSON. All values are validated.
 
         Raises:
@@ -119,7 +119,7 @@ class Trace:
             return _read_trace(content)
         except ValueError as error:
             raise ValueError(
-                f"This is not a safety trace of version {VERSION}: {error}. "
+                f"{name} is not a safety trace of version {VERSION}: {error}. "
                 "Choose a file that Save Image with Safety Trace wrote, or record the trace again."
             ) from error
 

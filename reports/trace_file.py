@@ -45,7 +45,7 @@ def trace_from_json(text: str, name: str) -> Trace:
             f"{name} is not a safety trace: it is not JSON. Choose a trace saved as JSON, or a PNG that "
             "Save Image with Safety Trace wrote."
         ) from error
-    return Trace.from_dict(content)
+    return Trace.from_dict(content, name)
 
 
 def _is_png(path: Path) -> bool:

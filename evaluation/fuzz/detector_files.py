@@ -57,7 +57,7 @@ class Kind:
         read: reads a file; the module must be imported only after the host.
     """
 
-    files: st.SearchStrategy[bytes]
+    files: st.SearchStrategy[Any]
     suffix: str
     read: Callable[[Path], object]
 
@@ -204,7 +204,7 @@ def _alter_tensor(draw: st.DrawFn, tensors: dict[str, Tensor]) -> None:
         kinds = [torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64]
         tensors[name] = tensor.to(draw(st.sampled_from(kinds)))
     if change in ("nan", "value") and tensor.numel():
-        spoiled = float("nan") if change == "nan" and tensor.is_floating_point() else -7.0
+        spoiled = float("nan") if change == "nan" and tensor.is_floating_point() else 7.0
         tensors[name].view(-1)[draw(st.integers(0, tensor.numel() - 1))] = spoiled
     if change == "empty":
         tensors[name] = torch.zeros(0, *tensor.shape[1:], dtype=tensor.dtype)

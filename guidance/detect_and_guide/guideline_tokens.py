@@ -18,7 +18,7 @@ MOST_TOKENS = 256
 """Largest number of rows, the background included."""
 WIDEST = 16384
 """Largest size of a text embedding."""
-LAYER_NAME = re.compile(r"(input|middle|output)\.\d{1,3}\.\d{1,3}")
+LAYER_NAME = re.compile(r"(input|middle|output)\.\d{1,3}\.\d{1,3}|(double|cross)\.\d{1,3}")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class GuidelineTokens:
         family: the base model's name, as the host names its configuration; empty when it is not known.
         words: the concept in words.
         name, source, licence: free text for people.
-        layers: names of the cross-attention layers to read, such as "output.3.0" for output block 3,
-            transformer block 0; empty for all layers at the usual scales.
+        layers: names of the attention layers to read, such as "output.3.0" for output block 3, transformer
+            block 0 of a UNet, "double.15" for block 15 with two streams of a transformer, or "cross.15" for
+            the cross-attention of its block 15; empty for the
+            layers that are usual in the model's family.
         sigmas: noise levels of the optimisation; empty when there was none.
         calibration: threshold and background of the maps.
         iou: overlap of the maps with the masks of held-out images, 0 to 1; None when no image was held out.
@@ -133,14 +135,21 @@ class GuidelineTokens:
 
 
 def from_text(
-    hidden: Tensor, start: int, end: int, words: str, whole_phrase: bool, family: str = ""
+    hidden: Tensor,
+    background: Tensor,
+    start: int,
+    end: int,
+    words: str,
+    whole_phrase: bool,
+    family: str = "",
 ) -> GuidelineTokens:
     """Return tokens that are not optimised: a text encoder's own embeddings of a phrase.
 
-    The start token becomes the background token, and word pieces of the phrase become the concept's tokens.
+    Word pieces of the phrase become the concept's tokens.
 
     Args:
-        hidden: (T, d) hidden states of the phrase, start token first.
+        hidden: (T, d) hidden states of the phrase.
+        background: (d,) the background token, such as the hidden state of the start token.
         start, end: range of the phrase's word pieces, end exclusive.
         words: the phrase.
         whole_phrase: use all word pieces. Otherwise only the last one, whose embedding already reflects the
@@ -150,7 +159,8 @@ def from_text(
     Raises:
         ValueError: the phrase is empty.
     """
-    if not 0 < start < end <= len(hidden):
+    if not 0 <= start < end <= len(hidden):
         raise ValueError("The phrase has no words. Write what to look for, such as 'nude person'.")
     pieces = range(start, end) if whole_phrase else range(end - 1, end)
-    return GuidelineTokens(hidden[[0, *pieces]].float().clone(), family=family, words=words, name=words)
+    embeddings = torch.cat([background[None], hidden[list(pieces)]]).float()
+    return GuidelineTokens(embeddings, family=family, words=words, name=words)

@@ -324,22 +324,6 @@ def test_interrupt_leaves_nothing_behind(host: Any, runs: Any) -> None:
     assert torch.equal(host.sample(host.model, text), plain)
 
 
-def test_several_latents_at_once_raise_an_error(host: Any, runs: Any) -> None:
-    guider = SimpleNamespace(
-        model_patcher=host.model, model_options={"transformer_options": {}, runs.module.KEY: ()}, conds={}
-    )
-    executor = SimpleNamespace(class_obj=guider)
-    with pytest.raises(ValueError, match="several latents at once"):
-        runs.module._outer_sample(
-            executor,
-            torch.zeros(1, 1, 8),
-            torch.zeros(1, 1, 8),
-            None,
-            torch.ones(2),
-            latent_shapes=[[1], [1]],
-        )
-
-
 def test_noise_levels_of_all_kinds_of_models(host: Any, runs: Any) -> None:
     import comfy.model_sampling
 

@@ -153,5 +153,5 @@ def test_values_that_are_not_numbers_are_refused(
     with pytest.raises(ValueError, match="not numbers from an image"):
         cache.encode(make_images(), host.vae, 32, 32)
     monkeypatch.setattr(host.vae, "encode", lambda pixels: torch.zeros(1, 4, len(pixels), 32, 32))
-    with pytest.raises(ValueError, match="video or audio latents"):
+    with pytest.raises(ValueError, match="not one latent image"):
         cache.encode(make_images(seed=5), host.vae, 32, 32)

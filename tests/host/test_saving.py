@@ -43,15 +43,15 @@ def make_tokens() -> GuidelineTokens:
 
 
 def saver(kind: str) -> Callable[[str, bool], str]:
-    from safe_guidance.nodes.host.files import folders
+    from safe_guidance.nodes.host.files import saving
 
     if kind == SETS:
-        return lambda name, overwrite: folders.save_negation_set(make_set(), name, overwrite)
-    return lambda name, overwrite: folders.save_guideline_tokens(make_tokens(), name, overwrite)
+        return lambda name, overwrite: saving.save_negation_set(make_set(), name, overwrite)
+    return lambda name, overwrite: saving.save_guideline_tokens(make_tokens(), name, overwrite)
 
 
 def test_a_number_is_appended_to_a_name_that_another_set_has(models: Path) -> None:
-    from safe_guidance.nodes.host.files.folders import save_negation_set
+    from safe_guidance.nodes.host.files.saving import save_negation_set
 
     assert save_negation_set(make_set(0), "x", False) == "x.safetensors"
     assert save_negation_set(make_set(1), "x", False) == "x_002.safetensors"
@@ -154,7 +154,7 @@ def test_a_read_only_folder_is_told(models: Path) -> None:
 
 
 def test_a_set_with_any_name_can_be_loaded_again(models: Path) -> None:
-    from safe_guidance.nodes.host.files.folders import save_negation_set
+    from safe_guidance.nodes.host.files.saving import save_negation_set
 
     saved = save_negation_set(make_set(name="\udcff half \ud800 <b>\n\x00"), "strange", False)
     assert load(models / SETS / saved).name == "? half ? <b>\n\x00"

@@ -92,7 +92,8 @@ class Setting:
         models.setdefault("vae", tiny.tiny_vae(4))
         self.host, self.tiny, self.name, self.vae = host, tiny, name, models["vae"]
         self.model = models[self.other.family]
-        self.methods = tuple(m for m in METHODS if not (self.other.has_hooks and m in GRADIENTS))
+        methods = ("SPELL",) if self.other.is_slow else METHODS
+        self.methods = tuple(m for m in methods if not (self.other.has_hooks and m in GRADIENTS))
 
     def text(self, seed: int) -> list[Any]:
         conditioning: list[Any] = self.tiny.tiny_conditioning(seed)
@@ -201,3 +202,30 @@ def test_methods_that_are_off_and_concepts_that_are_the_negative_prompt_change_n
     for model in (setting.other.patch(off), same):
         counted, rows = host.count_calls(model)
         assert torch.equal(setting.sample(counted), baseline) and rows == plain_rows
+
+
+def test_every_method_acts_and_says_so(host: Any, setting: Setting, shown: dict[str, str]) -> None:
+    from safe_guidance.nodes.host.engine.hooks import trace_of
+
+    baseline = setting.sample(setting.other.patch(setting.model))
+    counted, rows = host.count_calls(setting.attached(setting.other.patch(setting.model), setting.methods))
+    samples = setting.sample(counted)
+    trace = trace_of(counted, samples)
+    assert trace is not None and torch.isfinite(samples).all() and not torch.equal(samples, baseline)
+    counted_rows = trace.forwards + sum(record.forwards for record in trace.records)
+    assert counted_rows * setting.other.calls == sum(rows)
+    for name in setting.methods:
+        assert shown[name]
+        assert trace.summary(name).acted or "did nothing" not in shown[name], (name, shown[name])
+    silent = {name: shown[name] for name in setting.methods if not trace.summary(name).acted}
+    assert not silent
+
+
+def test_only_the_unsafe_image_of_a_batch_changes(host: Any, setting: Setting) -> None:
+    other = setting.other
+    if other.has_hooks or other.is_cache or other.is_slow or other.batch == 1:
+        pytest.skip("no gradients with hooks; a cache decides for all images of a batch")
+    baseline = setting.sample(setting.other.patch(setting.model), steps=1)
+    guarded = setting.attached(setting.other.patch(setting.model), GRADIENTS, rows=(False, True))
+    samples = setting.sample(guarded, steps=1)
+    assert torch.equal(samples[0], baseline[0]) and not torch.equal(samples[1], baseline[1])

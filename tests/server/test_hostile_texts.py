@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from safe_guidance.evaluation.server import ComfyServer, PromptFailed
+from safe_guidance.evaluation.server import ComfyServer
+from safe_guidance.evaluation.server_errors import PromptFailed
 
 HALF = "\ud800"
 """Half of a surrogate pair, which no log and no file can hold."""

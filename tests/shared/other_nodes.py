@@ -80,6 +80,7 @@ class Other:
         is_cache: True if what happens at a step depends on earlier steps of all images of a batch.
         batch: number of images; the host's context windows take one.
         calls: model calls for one prediction, each with as many rows.
+        is_slow: True to try only a method that evaluates nothing by itself.
     """
 
     patch: Callable[[Model], Model] = lambda model: model
@@ -91,6 +92,7 @@ class Other:
     is_cache: bool = False
     batch: int = 2
     calls: int = 1
+    is_slow: bool = False
 
 
 def _node(node: Any, *values: Any) -> Other:
@@ -171,12 +173,14 @@ OTHERS: dict[str, Other] = {
         lambda model: differential_diffusion.DifferentialDiffusion.execute(model, 1.0).args[0], is_masked=True
     ),
     "inpainting": Other(is_masked=True),
-    "compiled": _node(torch_compile.TorchCompileModel, "eager"),
+    "compiled": Other(
+        lambda model: torch_compile.TorchCompileModel.execute(model, "eager").args[0], is_slow=True
+    ),
     "perpendicular negative": Other(lambda model: perpneg.PerpNeg.execute(model, _third(), 1.0).args[0]),
     "perpendicular negative guider": Other(guider=_perpneg_guider),
     "two prompts": Other(guider=_dual_cfg("regular")),
     "two prompts, nested": Other(guider=_dual_cfg("nested")),
-    "regions": _with("regions"),
+    "regions": _with("regions", calls=2),
     "timestep ranges with a ControlNet": _with("timestep range"),
     "ControlNet": _with("ControlNet"),
     "inpainting model": _with("inpaint image and mask", is_masked=True),

@@ -31,7 +31,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "nodes/host/engine": frozenset({"guidance", "reports"}),
     "nodes/host/autograd": frozenset({"guidance", "reports", "nodes/host/engine"}),
     "nodes/host/attention": frozenset({"guidance", "reports", "nodes/host/engine"}),
-    "nodes/host/files": frozenset({"guidance", "formats", "reports", "demo"}),
+    "nodes/host/files": frozenset({"guidance", "formats", "reports", "demo", "nodes/host/engine"}),
     "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
     "nodes": BELOW_THE_HOST | HOST_ROOMS,
 }

@@ -31,8 +31,9 @@ def documented_commands() -> Iterator[tuple[str, list[str]]]:
 
 def parse_documented(words: list[str]) -> None:
     """Parse a command line with the parser that would read it. Raises SystemExit when it does not fit."""
-    from safe_guidance.evaluation import demo
+    from safe_guidance.evaluation import demo, soak
     from safe_guidance.evaluation.benches import cli
+    from safe_guidance.evaluation.fuzz import cli as fuzz
 
     command, arguments = dev.parse(words)
     if command in NAMES:
@@ -41,6 +42,10 @@ def parse_documented(words: list[str]) -> None:
         demo.parser().parse_args(arguments)
     elif command == "bench":
         cli.parser().parse_args(arguments)
+    elif command == "fuzz":
+        fuzz.parser().parse_args(arguments)
+    elif command == "soak":
+        soak.parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(("page", "words"), sorted(documented_commands()), ids=str)
@@ -53,6 +58,17 @@ def test_arguments_reach_the_command_untouched() -> None:
     for command in ("demo", "test", "bench"):
         assert dev.parse([command, *arguments]) == (command, arguments)
     assert dev.parse(["serve"]) == ("serve", [])
+
+
+def test_a_test_run_can_name_its_host() -> None:
+    assert dev.split_leg("test", ["-k", "a"]) == ("pinned", ["-k", "a"])
+    assert dev.split_leg("test", ["--host", "lowest", "-k", "a"]) == ("lowest", ["-k", "a"])
+    assert dev.split_leg("demo", ["--host", "x"]) == ("pinned", ["--host", "x"])
+    for leg in ("lowest", "newest-frontend"):
+        _, paths = dev.split_leg("test", ["--host", leg])
+        assert paths and all((ROOT / path).exists() for path in paths)
+    with pytest.raises(SystemExit):
+        dev.split_leg("test", ["--host", "newest"])
 
 
 @pytest.mark.parametrize("words", [["demo", "--fast"], ["study", "none"], ["make", "pictures"], ["fly"]])

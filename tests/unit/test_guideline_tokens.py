@@ -138,6 +138,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an overlap of 3": (lambda p: broken(p, iou=3), "cannot be read"),
     "an overlap that is no number": (lambda p: broken(p, iou=float("nan")), "cannot be read"),
     "a number of 400 digits": (lambda p: broken(p, sigmas=[10**400]), "cannot be read"),
+    "a number of 5000 digits": (lambda p: described(p, '{"sigmas": [' + "9" * 5000 + "]}"), "cannot be read"),
     "numbers as texts": (lambda p: broken(p, sigmas=["1"]), "cannot be read"),
     "a truth value": (
         lambda p: broken(p, calibration={"threshold": True, "background": 0}),
@@ -188,10 +189,10 @@ def test_tokens_of_another_family_or_width_are_refused() -> None:
 
 def test_tokens_from_text_are_the_start_token_and_the_phrase() -> None:
     hidden = torch.arange(10.0)[:, None].expand(10, 4)
-    assert from_text(hidden, 1, 4, "nude person", False).embeddings[:, 0].tolist() == [0, 3]
-    assert from_text(hidden, 1, 4, "nude person", True).embeddings[:, 0].tolist() == [0, 1, 2, 3]
+    assert from_text(hidden, hidden[0], 1, 4, "nude person", False).embeddings[:, 0].tolist() == [0, 3]
+    assert from_text(hidden, hidden[0], 1, 4, "nude person", True).embeddings[:, 0].tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="has no words"):
-        from_text(hidden, 1, 1, "", False)
+        from_text(hidden, hidden[0], 1, 1, "", False)
 
 
 def test_calibration_moves_the_threshold_to_one_half() -> None:

@@ -82,7 +82,14 @@ def test_the_environment_key_is_stable_and_follows_every_pin() -> None:
 
 
 def test_every_lock_file_pins_with_hashes() -> None:
-    for lock in (lock_files.BOOTSTRAP, lock_files.HOST, lock_files.DEVELOPMENT, lock_files.TOOLS):
+    for lock in (
+        lock_files.BOOTSTRAP,
+        lock_files.HOST,
+        lock_files.HOST_LOWEST,
+        lock_files.FRONTEND_NEWEST,
+        lock_files.DEVELOPMENT,
+        lock_files.TOOLS,
+    ):
         entries = [
             line
             for line in lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()

@@ -67,7 +67,8 @@ def test_many_lines_are_counted() -> None:
     [
         ("<img src=x onerror=alert(1)>", "‹img src=x onerror=alert(1)›"),
         ("[[click|https://example.org]]", "[ [click|https://example.org]]"),
-        ("__LNK0__", "_LNK0__"),
+        ("__LNK0__ ___LNK1__", "_LNK0__ _LNK1__"),
+        ("[[[[a|b]]", "[ [ [ [a|b]]"),
         ("a\n[INFO] forged\r\n\u2028b", "a [INFO] forged b"),
         ("a\x1b[31mred\x00", "a�[31mred�"),
         ("left\u202eright", "left�right"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import comfy.samplers
@@ -14,7 +14,9 @@ from torch import Tensor
 from ....guidance.detect_and_guide.annotated_images import AnnotatedImages
 from ....guidance.detect_and_guide.attention_cache import AttentionCache
 from ..engine.conditioning import encode_each
+from ..engine.correction import Correction
 from ..engine.hooks import attach
+from ..engine.run import noise_level
 from .capture import attention_width
 from .recording import Recording, RecordingCorrection, joined
 
@@ -68,23 +70,57 @@ def record_latents(
         latents: (N, C, h, w) in VAE space.
         masks: (N, H, W) in [0, 1], 1 where the image shows the concept.
         conditioning: the images' prompt as CONDITIONING, with one row for all images or one per image.
-        sigmas: noise levels, in the sampler's units.
+        sigmas: noise levels, as noise-to-signal ratios.
         layers: layers to record, by name or by how many times smaller than the latent their map is.
         seed: seed of the noise.
 
     Raises:
         ValueError: the model has no such layers.
     """
+    recordings: list[Recording] = []
+
+    def correction_of(batch: slice) -> RecordingCorrection:
+        recordings.append(Recording())
+        return RecordingCorrection(layers, recordings[-1])
+
+    evaluate_latents(model, correction_of, latents, conditioning, sigmas, seed)
+    return joined(model, layers, recordings, sigmas, latents.shape[-2:]).with_masks(masks)
+
+
+def evaluate_latents(
+    model: ModelPatcher,
+    correction_of: Callable[[slice], Correction],
+    latents: Tensor,
+    conditioning: list[Any],
+    sigmas: Sequence[float],
+    seed: int,
+) -> None:
+    """Evaluate the model on images under noise at chosen levels, with a correction for each batch.
+
+    Shows progress, and stops when the prompt is interrupted.
+
+    Args:
+        model: any model; corrections attached to it act as they do when sampling.
+        correction_of: makes the correction for a batch, given as a slice of the images.
+        latents: (N, C, h, w) or (N, C, 1, h, w) in VAE space.
+        conditioning: the images' prompt as CONDITIONING, with one row for all images or one per image.
+        sigmas: noise levels, as noise-to-signal ratios.
+        seed: of the noise.
+    """
     progress = comfy.utils.ProgressBar(len(latents))
-    recordings = []
+    of_sampler = _sampler_sigmas(model, sigmas)
     for first in range(0, len(latents), BATCH):
         batch = slice(first, min(first + BATCH, len(latents)))
         prompt = _conditioning_of(conditioning, batch, len(latents))
-        recordings.append(Recording())
-        recorded_model = attach(model, RecordingCorrection(layers, recordings[-1]))
-        _run(recorded_model, latents[batch], prompt, sigmas, seed + first)
+        _run(attach(model, correction_of(batch)), latents[batch], prompt, of_sampler, seed + first)
         progress.update_absolute(batch.stop, len(latents))
-    return joined(model, layers, recordings, sigmas, latents.shape[-2:]).with_masks(masks)
+
+
+def _sampler_sigmas(model: ModelPatcher, ratios: Sequence[float]) -> list[float]:
+    """Return noise-to-signal ratios in the sampler's units, which for rectified flow are s / (1 + s)."""
+    model_sampling = model.get_model_object("model_sampling")
+    is_flow = noise_level(model_sampling, torch.tensor([0.5])).signal < 1
+    return [ratio / (1 + ratio) if is_flow else ratio for ratio in ratios]
 
 
 def _conditioning_of(conditioning: list[Any], batch: slice, count: int) -> list[Any]:

@@ -13,6 +13,7 @@ from ....guidance.detect_and_guide.attention_maps import FACTORS, average_over_l
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..engine.correction import COND, Step
 from .capture import LayerCall, reads
+from .origins import Origin
 from .placement import Places
 
 LEAST_COVERED = 0.98
@@ -53,20 +54,29 @@ class MapCollector:
     _evaluation: int = 0
 
     def receive(self, call: LayerCall) -> None:
-        """Take one layer's call. An evaluation that is made again replaces the calls of the one before."""
+        """Take the call of one layer of cross-attention."""
         wanted = [i for i, concept in enumerate(self.concepts) if reads(call, concept.layers or FACTORS)]
         if not wanted:
             return
-        if call.evaluation != self._evaluation:
-            self._pieces, self._evaluation = {}, call.evaluation
-        key = call.uuid, call.places
-        if key not in self._pieces:
-            positions = call.places.positions[call.uuid]
-            self._pieces[key] = _Piece(call.latent_size, positions, call.places.is_whole)
         queries = call.queries()
         for index in wanted:
             maps = token_probabilities(queries, call.keys(self.concepts[index].embeddings))
-            self._pieces[key].maps[index, call.name] = maps
+            self.add(
+                Origin(call.uuid, call.places, call.evaluation, call.latent_size), index, call.name, maps
+            )
+
+    def add(self, origin: Origin, index: int, layer: str, maps: Tensor) -> None:
+        """Add the token maps (R, 1 + K, h, w) of a concept, given by its index, in one layer.
+
+        An evaluation that is made again replaces the maps of the one before.
+        """
+        if origin.evaluation != self._evaluation:
+            self._pieces, self._evaluation = {}, origin.evaluation
+        key = origin.uuid, origin.places
+        if key not in self._pieces:
+            positions = origin.places.positions[origin.uuid]
+            self._pieces[key] = _Piece(origin.latent_size, positions, origin.places.is_whole)
+        self._pieces[key].maps[index, layer] = maps
 
     def take(self, step: Step) -> list[Tensor] | None:
         """Return the token maps (B, 1 + K, h, w) of every concept, and start over.
@@ -103,12 +113,11 @@ def _put_together(
     if not others and piece.is_whole and not entries[0].keys() & {"area", "mask"}:
         return first
     assert first is not None
-    timestep = step.x.new_full((len(step.x),), step.sigma)
     total = first.new_zeros(len(step.x), first.shape[1], *step.x.shape[-2:])
     weights, expected = total[:, :1].clone(), total[:, :1].clone()
     for entry, of_entry in zip(entries, averaged):
         maps, heard = _placed(of_entry, total)
-        weight = _weight(entry, step, timestep, total)
+        weight = _weight(entry, step).to(total)
         total += weight * heard * maps
         weights += weight * heard
         expected += weight
@@ -139,11 +148,14 @@ def _placed(of_entry: list[tuple[Tensor | None, _Piece]], like: Tensor) -> tuple
     return mean, (count > 0).to(like).view(shape).movedim(-1, 1)
 
 
-def _weight(entry: dict[str, Any], step: Step, timestep: Tensor, like: Tensor) -> Tensor:
-    """Return the host's weight of a conditioning at every position, (B, 1, h, w)."""
-    weight = torch.zeros_like(like[:, :1])
-    prepared = comfy.samplers.get_area_and_mult(entry, step.x, timestep)
+def _weight(entry: dict[str, Any], step: Step) -> Tensor:
+    """Return the host's weight of a conditioning at every position, (F, 1, h, w)."""
+    weight = torch.zeros_like(step.latent[:, :1])
+    timestep = step.latent.new_full((len(step.latent),), step.sigma)
+    prepared = comfy.samplers.get_area_and_mult(entry, step.latent, timestep)
     if prepared is not None:
-        height, width, top, left = prepared.area or (*step.x.shape[-2:], 0, 0)
-        weight[..., top : top + height, left : left + width] = prepared.mult[:, :1].to(like)
-    return weight
+        part, dims = weight, step.latent.ndim - 2
+        for dim, size in enumerate((prepared.area or ())[:dims]):
+            part = part.narrow(dim + 2, prepared.area[dims + dim], size)
+        part.copy_(prepared.mult[:, :1])
+    return step.frames.images(weight)

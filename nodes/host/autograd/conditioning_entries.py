@@ -24,7 +24,7 @@ def embeddings(step: Step) -> list[Tensor | None]:
 
     An entry without a text embedding gives None.
     """
-    batch = len(step.x)
+    batch = len(step.latent)
 
     def of(entry: Entry) -> Tensor | None:
         cond = entry["model_conds"].get("c_crossattn")
@@ -45,7 +45,9 @@ def set_embeddings(step: Step, values: list[Tensor | None]) -> None:
             continue
         own: Entry = entries[index].get(OWN, entries[index])
         cond = own["model_conds"]["c_crossattn"].cond
-        is_own = torch.equal(comfy.utils.repeat_to_batch_size(cond, len(step.x)).float().to(value), value)
+        is_own = torch.equal(
+            comfy.utils.repeat_to_batch_size(cond, len(step.latent)).float().to(value), value
+        )
         renamed = {**with_embedding(entries[index], value), "uuid": uuid4(), OWN: own}
         entries[index] = own if is_own else renamed
 

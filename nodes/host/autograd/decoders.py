@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import comfy.model_management
+import comfy.sd
 import comfy.taesd.taesd
+import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ....guidance.safety_functions.linear_decoder import fit_linear_decoder, sample_images
+from ..engine.frames import image_latents, images_in, images_out
 from .auxiliary_models import auxiliary_patcher
 from .ordinary_tensors import ordinary
 
@@ -54,8 +57,11 @@ class VaeDecoder(Decoder):
 
     def __call__(self, latents: Tensor) -> Tensor:
         vae = self.vae
-        scaled = self.latent_format.process_out(latents).to(vae.device, vae.vae_dtype)
-        decoded = vae.first_stage_model.decode(scaled)
+        scaled = images_out(self.latent_format, latents).to(vae.device, vae.vae_dtype)
+        if vae.latent_dim == 2:
+            decoded = vae.first_stage_model.decode(scaled)
+        else:
+            decoded = vae.first_stage_model.decode(scaled[:, :, None])[:, :, 0]
         return decoded.float() * self.slope + self.offset
 
 
@@ -83,6 +89,18 @@ class TinyAutoencoder(nn.Module):
         return self.autoencoder.decode(latents) / 2 + 0.5  # type: ignore[no-any-return]
 
 
+class TinyVideoAutoencoder(nn.Module):
+    """The decoder of the host's tiny video autoencoder for previews (TAEHV), for single images."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return images, about in [0, 1], of latents in the model's own space."""
+        return self.autoencoder.decode(latents[:, :, None])[:, :, 0]  # type: ignore[no-any-return]
+
+
 def taesd_decoder(latent_format: Any) -> Decoder:
     """Return the decoder of the host's tiny autoencoder.
 
@@ -102,6 +120,10 @@ def taesd_decoder(latent_format: Any) -> Decoder:
         )
     path = folder_paths.get_full_path("vae_approx", files[0])
     with torch.inference_mode(False):
+        if latent_format.latent_dimensions == 3:
+            weights = comfy.utils.load_torch_file(path, safe_load=True)
+            autoencoder = comfy.sd.VAE(sd=weights).first_stage_model.float()
+            return NetworkDecoder(latent_format, TinyVideoAutoencoder(autoencoder))
         autoencoder = comfy.taesd.taesd.TAESD(None, path, latent_channels=latent_format.latent_channels)
         return NetworkDecoder(latent_format, TinyAutoencoder(autoencoder))
 
@@ -117,9 +139,9 @@ def fitted_decoder(latent_format: Any, vae: Any) -> Decoder:
     """Return the linear decoder of a VAE, which is fitted when the VAE is first used."""
     if vae.first_stage_model not in _fitted:
         images = sample_images(FITTED_IMAGES, FITTED_SIDE * vae.spacial_compression_encode())
-        latents = vae.encode(images.movedim(1, -1)).float().cpu()
+        latents = image_latents(images.movedim(1, -1), vae).float().cpu()
         with torch.inference_mode(False):
-            scaled = ordinary(latent_format.process_in(latents))
+            scaled = ordinary(images_in(latent_format, latents))
             _fitted[vae.first_stage_model] = fit_linear_decoder(scaled, images)
     return NetworkDecoder(latent_format, _fitted[vae.first_stage_model])
 

@@ -26,6 +26,10 @@ from .ordinary_tensors import ordinary, ordinary_weights, with_attributes
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d)
 
+CAUSAL = "causal_zero"
+"""The host's option for convolutions over few frames: only the last slices of the weight are used, because
+the frames before the first are zero."""
+
 Forward = Callable[..., Tensor]
 
 
@@ -70,7 +74,8 @@ def _differentiable_layer(module: Any) -> Any:
                 return run(value, *args, **kwargs)
 
         if torch.is_grad_enabled() and x.requires_grad:
-            return function.apply(x, module, own)  # type: ignore[no-any-return]
+            is_causal = kwargs.get("autopad") == CAUSAL
+            return function.apply(x, module, own, is_causal)  # type: ignore[no-any-return]
         return own(x).clone()
 
     return with_attributes(
@@ -102,16 +107,18 @@ class _LinearLayer(torch.autograd.Function):
     """Linear layers and convolutions. Nothing is saved: the gradient of the input needs only the weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: Any, own: Forward) -> Tensor:
-        ctx.module, ctx.shape = module, x.shape
+    def forward(ctx: Any, x: Tensor, module: Any, own: Forward, is_causal: bool) -> Tensor:
+        ctx.module, ctx.shape, ctx.is_causal = module, x.shape, is_causal
         return own(x).clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         comfy.model_management.throw_exception_if_processing_interrupted()
         with torch.inference_mode(), _weights(ctx.module, grad) as (weight, _):
+            if ctx.is_causal and weight is not None:
+                weight = weight[:, :, -ctx.shape[2] :]
             gradient = _input_gradient(ctx.module, ctx.shape, grad, weight)
-        return gradient.clone(), None, None
+        return gradient.clone(), None, None, None
 
 
 def _input_gradient(module: Any, shape: torch.Size, grad: Tensor, weight: Tensor | None) -> Tensor:
@@ -130,13 +137,13 @@ class _RecomputedLayer(torch.autograd.Function):
     """Layers whose gradient needs their input: a copy, because ComfyUI adds to activations in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, module: Any, own: Forward) -> Tensor:
+    def forward(ctx: Any, x: Tensor, module: Any, own: Forward, _: bool) -> Tensor:
         ctx.module = module
         ctx.save_for_backward(x.clone())
         return own(x).clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         module, (x,) = ctx.module, ctx.saved_tensors
         with torch.inference_mode(), _weights(module, x) as found:
             fetched = [None if tensor is None else tensor.clone() for tensor in found]
@@ -144,7 +151,7 @@ class _RecomputedLayer(torch.autograd.Function):
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(_functional(module, x, weight, bias), x, grad)
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def _functional(module: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -47,15 +47,16 @@ def text_gradients(
     """
     entries: list[Entry] = step.guider.conds[COND]
     _refuse_hooks(entries, "Text embeddings cannot be guided")
-    chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, len(step.x))
+    cotangent = step.frames.with_images(torch.zeros_like(step.latent[rows]), cotangent)
+    chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, len(step.latent))
 
     def run(model_options: dict[str, Any]) -> list[Tensor | None]:
         with differentiable(*_networks(step, entries), checkpointed=checkpointed):
             leaves = [None if v is None else v[chosen].clone().requires_grad_(True) for v in values]
             entries_of_rows = [
-                copy_for_rows(e, chosen, len(step.x), leaf) for e, leaf in zip(entries, leaves)
+                copy_for_rows(e, chosen, len(step.latent), leaf) for e, leaf in zip(entries, leaves)
             ]
-            x, timestep = step.x[chosen].clone(), step.timestep[chosen].clone()
+            x, timestep = step.latent[chosen].clone(), step.timestep[chosen].clone()
             predicted = comfy.samplers.calc_cond_batch(
                 step.guider.inner_model, [entries_of_rows], x, timestep, model_options
             )[0]
@@ -84,13 +85,14 @@ def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: b
     Raises:
         ValueError: gradients do not flow through this model.
     """
-    guider, batch = step.guider, len(step.x)
+    guider, batch = step.guider, len(step.latent)
     entries: list[Entry] = [entry for cond in guider.conds.values() if cond for entry in cond]
     _refuse_hooks(
         entries,
         "Safe Data Guidance cannot pass gradients through the model",
         ", or switch the cheap gradient on, which needs none",
     )
+    cotangent = step.frames.with_images(torch.zeros_like(step.latent[rows]), cotangent)
     chosen, cotangent = _whole_batch_if_needed(entries, rows, cotangent, batch)
 
     def run(model_options: dict[str, Any]) -> Tensor:
@@ -101,13 +103,13 @@ def latent_gradient(step: Step, cotangent: Tensor, rows: Tensor, checkpointed: b
                 k: [copy_for_rows(e, chosen, batch, None) for e in cond] if cond else cond
                 for k, cond in guider.conds.items()
             }
-            leaf = step.x[chosen].clone().requires_grad_(True)
+            leaf = step.latent[chosen].clone().requires_grad_(True)
             with swapped_conds(guider, conds):
                 predicted = guider.predict_noise(leaf, step.timestep[chosen].clone(), model_options, None)
             return torch.autograd.grad(predicted, leaf, ordinary(cotangent).to(predicted.dtype))[0]
 
     gradient = run_gradient_pass(run, step)
-    return gradient if len(gradient) == len(rows) else gradient[rows]
+    return step.frames.images(gradient if len(gradient) == len(rows) else gradient[rows])
 
 
 def in_parts(rows: Tensor, compute: Callable[[Tensor, bool], list[Tensor | None]]) -> list[Tensor | None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ....guidance.core.composition import Change
 from ....guidance.core.noise_level import NoiseLevel
+from .frames import Frames
 
 KEY = "safe_guidance"
 """The pack's key in the host's options, hooks and lists."""
@@ -26,28 +27,33 @@ class RunContext:
 
     Attributes:
         model: the patched MODEL that is sampled.
-        latent_shape: (B, C, h, w), or (B, C, T, h, w) for video.
-        latent: the latent that sampling starts from, in VAE space; zeros for an empty one.
-        denoise_mask: the host's inpainting mask of that size, 1 where it samples; None without inpainting.
+        frames: where the images are in the sampler's latents.
+        latent: the sampler's latent that the run starts from, in VAE space; zeros for an empty one.
+        denoise_mask: (F, 1 or C, h, w) the host's inpainting mask, 1 where it samples, or None.
         resources: the object that `Correction.patch` returned for this MODEL; it outlives the run.
     """
 
     model: ModelPatcher
-    latent_shape: tuple[int, ...]
+    frames: Frames
     latent: Tensor
     denoise_mask: Tensor | None
     resources: Any = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Return the shape (F, C, h, w) of all images of the run."""
+        return self.frames.image_shape
 
     def require_images(self, method: str) -> None:
         """Check that the run samples single images.
 
         Raises:
-            ValueError: it samples video or audio.
+            ValueError: it samples a video.
         """
-        if len(self.latent_shape) != 4:
+        if self.frames.count > 1:
             raise ValueError(
-                f"{method} works on single images, and this model samples video or audio. "
-                "Remove the node from this MODEL."
+                f"{method} works on single images, and this run samples a video of {self.frames.count} "
+                "latent frames. Remove the node from this MODEL."
             )
 
 
@@ -55,23 +61,29 @@ class RunContext:
 class Step:
     """One model evaluation, with all tensors in the model's latent space.
 
+    A batch of B images has F = B images; a batch of B videos has the F = B T latent frames of all of them.
+
     Attributes:
-        x: (B, C, h, w) noisy latent.
+        x: (F, C, h, w) noisy latent.
+        latent: the noisy latent as the sampler holds it, (B, C, h, w) or (B, C, T, h, w).
+        frames: where the images are in it.
         timestep: (B,) the noise level as the host passes it on.
         sigma: the sampler's noise level.
         level: the noise level as a forward process.
-        denoised: (B, C, h, w) the guider's prediction, not corrected.
+        denoised: (F, C, h, w) the guider's prediction, not corrected.
         predictions: denoised predictions by name: the guider's own branches COND and UNCOND if it evaluated
             them, and in `correct` the predictions asked for. These equal `denoised` in samples that were not
             evaluated.
         guider: the host's guider; its `conds` are the run's conditioning.
         model_options: the host's options of this evaluation, as its `calc_cond_batch` takes them.
         cond_scale: the guider's CFG scale.
-        denoise_mask: the host's inpainting mask or None.
+        denoise_mask: (F, 1 or C, h, w) the host's inpainting mask or None.
         is_new: False when the solver visits a noise level again, so that state must not advance.
     """
 
     x: Tensor
+    latent: Tensor
+    frames: Frames
     timestep: Tensor
     sigma: float
     level: NoiseLevel
@@ -85,7 +97,7 @@ class Step:
 
     @property
     def every_row(self) -> Tensor:
-        """Return a (B,) bool mask of all samples of the batch."""
+        """Return a (F,) bool mask of all images."""
         return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
 
 
@@ -151,7 +163,8 @@ class Correction:
         """Change the run's conditioning (`step.guider.conds`).
 
         Returns:
-            (B,) bool, the samples whose prediction must be made again; None for no sample.
+            (B,) bool, the samples whose prediction must be made again; None for no sample. A video is one
+            sample.
         """
         return None
 
@@ -162,7 +175,7 @@ class Correction:
         """Return the predictions that `correct` needs, without changing anything.
 
         Returns:
-            By name of `texts`, COND or UNCOND, the samples (B,) bool that need it.
+            By name of `texts`, COND or UNCOND, the images (F,) bool that need it.
         """
         return {}
 
@@ -177,7 +190,7 @@ class Correction:
         """Decide from what the first pass has shown; the second pass continues with the same state.
 
         Returns:
-            (B, 1, h, w) bool, where the second pass may change the image; None for nowhere.
+            (F, 1, h, w) bool, where the second pass may change the image; None for nowhere.
         """
         return None
 

@@ -14,6 +14,7 @@ from ....reports.trace import Trace
 from . import diagnostics
 from .caches import call_afresh
 from .correction import KEY, Attachment, Correction, RunContext
+from .frames import Frames
 from .node_messages import executing_node
 from .resume import ResumePoint, store_of
 from .run import Run
@@ -89,14 +90,15 @@ def _outer_sample(
     **kwargs: Any,
 ) -> Tensor:
     if latent_shapes is not None:
-        _require_one_latent(latent_shapes)
         kwargs["latent_shapes"] = latent_shapes
     guider = executor.class_obj  # type: ignore[attr-defined]
     call = _SamplerCall(executor, noise, sampler, sigmas, denoise_mask, args, kwargs)
     attachments: tuple[Attachment, ...] = guider.model_options[KEY]
     if not attachments:
         return call(latent_image, callback)
-    context = RunContext(guider.model_patcher, tuple(noise.shape), latent_image, denoise_mask)
+    frames = Frames.of(latent_shapes or (noise.shape,))
+    mask = None if denoise_mask is None else frames.images(denoise_mask)
+    context = RunContext(guider.model_patcher, frames, latent_image, mask)
     resume_store = store_of(guider.model_patcher)
     resumed = resume_store.find(noise, latent_image, sigmas)
     run, samples, first_pass = _sample(call, attachments, context, guider, callback, resumed)
@@ -146,14 +148,6 @@ def _reported_to(run: Run, callback: Callback | None) -> Callback:
             callback(step, x0, x, steps)
 
     return report
-
-
-def _require_one_latent(latent_shapes: Sequence[Sequence[int]]) -> None:
-    if len(latent_shapes) > 1:
-        raise ValueError(
-            "Safe Guidance does not work on models that sample several latents at once. "
-            "Remove its nodes from this MODEL."
-        )
 
 
 def _predict_noise(

@@ -27,7 +27,7 @@ from .traces import Recorder
 from .two_pass import FirstPass
 
 GuiderForward = Callable[[dict[str, Any], bool], Tensor]
-"""Function that evaluates the guider once with the host's options, (B, C, h, w); if True, without caches."""
+"""Function that evaluates the guider with the host's options in the sampler's shape; if True, uncached."""
 
 
 class Run:
@@ -49,6 +49,7 @@ class Run:
         self._corrections = [attachment.correction for attachment in attachments]
         self._first_pass = first_pass
         self._denoise_mask = context.denoise_mask
+        self._frames = context.frames
         self._clock = SigmaClock()
         self._position = SchedulePosition()
         self._branches: Branches | None = None
@@ -126,8 +127,7 @@ class Run:
         options: dict[str, Any],
     ) -> list[Tensor]:
         """Make one call of the host's `calc_cond_batch`; count its predictions and keep the guider's own."""
-        branches = self._branches
-        if branches is None:
+        if (branches := self._branches) is None:
             denoised = call(model, conds, x, timestep, options)
         else:
             with branches.evaluating(model, conds, x, timestep, options) as own:
@@ -139,18 +139,21 @@ class Run:
     def predict(
         self, forward: GuiderForward, guider: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
     ) -> Tensor:
-        """Return the prediction with the changes of all active corrections, (B, C, h, w)."""
+        """Return the prediction with the changes of all active corrections, in the sampler's shape."""
         sigma = float(timestep[0])
         level = noise_level(guider.inner_model.model_sampling, timestep)
         is_new = self._clock.advance(sigma)
         # Without noise there is no direction to guide, and directions divide by the noise level.
-        is_active = [sigma > 0 and correction.is_active(level) for correction in self._corrections]
-        active = [i for i, is_on in enumerate(is_active) if is_on]
-        self.recorder.call(sigma, len(x), active)
+        active = [i for i, c in enumerate(self._corrections) if sigma > 0 and c.is_active(level)]
+        self.recorder.call(sigma, len(noisy := self._frames.images(x)), active)
         if active:
-            denoised, branches = self._evaluate_guider(forward, guider, x, timestep, model_options)
+            own = Branches(guider, x, timestep, model_options)
+            latent, branches = self._evaluate_guider(forward, own)
+            denoised = self._frames.images(latent)
             step = Step(
-                x=x,
+                x=noisy,
+                latent=x,
+                frames=self._frames,
                 timestep=timestep,
                 sigma=sigma,
                 level=level,
@@ -164,8 +167,11 @@ class Run:
             )
             corrected = self._correct(step, active, forward)
         else:
-            corrected = forward(model_options, False)
-        return corrected if self._first_pass is None else self._first_pass.apply(sigma, corrected)
+            latent = forward(model_options, False)
+            corrected = denoised = self._frames.images(latent)
+        if self._first_pass is not None:
+            corrected = self._first_pass.apply(sigma, corrected)
+        return latent if corrected is denoised else self._frames.with_images(latent, corrected)
 
     def _correct(self, step: Step, active: Sequence[int], forward: GuiderForward) -> Tensor:
         """Call the hooks of the active corrections; in a first pass, two-pass corrections only observe."""
@@ -197,12 +203,13 @@ class Run:
     def _steer(self, index: int, step: Step, forward: GuiderForward) -> Step:
         """Let a correction steer; return the step with a new prediction in the rows that it named."""
         with self._hook_of(index):
-            rows = self._corrections[index].steer(step, self._states[index])  # (B,) bool
-            if rows is None or not bool(rows.any()):
+            samples = self._corrections[index].steer(step, self._states[index])  # (B,) bool
+            if samples is None or not bool(samples.any()):
                 return step
-            again, branches = self._evaluate_guider(
-                forward, step.guider, step.x, step.timestep, without_caches(step.model_options), True
-            )
+            rows = self._frames.of_samples(samples)  # (F,) bool
+            own = Branches(step.guider, step.latent, step.timestep, without_caches(step.model_options))
+            latent, branches = self._evaluate_guider(forward, own, True)
+            again = self._frames.images(latent)
             change = Change(again - step.denoised, changed_rows(again, step.denoised, rows))
             if not bool((change.active == rows).all()):
                 self.recorder.note(index, unmoved_prediction(self.recorder.methods[index]))
@@ -232,17 +239,12 @@ class Run:
             yield
 
     def _evaluate_guider(
-        self,
-        forward: GuiderForward,
-        guider: Any,
-        x: Tensor,
-        timestep: Tensor,
-        model_options: dict[str, Any],
-        is_afresh: bool = False,
+        self, forward: GuiderForward, branches: Branches, is_afresh: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the guider's prediction and those of its branches, by name."""
-        branches = self._branches = Branches(guider, x, timestep, model_options)
+        """Return the guider's prediction in the sampler's shape, and the images of its branches by name."""
+        self._branches = branches
         try:
-            return forward(branches.options, is_afresh), branches.predictions
+            latent = forward(branches.options, is_afresh)
+            return latent, {name: self._frames.images(out) for name, out in branches.predictions.items()}
         finally:
             self._branches = None

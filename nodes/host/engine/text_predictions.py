@@ -55,22 +55,24 @@ class TextPredictions:
         """Evaluate the texts that corrections ask for, in one batch of the rows that any of them asks for.
 
         Args:
-            wanted: by index of the correction and name of the text, the rows (B,) bool that need it.
+            wanted: by index of the correction and name of the text, the images (F,) bool that need it.
             step: the evaluation; its `predictions` are there already.
 
         Returns:
-            By index and name, (B, C, h, w), equal to `step.denoised` in rows that were not evaluated.
+            By index and name, (F, C, h, w), equal to `step.denoised` in images that were not evaluated.
         """
         found = self._known_already(wanted, step)
-        keys, rows = self._missing(wanted, step)
-        if rows is None:
+        keys, images = self._missing(wanted, step)
+        if images is None:
             return found
+        samples = step.frames.samples(images)  # (B,) bool
         # Each conditioning is charged to the correction that asked for it first.
         first: dict[str, int] = {}
         for (index, _), key in keys.items():
             first.setdefault(key, index)
         with self._recorder.spending(*first.values()):
-            by_key = _predict_rows(list(first), rows, step)
+            by_key = _predict_samples(list(first), samples, step)
+        rows = step.frames.of_samples(samples)  # (F,) bool
         for key, index in first.items():
             if key not in (COND, UNCOND) and _is_that_of_a_branch(by_key[key], rows, step):
                 self._recorder.note(index, diagnostics.cached_text(self._recorder.methods[index]))
@@ -94,7 +96,7 @@ class TextPredictions:
     def _missing(
         self, wanted: Mapping[int, Mapping[str, Tensor]], step: Step
     ) -> tuple[dict[tuple[int, str], str], Tensor | None]:
-        """Return the guider's keys of the missing predictions, and the rows (B,) bool that need any."""
+        """Return the guider's keys of the missing predictions, and the images (F,) bool that need any."""
         keys: dict[tuple[int, str], str] = {}
         needed: Tensor | None = None
         for index, of_correction in wanted.items():
@@ -113,22 +115,21 @@ class TextPredictions:
         return keys, needed
 
 
-def _predict_rows(keys: list[str], rows: Tensor, step: Step) -> dict[str, Tensor]:
-    """Return the predictions of the conditionings under `keys` for some rows, (number of rows, C, h, w) each.
+def _predict_samples(keys: list[str], rows: Tensor, step: Step) -> dict[str, Tensor]:
+    """Return the images (R, C, h, w) of the predictions under `keys` for some samples of the batch.
 
-    All rows are evaluated if a conditioning differs between rows.
+    All samples are evaluated if a conditioning differs between them.
     """
     conds = [step.guider.conds[key] for key in keys]
-    x, timestep = step.x, step.timestep
+    x, timestep = step.latent, step.timestep
     is_whole_batch = bool(rows.all())
     if not is_whole_batch and all(_serves_any_row(entry) for cond in conds for entry in cond):
         x, timestep = x[rows], timestep[rows]
     predicted = comfy.samplers.calc_cond_batch(
         step.guider.inner_model, conds, x, timestep, without_caches(step.model_options)
     )
-    return {
-        key: out if len(out) < len(rows) or is_whole_batch else out[rows] for key, out in zip(keys, predicted)
-    }
+    chosen = [out if len(out) < len(rows) or is_whole_batch else out[rows] for out in predicted]
+    return {key: step.frames.images(out) for key, out in zip(keys, chosen)}
 
 
 def _is_that_of_a_branch(predicted: Tensor, rows: Tensor, step: Step) -> bool:

@@ -19,7 +19,7 @@ from ....guidance.detect_and_guide.guidance import bounded, guidance_term
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ....guidance.detect_and_guide.regulation import Detection, regulate
 from ....guidance.detect_and_guide.settings import DetectAndGuideSettings
-from ..attention.capture import Receiver, attention_width, family, listen
+from ..attention.families import check_concepts, listen_for_maps
 from ..attention.map_collector import MapCollector
 from ..engine.correction import COND, UNCOND, Correction, RunContext, Step
 from ..engine.run import Run
@@ -82,23 +82,20 @@ class DetectAndGuideCorrection(Correction):
         self.background = max(concept.calibration.background for concept in concepts)
 
     def patch(self, model: ModelPatcher) -> None:
-        width = attention_width(model)
-        for concept in self.concepts:
-            concept.check_fits(family(model), width)
+        check_concepts(model, self.concepts)
         if self.settings.strength == 0:
             return
 
-        def receiver_of(run: Run) -> Receiver | None:
+        def collector_of(run: Run) -> MapCollector | None:
             state: DetectionState = run.state_of(self)
-            return None if state.is_decided else state.collector.receive
+            return None if state.is_decided else state.collector
 
-        listen(model, receiver_of)
+        listen_for_maps(model, self.concepts, collector_of)
 
     def begin(self, context: RunContext) -> DetectionState:
-        context.require_images(self.name)
         mask = None
         if self.mask is not None:
-            mask = F.interpolate(self.mask[:1, None].float(), size=context.latent_shape[-2:], mode="area")
+            mask = F.interpolate(self.mask[:1, None].float(), size=context.image_shape[-2:], mode="area")
         return DetectionState(MapCollector(self.concepts), mask)
 
     def is_active(self, level: NoiseLevel) -> bool:

@@ -115,8 +115,8 @@ def kept_latent(context: RunContext) -> Tensor | None:
         return None
     latent = context.latent.float()
     if not bool(context.latent.any()):
-        return latent
-    kept: Tensor = context.model.get_model_object("latent_format").process_in(latent)
+        return context.frames.images(latent)
+    kept = context.frames.images(context.model.get_model_object("latent_format").process_in(latent))
     return kept
 
 

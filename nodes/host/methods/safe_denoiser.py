@@ -33,18 +33,18 @@ class LastComparison:
         self._comparison: Comparison | None = None
         self.remarks: tuple[str, ...] = ()
 
-    def get(self, latent_shape: tuple[int, ...]) -> Comparison | None:
-        """Return the comparison for latents (B, C, h, w) of this size, ready for another run.
+    def get(self, image_shape: tuple[int, ...]) -> Comparison | None:
+        """Return the comparison for images (F, C, h, w) of this size, ready for another run.
 
         Return None if the kept comparison is for another size.
         """
-        if self._comparison is None or self._size != latent_shape[1:]:
+        if self._comparison is None or self._size != image_shape[1:]:
             return None
         return self._comparison.for_another_run()
 
-    def keep(self, latent_shape: tuple[int, ...], comparison: Comparison, remarks: tuple[str, ...]) -> None:
+    def keep(self, image_shape: tuple[int, ...], comparison: Comparison, remarks: tuple[str, ...]) -> None:
         """Replace the comparison that is kept, without the state of its run, and the remarks on it."""
-        self._size, self._comparison = latent_shape[1:], comparison.for_another_run()
+        self._size, self._comparison = image_shape[1:], comparison.for_another_run()
         self.remarks = remarks
 
 
@@ -95,13 +95,12 @@ class SafeDenoiserCorrection(Correction):
     def begin(self, context: RunContext) -> SafeDenoiserState | None:
         if self.settings.strength == 0:
             return None
-        context.require_images(self.name)
         resources: LastComparison = context.resources
-        comparison = resources.get(context.latent_shape)
+        comparison = resources.get(context.image_shape)
         remarks = resources.remarks
         if comparison is None:
             references = references_for(
-                context.model, self.vae, self.negation_set, context.latent_shape, self.layout
+                context.model, self.vae, self.negation_set, context.frames, self.layout
             )
             comparison = choose_comparison(references, self.settings)
             remarks = tuple(mismatches(references.regions, self.settings))

@@ -65,16 +65,15 @@ class SpellCorrection(Correction):
         return self.settings.radius > 0 and self.settings.overcompensation > 0
 
     def begin(self, context: RunContext) -> SpellState:
-        context.require_images(self.name)
         if not self._is_on:
             return SpellState()
         found: list[References] = []
         if self.negation_set is not None:
             found.append(
-                references_for(context.model, self.vae, self.negation_set, context.latent_shape, self.layout)
+                references_for(context.model, self.vae, self.negation_set, context.frames, self.layout)
             )
         if self.earlier is not None:
-            found += earlier_references(context.model, self.earlier, context.latent_shape)
+            found += earlier_references(context.model, self.earlier, context.frames)
         if self.normalized:
             found = [with_unit_pixels(references) for references in found]
         return SpellState(found)
