@@ -59,20 +59,25 @@ def load(path: Path) -> GuidelineTokens:
     try:
         if len(description) > LONGEST_DESCRIPTION:
             raise TypeError("too long")
-        return _tokens(embeddings, finite_json.loads(description))
-    except (
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        json.JSONDecodeError,
-    ) as error:
+        return _tokens(embeddings, _parsed(description))
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"The description in {path.name} cannot be read. Optimise and save the tokens again."
         ) from error
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
+
+
+def _parsed(description: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        TypeError: it is not JSON, is nested too deeply, or has a number of too many digits.
+    """
+    try:
+        return finite_json.loads(description)
+    except (ValueError, RecursionError) as error:
+        raise TypeError("not JSON") from error
 
 
 def _read(path: Path) -> tuple[Tensor, str]:

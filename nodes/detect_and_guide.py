@@ -43,14 +43,13 @@ class DAGDetectorGuideNode(io.ComfyNode):
             description="Finds a concept in the model's own attention during sampling and "
             "guides away from it only there, more strongly where it is larger and more "
             "certain. Images in which nothing is found stay bit-identical and cost "
-            "nothing extra. For Stable Diffusion, SDXL, Flux and other transformers "
-            "with joint attention.",
+            "nothing extra. For Stable Diffusion, SDXL, Flux and most other transformers.",
             search_aliases=[*ALIASES, "self regulation", "local negative prompt"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Model to protect: Stable Diffusion 1.x to 3.5, SDXL, Flux, Chroma, Qwen-Image "
-                    "or HunyuanVideo. Attention of other models cannot be read.",
+                    tooltip="Model to protect: Stable Diffusion 1.x to 3.5, SDXL, Flux, Chroma, Qwen-Image, "
+                    "HunyuanVideo, Wan or Cosmos-Predict2. The attention of other models cannot be read.",
                 ),
                 GuidelineTokensType.Input(
                     "guideline_tokens",
@@ -186,6 +185,7 @@ class DAGDetectionMapNode(io.ComfyNode):
         levels = noise_levels(sigmas)
         maps = detect(model, guideline_tokens, positive, samples["samples"], levels, seed)
         images = vae.decode(samples["samples"])[..., :3].cpu()
+        images = images.reshape(-1, *images.shape[-3:])  # (N, H, W, 3), also from (N, 1, H, W, 3)
         shown = torch.nn.functional.interpolate(
             maps, size=images.shape[1:3], mode="bilinear", align_corners=False
         )

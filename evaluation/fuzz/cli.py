@@ -87,7 +87,8 @@ def work(group: str, seconds: float, number: int) -> int:
             try:
                 run_batch(number, lambda name=name: inputs.update([name]))  # type: ignore[misc]
             except Exception as error:
-                failures.append(f"{name}, seed {number}: {str(error)[:300]}")
+                errors = getattr(error, "exceptions", [error])
+                failures += [f"{name}, seed {number}: {str(each)[:300]}" for each in errors]
             results = {"inputs": inputs, "failures": failures}
             (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
             if time.monotonic() > end:
@@ -115,7 +116,7 @@ def detector_batches(folder: Path) -> dict[str, Batch]:
 
     import_host(folder / "host")
     path = folder / "valid.latents"
-    latent_file.write(path, "key", 3, iter([(torch.rand(3, 4, 8, 8), torch.rand(3, 1, 8, 8))]))
+    latent_file.write(path, "key", 3, iter([(torch.ones(3, 4, 8, 8), torch.ones(3, 1, 8, 8))]))
     return {name: file_batch(kind, folder) for name, kind in detector_files.kinds(path).items()}
 
 

@@ -18,7 +18,7 @@ MOST_TOKENS = 256
 """Largest number of rows, the background included."""
 WIDEST = 16384
 """Largest size of a text embedding."""
-LAYER_NAME = re.compile(r"(input|middle|output)\.\d{1,3}\.\d{1,3}|double\.\d{1,3}")
+LAYER_NAME = re.compile(r"(input|middle|output)\.\d{1,3}\.\d{1,3}|(double|cross)\.\d{1,3}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class GuidelineTokens:
         words: the concept in words.
         name, source, licence: free text for people.
         layers: names of the attention layers to read, such as "output.3.0" for output block 3, transformer
-            block 0 of a UNet, or "double.15" for block 15 with two streams of a transformer; empty for the
+            block 0 of a UNet, "double.15" for block 15 with two streams of a transformer, or "cross.15" for
+            the cross-attention of its block 15; empty for the
             layers that are usual in the model's family.
         sigmas: noise levels of the optimisation; empty when there was none.
         calibration: threshold and background of the maps.

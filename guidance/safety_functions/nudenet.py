@@ -49,6 +49,9 @@ PAPER_CLASSES = (
 )
 """The four classes that Safe Text Embedding Guidance counts as nudity."""
 
+LONGEST_NAMES = 80
+"""Most characters of unknown names that an error repeats."""
+
 OVERLAP = 0.45
 """Intersection over union with a more confident box above which a box is dropped (nudenet package)."""
 
@@ -65,7 +68,10 @@ def classes_from(text: str) -> tuple[str, ...]:
     names = tuple(part.strip().upper() for part in text.replace("\n", ",").split(",") if part.strip())
     unknown = [name for name in names if name not in LABELS]
     if unknown or not names:
-        raise ValueError(f"NudeNet has no class '{', '.join(unknown)}'. Choose from {', '.join(LABELS)}.")
+        shown = ", ".join(unknown)[:LONGEST_NAMES]
+        raise ValueError(
+            f"NudeNet has no class '{shown}'. Choose from {', '.join(LABELS[:6])} and the others."
+        )
     return names
 
 

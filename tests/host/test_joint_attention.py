@@ -14,6 +14,8 @@ from safe_guidance.guidance.detect_and_guide.guideline_tokens import GuidelineTo
 pytestmark = pytest.mark.usefixtures("as_the_server_runs_prompts")
 
 FAMILIES = ("flux", "sd3")
+CROSS_FAMILIES = ("wan", "cosmos_predict2")
+MORE_FAMILIES = (*FAMILIES, "chroma", "qwen_image", "hunyuan_video", *CROSS_FAMILIES)
 SIZE = (10, 13)
 """Height and width of the latents: the width is no multiple of the patch."""
 
@@ -48,6 +50,21 @@ def reading(host: Any) -> Any:
     return SimpleNamespace(Reader=Reader, attach=hooks.attach, text_width=families.text_width)
 
 
+def small_model(tiny: Any, family: str) -> Any:
+    import tiny_transformers
+
+    return tiny.tiny_model(family) if family in FAMILIES else tiny_transformers.tiny_transformer(family)
+
+
+def noise_for(tiny: Any, model: Any, batch: int, frames: int = 1, seed: int = 0) -> torch.Tensor:
+    """Return noise with a frame dimension if the model's latents have one."""
+    is_video = model.get_model_object("latent_format").latent_dimensions == 3
+    dims = (frames,) if is_video else ()
+    width = SIZE[1] - is_video  # HunyuanVideo takes no width that is no multiple of its patch
+    shape = (batch, tiny.latent_channels(model), *dims, SIZE[0], width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def sample(
     tiny: Any,
     model: Any,
@@ -55,12 +72,11 @@ def sample(
     steps: int = 1,
     cfg: float = 3.0,
     positive: Any = None,
-    seed: int = 0,
+    frames: int = 1,
 ) -> torch.Tensor:
     import comfy.sample
 
-    shape = (batch, tiny.latent_channels(model), *SIZE)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    noise = noise_for(tiny, model, batch, frames)
     return comfy.sample.sample(
         model,
         noise,
@@ -76,18 +92,19 @@ def sample(
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MORE_FAMILIES)
 def test_watching_changes_no_bit_and_gives_maps(host: Any, reading: Any, tiny: Any, family: str) -> None:
-    model = tiny.tiny_model(family)
+    model = small_model(tiny, family)
+    size = tuple(noise_for(tiny, model, 1).shape[-2:])
     width = reading.text_width(model)
     reader = reading.Reader(tokens(width), tokens(width, 1, rows=2))
     found = sample(tiny, reading.attach(model, reader), batch=2, steps=2)
     assert torch.equal(found, sample(tiny, model, batch=2, steps=2))
     assert len(reader.seen) == 2
     for maps in reader.seen:
-        assert maps is not None and [m.shape for m in maps] == [(2, 3, *SIZE), (2, 2, *SIZE)]
+        assert maps is not None and [m.shape for m in maps] == [(2, 3, *size), (2, 2, *size)]
         for of_concept in maps:
-            torch.testing.assert_close(of_concept.sum(1), torch.ones(2, *SIZE))
+            torch.testing.assert_close(of_concept.sum(1), torch.ones(2, *size))
             assert of_concept.std() > 1e-4
     first, second = reader.seen[0][0]
     assert not torch.equal(first, second)
@@ -266,9 +283,9 @@ def guarded(model: Any, concept: GuidelineTokens, safety: Any, **inputs: Any) ->
     return result.args[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MORE_FAMILIES)
 def test_guidance_acts_only_in_the_mask(host: Any, reading: Any, tiny: Any, family: str) -> None:
-    model = tiny.tiny_model(family)
+    model = small_model(tiny, family)
     always = tokens(reading.text_width(model), rows=2, calibration=MapCalibration(0.011))
     never = tokens(reading.text_width(model), rows=2, calibration=MapCalibration(0.989))
     safety = tiny.tiny_conditioning(3)
@@ -285,25 +302,105 @@ def test_guidance_acts_only_in_the_mask(host: Any, reading: Any, tiny: Any, fami
         assert torch.equal(sample(tiny, guarded(model, concept, safety, **settings), steps=2), plain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CROSS_FAMILIES)
+def test_cross_attention_of_a_transformer_is_that_of_its_own_layers(
+    host: Any, reading: Any, tiny: Any, family: str
+) -> None:
+    """The text is as long as the image here: 30 tokens. The expected maps are plain loops in float64."""
+    model, concept = small_model(tiny, family), tokens(tiny.WIDTH)
+    blocks = model.model.diffusion_model.blocks
+    seen: list[torch.Tensor] = []
+    name, heads = ("norm_q", "num_heads") if family == "wan" else ("q_norm", "n_heads")
+    handles = [
+        getattr(block.cross_attn, name).register_forward_hook(lambda m, i, out: seen.append(out.clone()))
+        for block in blocks
+    ]
+    positive = [[tiny.tiny_conditioning(1)[0][0][:, :30], {}]]
+    try:
+        sample(tiny, model, positive=positive, cfg=1.0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    expected = []
+    for block, queries in zip(blocks, seen):
+        attention, rows = block.cross_attn, concept.embeddings[None]
+        if family == "wan":
+            keys = attention.norm_k(attention.k(model.model.diffusion_model.text_embedding(rows)))
+        else:
+            keys = attention.k_norm(attention.k_proj(rows).unflatten(-1, (attention.n_heads, -1)))
+        count = getattr(attention, heads)
+        q, k = (t.double().reshape(t[0].numel() // 96, count, -1) for t in (queries, keys))
+        scores = [(q[:, h] @ k[:, h].T / q.shape[-1] ** 0.5).softmax(-1) for h in range(count)]
+        expected.append(torch.stack(scores).mean(0).T.reshape(1, 3, 5, 6))
+    mean = torch.stack(expected).mean(0)
+    mean = torch.nn.functional.interpolate(mean, size=(10, 12), mode="bilinear", align_corners=False)
+    reader = reading.Reader(concept)
+    sample(tiny, reading.attach(model, reader), positive=positive, cfg=1.0)
+    assert reader.seen[0] is not None
+    torch.testing.assert_close(reader.seen[0][0].double(), mean, atol=1e-5, rtol=1e-4)
+
+
+def test_every_frame_of_a_video_has_its_own_map(host: Any, reading: Any, tiny: Any) -> None:
+    model = small_model(tiny, "hunyuan_video")
+    reader = reading.Reader(tokens(tiny.WIDTH))
+    clips = {"batch": 2, "frames": 3, "steps": 2}
+    plain = sample(tiny, model, **clips)
+    assert torch.equal(sample(tiny, reading.attach(model, reader), **clips), plain)
+    assert reader.seen[0] is not None and reader.seen[0][0].shape == (6, 3, 10, 12)
+    assert len({float(of_frame.sum()) for of_frame in reader.seen[0][0][:, 0]}) == 6
+    always = tokens(tiny.WIDTH, rows=2, calibration=MapCalibration(0.011))
+    left = torch.zeros(1, 10, 12)
+    left[..., :6] = 1
+    safety = tiny.tiny_conditioning(3)
+    settings = {"coverage": 1.01, "start_sigma": 1000.0, "mask": left, "look_first": True}
+    found = sample(tiny, guarded(model, always, safety, **settings), **clips)
+    assert torch.equal(found[..., 6:], plain[..., 6:])
+    assert all(not torch.equal(found[:, :, t, :, :6], plain[:, :, t, :, :6]) for t in range(3))
+
+
+def test_regional_prompts_have_their_maps_at_their_places(host: Any, reading: Any, tiny: Any) -> None:
+    """With a frame dimension too. The right half has a prompt of its own."""
+    for family in ("flux", "qwen_image"):
+        model = small_model(tiny, family)
+        height, width = noise_for(tiny, model, 1).shape[-2:]
+        (first, options), (second, _) = tiny.tiny_conditioning(1)[0], tiny.tiny_conditioning(4)[0]
+        areas = [(first, 0, 6), (second, 6, width - 6)]
+        positive = [[text, {**options, "area": (height, w, 0, x), "strength": 1.0}] for text, x, w in areas]
+        reader, mirrored = reading.Reader(tokens(tiny.WIDTH)), reading.Reader(tokens(tiny.WIDTH))
+        plain = sample(tiny, model, positive=positive)
+        assert torch.equal(sample(tiny, reading.attach(model, reader), positive=positive), plain)
+        sample(tiny, reading.attach(model, mirrored), positive=positive[:1])
+        assert reader.seen[0] is not None and reader.seen[0][0].shape == (1, 3, height, width)
+        torch.testing.assert_close(reader.seen[0][0].sum(1), torch.ones(1, height, width))
+        assert mirrored.seen == [None] or not torch.equal(mirrored.seen[0][0], reader.seen[0][0])
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "qwen_image", "cosmos_predict2"])
 def test_the_detection_map_node_shows_maps_of_all_families(
     host: Any, reading: Any, tiny: Any, family: str
 ) -> None:
+    import tiny_transformers
+
     from safe_guidance.nodes.detect_and_guide import DAGDetectionMapNode
 
-    model = tiny.tiny_model(family)
+    model = small_model(tiny, family)
+    latents = noise_for(tiny, model, 2, seed=1)
     concept = tokens(reading.text_width(model), family=type(model.model.model_config).__name__)
     DAGDetectionMapNode.hidden = None
     mask, sheet, report = DAGDetectionMapNode.execute(
         model=model,
-        vae=tiny.tiny_vae(16),
+        vae=tiny.tiny_vae(16) if latents.ndim == 4 else tiny_transformers.tiny_video_vae(),
         guideline_tokens=concept,
         positive=tiny.tiny_conditioning(1),
-        samples={"samples": torch.randn(2, 16, *SIZE, generator=torch.Generator().manual_seed(1))},
+        samples={"samples": latents},
         sigmas="5, 1",
         seed=0,
     ).args
-    assert mask.shape == (2, 80, 104) and sheet.shape[0] == 2 and 0 <= mask.min() < mask.max() <= 1
+    assert (
+        mask.shape == (2, 8 * latents.shape[-2], 8 * latents.shape[-1])
+        and sheet.shape[0] == 2
+        and 0 <= mask.min() < mask.max() <= 1
+    )
     assert "sigma 5:" in report and "sigma 1:" in report
 
 

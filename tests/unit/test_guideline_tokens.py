@@ -138,6 +138,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an overlap of 3": (lambda p: broken(p, iou=3), "cannot be read"),
     "an overlap that is no number": (lambda p: broken(p, iou=float("nan")), "cannot be read"),
     "a number of 400 digits": (lambda p: broken(p, sigmas=[10**400]), "cannot be read"),
+    "a number of 5000 digits": (lambda p: described(p, '{"sigmas": [' + "9" * 5000 + "]}"), "cannot be read"),
     "numbers as texts": (lambda p: broken(p, sigmas=["1"]), "cannot be read"),
     "a truth value": (
         lambda p: broken(p, calibration={"threshold": True, "background": 0}),

@@ -242,6 +242,15 @@ def test_a_name_that_no_file_can_hold_is_replaced(tmp_path: Path) -> None:
     assert load(tmp_path / "a.safetensors").name == "a?b"
 
 
+def test_a_loaded_set_survives_the_truncation_of_its_file(tmp_path: Path) -> None:
+    """A file that was mapped into memory would end the process here."""
+    path = tmp_path / "a.safetensors"
+    save(from_images(images(9, 512, 512)), path)
+    loaded, expected = load(path), from_images(images(9, 512, 512)).content_hash
+    os.truncate(path, 0)
+    assert loaded.content_hash == expected
+
+
 def test_saving_needs_no_second_copy_of_the_set(tmp_path: Path) -> None:
     """A set may be larger than half of the memory, so its file is written image by image."""
     one = torch.zeros(1024, 1024, 3, dtype=torch.uint8)

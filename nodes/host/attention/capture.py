@@ -42,8 +42,9 @@ def attention_width(model: ModelPatcher) -> int:
     for name in layer_names(unet):
         return int(attention_layer(unet, name).to_k.in_features)
     raise ValueError(
-        f"This model ({family(model)}) has no separate cross-attention, so guideline tokens cannot be "
-        "detected in it. Use a Stable Diffusion 1.x, 2.x or SDXL model."
+        "Guideline tokens are learnt from the cross-attention of a UNet, and this model "
+        f"({family(model)}) has none. Make tokens for it with Guideline Tokens from Text, or learn them on "
+        "Stable Diffusion 1.x, 2.x or SDXL."
     )
 
 

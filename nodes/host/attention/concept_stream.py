@@ -75,10 +75,10 @@ class BlockCall:
         length = max(count, self.text) if keeps_text_length else count
         outputs: list[Tensor] = []
 
-        def attention(function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **others: Any) -> Tensor:
-            is_split = others.get("skip_reshape", False)
-            if _length(k, is_split) != length + 1:
-                return function(q, k, v, heads, **others)  # type: ignore[no-any-return]
+        def attention(function: Any, q: Tensor, k: Tensor, v: Tensor, *others: Any, **named: Any) -> Tensor:
+            heads, is_split = layout(*others, **named)
+            if token_count(k, is_split) != length + 1:
+                return function(q, k, v, *others, **named)  # type: ignore[no-any-return]
             own_q, own_k, own_v = (split(t, heads, is_split)[:, :, :count] for t in (q, k, v))
             outputs.append(concept_outputs(own_q, own_k, own_v, self.image.keys, self.image.values))
             return F.pad(outputs[-1], (0, 0, 0, length + 1 - count))
@@ -115,13 +115,13 @@ def note_block(
     other_override = options.get(OVERRIDE)
     seen: list[ImageAttention] = []
 
-    def attention(function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **others: Any) -> Tensor:
+    def attention(function: Any, q: Tensor, k: Tensor, v: Tensor, *others: Any, **named: Any) -> Tensor:
         if other_override is None:
-            out = function(q, k, v, heads, **others)
+            out = function(q, k, v, *others, **named)
         else:
-            out = other_override(function, q, k, v, heads, **others)
-        is_split = others.get("skip_reshape", False)
-        if _length(k, is_split) == text + image_length:
+            out = other_override(function, q, k, v, *others, **named)
+        heads, is_split = layout(*others, **named)
+        if token_count(k, is_split) == text + image_length:
             keys, values = (split(t, heads, is_split)[:, :, text:][:, :, image_part] for t in (k, v))
             seen.append(ImageAttention(keys, values, out[:, text:][:, image_part]))
         return out  # type: ignore[no-any-return]
@@ -137,6 +137,18 @@ def note_block(
     return result, BlockCall(name, cut, text, seen[-1], extra["original_block"])
 
 
+def layout(
+    heads: int,
+    mask: Any = None,
+    attn_precision: Any = None,
+    skip_reshape: bool = False,
+    *others: Any,
+    **named: Any,
+) -> tuple[int, bool]:
+    """Return the number of heads, and True if they are split already, of a call of the host's attention."""
+    return heads, skip_reshape
+
+
 def split(x: Tensor, heads: int, is_split: bool) -> Tensor:
     """Return (B, heads, N, d) of a tensor of that shape or, if not `is_split`, of (B, N, heads * d).
 
@@ -147,6 +159,6 @@ def split(x: Tensor, heads: int, is_split: bool) -> Tensor:
     return x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _length(x: Tensor, is_split: bool) -> int:
+def token_count(x: Tensor, is_split: bool) -> int:
     """Return the number of tokens of keys (B, heads, N, d) or (B, N, heads * d)."""
     return x.shape[2 if is_split else 1]

@@ -64,7 +64,7 @@ def detect(
         model: any model whose attention can be read.
         tokens: of the concept to detect.
         conditioning: of the images' captions.
-        latents: (N, C, h, w) in the VAE's latent space.
+        latents: (N, C, h, w) or (N, C, 1, h, w) in the VAE's latent space.
         sigmas: noise levels, as noise-to-signal ratios.
         seed: of the noise.
 
@@ -75,7 +75,7 @@ def detect(
         ValueError: the tokens are for another kind of model, or the latents are not those of images.
     """
     check_concepts(model, [tokens])
-    if latents.ndim != 4:
+    if latents.ndim not in (4, 5) or (latents.ndim == 5 and latents.shape[2] > 1):
         raise ValueError(
             "Detection maps are made of single images, not of videos. Connect the latent of an image."
         )

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import comfy.ldm.anima.model
+import comfy.ldm.krea2.model
+import comfy.ldm.lumina.model
 from comfy.model_patcher import ModelPatcher
 
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..engine.run import Run
 from .capture import Receiver, attention_width, family, layer_names, listen
+from .cross_capture import listen_to_cross_attention
+from .cross_families import cross_family
 from .joint_capture import ConceptMaps, JointReceiver, listen_jointly
 from .joint_families import joint_family
 from .map_collector import MapCollector
+
+ONE_STREAM = "text and image pass through the same layers as one sequence"
+UNREADABLE = {
+    comfy.ldm.lumina.model.NextDiT: ONE_STREAM,
+    comfy.ldm.krea2.model.SingleStreamDiT: ONE_STREAM,
+    comfy.ldm.anima.model.Anima: "an adapter inside the model makes its text embeddings",
+}
+"""Reasons by the host's class of a network whose attention cannot be read."""
 
 
 def text_width(model: ModelPatcher) -> int:
@@ -24,12 +37,15 @@ def text_width(model: ModelPatcher) -> int:
     joint = joint_family(network)
     if joint is not None:
         return joint.text_width(network)
+    cross = cross_family(network)
+    if cross is not None:
+        return cross.text_width(network)
     if next(layer_names(network), None) is not None:
         return attention_width(model)
     raise ValueError(
-        f"DAG cannot read where the attention of this model ({family(model)}) finds a concept. "
-        "Use Safe Denoiser or Safe Text Guidance (STG) on it, or a model whose attention can be read: Stable "
-        "Diffusion 1.x to 3.5, SDXL, Flux, Chroma, Qwen-Image or HunyuanVideo."
+        f"DAG cannot read the attention of this model ({family(model)}), because "
+        f"{UNREADABLE.get(type(network), 'the layout of its attention is not known')}. "
+        "Use Safe Denoiser or Safe Text Guidance (STG) on it."
     )
 
 
@@ -42,7 +58,11 @@ def check_concepts(model: ModelPatcher, concepts: Sequence[GuidelineTokens]) -> 
     width = text_width(model)
     network = model.model.diffusion_model
     joint = joint_family(network)
-    known = None if joint is None else {f"double.{i}" for i in range(joint.count(network))}
+    known = None
+    if joint is not None:
+        known = {f"double.{i}" for i in range(joint.count(network))}
+    elif cross_family(network) is not None:
+        known = {f"cross.{i}" for i in range(len(network.blocks))}
     for concept in concepts:
         concept.check_fits(family(model), width)
         if known is not None and not known.issuperset(concept.layers):
@@ -66,6 +86,9 @@ def listen_for_maps(
     """
     network = model.model.diffusion_model
     joint = joint_family(network)
+    if cross_family(network) is not None:
+        listen_to_cross_attention(model, collector_of)
+        return
     if joint is None:
 
         def receiver_of(run: Run) -> Receiver | None:

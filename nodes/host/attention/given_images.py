@@ -102,7 +102,7 @@ def evaluate_latents(
     Args:
         model: any model; corrections attached to it act as they do when sampling.
         correction_of: makes the correction for a batch, given as a slice of the images.
-        latents: (N, C, h, w) in VAE space.
+        latents: (N, C, h, w) or (N, C, 1, h, w) in VAE space.
         conditioning: the images' prompt as CONDITIONING, with one row for all images or one per image.
         sigmas: noise levels, as noise-to-signal ratios.
         seed: of the noise.

@@ -15,12 +15,13 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....guidance.detect_and_guide.concept_attention import output_maps
-from ..engine.correction import COND, KEY
+from ..engine.correction import KEY
 from ..engine.run import Run
 from .concept_stream import BlockCall, note_block
 from .joint_families import JointFamily, joint_family
-from .map_collector import MapCollector, Origin
-from .placement import PLACES, Places, locate_rows
+from .map_collector import MapCollector
+from .origins import Origin, positive_origins
+from .placement import locate_rows
 
 
 @dataclass
@@ -30,23 +31,17 @@ class JointForward:
     Attributes:
         family: what is known of the network's family.
         network: the host's network.
-        latent_size: (height, width) of the evaluated latent, or of the area if the conditioning has one.
         size: (frames, height, width) of the maps.
         timesteps: (B,) as the network gets them.
-        places: where the rows lie in the step's latents.
-        positive: the host's identifiers of the positive conditionings among them.
-        evaluation: number of the evaluation of the positive branch, which may take several model calls.
+        origins: the positive conditionings among them.
         streams: the concepts' text streams, if they have been started.
     """
 
     family: JointFamily
     network: Any
-    latent_size: tuple[int, int]
     size: tuple[int, int, int]
     timesteps: Tensor
-    places: Places
-    positive: frozenset[Any]
-    evaluation: int
+    origins: tuple[Origin, ...]
     streams: list[Tensor] = field(default_factory=list)
 
     def start(self, embeddings: Tensor, call: BlockCall) -> Tensor:
@@ -131,25 +126,16 @@ def listen_jointly(
 
 def _forward(base: Any, run: Run, x: Tensor, t: Tensor, options: dict[str, Any]) -> JointForward | None:
     """Return the forward that begins, None if it evaluates no positive conditioning of the guider."""
-    own, places = run.own_call, options.get(PLACES)
-    if own is None or places is None or COND not in own.conds:
-        return None
-    positive = {entry["uuid"] for entry in own.conds[COND]} & places.rows.keys()
-    network = base.diffusion_model
+    network, origins = base.diffusion_model, positive_origins(run, x, options)
     family = joint_family(network)
-    if family is None or not positive:
+    if family is None or not origins:
         return None
-    latent_size = (x.shape[-2], x.shape[-1])
-    frames = x.shape[2] if x.ndim == 5 else 1
     return JointForward(
         family=family,
         network=network,
-        latent_size=latent_size,
-        size=(frames, *family.map_size(network, latent_size)),
+        size=(x.shape[2] if x.ndim == 5 else 1, *family.map_size(network, origins[0].latent_size)),
         timesteps=base.process_timestep(base.model_sampling.timestep(t).float(), x=x),
-        places=places,
-        positive=frozenset(positive),
-        evaluation=own.number,
+        origins=origins,
     )
 
 
@@ -175,8 +161,6 @@ class ConceptMaps:
             layers = concept.layers or forward.family.read_blocks(forward.network)
             if outputs is None or call.name not in layers:
                 continue
-            for uuid in forward.positive:
-                rows = forward.places.rows[uuid].to(outputs.device)
-                maps = forward.maps(outputs[rows], call.image.outputs[rows])
-                origin = Origin(uuid, forward.places, forward.evaluation, forward.latent_size)
+            for origin in forward.origins:
+                maps = forward.maps(origin.of(outputs), origin.of(call.image.outputs))
                 self.collector.add(origin, index, call.name, maps)

@@ -13,27 +13,11 @@ from ....guidance.detect_and_guide.attention_maps import FACTORS, average_over_l
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens
 from ..engine.correction import COND, Step
 from .capture import LayerCall, reads
+from .origins import Origin
 from .placement import Places
 
 LEAST_COVERED = 0.98
 """Share of the positive branch's positions that must be heard for a detection."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Origin of token maps: a conditioning in one model call.
-
-    Attributes:
-        uuid: the host's identifier of the conditioning.
-        places: where the rows of the model call lie in the step's latents.
-        evaluation: number of the evaluation of the positive branch.
-        latent_size: (height, width) of the evaluated latents.
-    """
-
-    uuid: Any
-    places: Places
-    evaluation: int
-    latent_size: tuple[int, int]
 
 
 @dataclass
@@ -129,12 +113,11 @@ def _put_together(
     if not others and piece.is_whole and not entries[0].keys() & {"area", "mask"}:
         return first
     assert first is not None
-    timestep = step.x.new_full((len(step.x),), step.sigma)
     total = first.new_zeros(len(step.x), first.shape[1], *step.x.shape[-2:])
     weights, expected = total[:, :1].clone(), total[:, :1].clone()
     for entry, of_entry in zip(entries, averaged):
         maps, heard = _placed(of_entry, total)
-        weight = _weight(entry, step, timestep, total)
+        weight = _weight(entry, step).to(total)
         total += weight * heard * maps
         weights += weight * heard
         expected += weight
@@ -165,11 +148,14 @@ def _placed(of_entry: list[tuple[Tensor | None, _Piece]], like: Tensor) -> tuple
     return mean, (count > 0).to(like).view(shape).movedim(-1, 1)
 
 
-def _weight(entry: dict[str, Any], step: Step, timestep: Tensor, like: Tensor) -> Tensor:
-    """Return the host's weight of a conditioning at every position, (B, 1, h, w)."""
-    weight = torch.zeros_like(like[:, :1])
-    prepared = comfy.samplers.get_area_and_mult(entry, step.x, timestep)
+def _weight(entry: dict[str, Any], step: Step) -> Tensor:
+    """Return the host's weight of a conditioning at every position, (F, 1, h, w)."""
+    weight = torch.zeros_like(step.latent[:, :1])
+    timestep = step.latent.new_full((len(step.latent),), step.sigma)
+    prepared = comfy.samplers.get_area_and_mult(entry, step.latent, timestep)
     if prepared is not None:
-        height, width, top, left = prepared.area or (*step.x.shape[-2:], 0, 0)
-        weight[..., top : top + height, left : left + width] = prepared.mult[:, :1].to(like)
-    return weight
+        part, dims = weight, step.latent.ndim - 2
+        for dim, size in enumerate((prepared.area or ())[:dims]):
+            part = part.narrow(dim + 2, prepared.area[dims + dim], size)
+        part.copy_(prepared.mult[:, :1])
+    return step.frames.images(weight)

@@ -33,7 +33,8 @@ class Places:
     Attributes:
         rows: by the host's identifier of a conditioning, the numbers of its rows in the batch, (R,).
         positions: by the same identifier, (R, h, w) where each value of the rows lies in the step's latents
-            (B, h, w), flattened; -1 where that is not known.
+            (B, h, w), flattened; -1 where that is not known. Latents with frames have (R * T, h, w) values,
+            in (B, T, h, w).
         is_whole: True if every conditioning's rows are the step's latents, all of them in order.
     """
 
@@ -70,19 +71,32 @@ def _apply_model(
 
 
 def _places(call: OwnCall, x: Tensor, context: Tensor | None, options: Mapping[str, Any]) -> Places:
-    """Return the places of the rows of x (N, C, h, w) that belong to the call's conditionings."""
-    inside = _positions_of(call)  # (B, h, w) of the call's latents
+    """Return the places of the rows of x (N, C, [T,] h, w) that belong to the call's conditionings."""
+    inside = _positions_of(call)  # (B, [T,] h, w) of the call's latents
     whole = _in_order(call, x, options)
     if whole is None:
         return _found_by_content(call, x, context, inside)
     rows, areas = whole
-    positions = {uuid: inside[:, top : top + h, left : left + w] for uuid, (h, w, top, left) in areas.items()}
-    covers = all(area == (*inside.shape[-2:], 0, 0) for area in areas.values())
+    positions = {uuid: _frames(_cut(inside, area)) for uuid, area in areas.items()}
+    covers = all(_cut(inside, area).shape == inside.shape for area in areas.values())
     return Places(rows, positions, covers and call.window is None)
 
 
+def _cut(positions: Tensor, area: tuple[int, ...]) -> Tensor:
+    """Return an area of positions (B, [T,] h, w), given by its sizes and then its starts."""
+    dims = len(area) // 2
+    for dim, (size, start) in enumerate(zip(area[:dims], area[dims:]), start=1):
+        positions = positions.narrow(dim, start, size)
+    return positions
+
+
+def _frames(values: Tensor) -> Tensor:
+    """Return values (B, T, h, w) of latents with frames as (B * T, h, w), others as they are."""
+    return values.flatten(0, 1) if values.ndim == 4 else values
+
+
 def _positions_of(call: OwnCall) -> Tensor:
-    """Return where the call's latents lie in the step's, (B, h, w)."""
+    """Return where the call's latents lie in the step's, (B, [T,] h, w)."""
     batch, _, *size = call.step_shape
     positions = torch.arange(batch * math.prod(size)).view(batch, 1, *size)
     if call.window is not None:
@@ -93,8 +107,8 @@ def _positions_of(call: OwnCall) -> Tensor:
 
 def _in_order(
     call: OwnCall, x: Tensor, options: Mapping[str, Any]
-) -> tuple[dict[Any, Tensor], dict[Any, tuple[int, int, int, int]]] | None:
-    """Return rows and areas (height, width, top, left) of the call's entries, as the host stacks them.
+) -> tuple[dict[Any, Tensor], dict[Any, tuple[int, ...]]] | None:
+    """Return rows and areas (sizes, then starts) of the call's entries, as the host stacks them.
 
     Returns None if the rows hold something else than the host put there.
     """
@@ -112,14 +126,18 @@ def _in_order(
         if prepared is None or not _equal(x[part], prepared.input_x):
             return None
         rows[uuid] = torch.arange(part.start, part.stop)
-        areas[uuid] = tuple(prepared.area or (*call.x.shape[-2:], 0, 0))
+        dims = call.x.shape[2:]
+        areas[uuid] = tuple(prepared.area or (*dims, *[0] * len(dims)))
     return rows, areas
 
 
 def _found_by_content(call: OwnCall, x: Tensor, context: Tensor | None, inside: Tensor) -> Places:
     """Return the places of tiles, by the values of their latents and of their text embeddings."""
-    local, samples = positions_in(x.cpu(), call.x.cpu())
-    positions = torch.where(local >= 0, inside.flatten()[local.clamp_min(0)], -1)  # (N, h, w)
+    frames = x.shape[2] if x.ndim == 5 else 1
+    local, found = positions_in(_images(x.cpu()), _images(call.x.cpu()))
+    samples = found[::frames] // (call.x.shape[2] if x.ndim == 5 else 1)
+    positions = torch.where(local >= 0, inside.flatten()[local.clamp_min(0)], -1)  # (N * T, h, w)
+    positions = positions.unflatten(0, (len(x), frames))
     rows: dict[Any, Tensor] = {}
     left = torch.ones(len(x), dtype=torch.bool)
     for entry in _entries(call):
@@ -127,7 +145,12 @@ def _found_by_content(call: OwnCall, x: Tensor, context: Tensor | None, inside: 
         if bool(mine.any()):
             rows[entry["uuid"]] = mine.nonzero()[:, 0]
             left &= ~mine
-    return Places(rows, {uuid: positions[of_uuid] for uuid, of_uuid in rows.items()}, False)
+    return Places(rows, {uuid: _frames(positions[of_uuid]) for uuid, of_uuid in rows.items()}, False)
+
+
+def _images(latents: Tensor) -> Tensor:
+    """Return latents (B, C, T, h, w) as images (B * T, C, h, w), others as they are."""
+    return latents.movedim(2, 1).flatten(0, 1) if latents.ndim == 5 else latents
 
 
 def positions_in(tiles: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,6 @@ class DetectAndGuideCorrection(Correction):
         listen_for_maps(model, self.concepts, collector_of)
 
     def begin(self, context: RunContext) -> DetectionState:
-        context.require_images(self.name)
         mask = None
         if self.mask is not None:
             mask = F.interpolate(self.mask[:1, None].float(), size=context.image_shape[-2:], mode="area")
