@@ -546,7 +546,7 @@ def test_a_style_stays_found_in_the_next_part(host: Any, four_and_what_is_fine: 
 
 def test_a_set_of_nothing_but_fine_images_is_refused(host: Any) -> None:
     model = protect(host, from_images(torch.rand(2, 64, 64, 3), torch.zeros(2, 64, 64)))
-    with pytest.raises(ValueError, match="Combine them with unwanted ones"):
+    with pytest.raises(ValueError, match="Paint a mask on what is unwanted"):
         host.sample(model, host.text(STAR))
 
 
