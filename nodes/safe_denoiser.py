@@ -13,7 +13,7 @@ from .host.engine.hooks import trace_of
 from .host.engine.ksampler import sample
 from .io_types import SafetyTraceType
 from .model_inputs import model_input, prompt_inputs
-from .safe_denoiser_inputs import protect, settings_inputs
+from .safe_denoiser_inputs import protect, settings_inputs, use_input
 from .shared_inputs import (
     changing_seed_input,
     mask_input,
@@ -43,6 +43,7 @@ class SafeDenoiserNode(io.ComfyNode):
                 *reference_inputs(),
                 *settings_inputs(),
                 mask_input(),
+                use_input(),
             ],
             outputs=[io.Model.Output()],
         )
@@ -90,6 +91,7 @@ class SafeDenoiserSamplerNode(io.ComfyNode):
                 ),
                 *settings_inputs(),
                 mask_input(),
+                use_input(),
             ],
             outputs=[
                 io.Latent.Output(),

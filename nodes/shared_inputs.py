@@ -220,8 +220,9 @@ def sigma_window(start_sigma: float, end_sigma: float = 0.0) -> SigmaWindow:
 
 def take_window(model: ModelPatcher, values: dict[str, Any]) -> SigmaWindow:
     """Take start_sigma, end_sigma and `window_inputs` out of a node's values and return their window."""
-    of_window = ("window", "start_sigma", "end_sigma", "start_percent", "end_percent")
-    window, start_sigma, end_sigma, start_percent, end_percent = (values.pop(name) for name in of_window)
+    window = values.pop("window")
+    start_sigma, end_sigma = values.pop("start_sigma"), values.pop("end_sigma")
+    start_percent, end_percent = values.pop("start_percent"), values.pop("end_percent")
     if window == BY_PERCENT:
         return percent_window(model, start_percent, end_percent)
     if window == BY_SIGMA:

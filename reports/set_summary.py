@@ -9,12 +9,13 @@ from torch import Tensor
 from ..formats.image_files import Skipped
 from ..formats.negation_set import NegationSet, without_duplicates
 from ..guidance.core.references import References
-from ..guidance.safe_denoiser.settings import SafeDenoiserSettings
+from ..guidance.safe_denoiser.uses import NEAR_COPIES, STYLE, SUBJECT, MaskCounts, automatic_values
 from .set_statistics import NEAR_DUPLICATE, set_statistics
 
-DEFAULTS = SafeDenoiserSettings()
 ENOUGH_MASKED = 64
 """Sets of 16, 32, 64 and 96 masked images change 10, 4, 2 and 0 of 24 harmless images of the demo model."""
+ENOUGH_STYLED, ENOUGH_NEUTRAL = 4, 12
+"""Images that define a style on the demo model, beside neutral images."""
 SIZES_SHOWN = 4
 
 
@@ -26,15 +27,16 @@ def summarize(negation_set: NegationSet, references: References | None) -> str:
         references: its images as they are compared; None leaves the similarities out, as for a single image.
     """
     unique = len(without_duplicates(negation_set))
+    counts = MaskCounts.of(None if mask is None else mask > 127 for mask in negation_set.masks)
     lines = [
         f"{negation_set.name or 'unnamed'}: {len(negation_set)} images ({unique} different), "
         f"{_sizes(negation_set)} pixels",
-        _masks(negation_set),
+        *_use(counts),
         f"source: {negation_set.source or 'not stated'}",
         f"licence: {negation_set.licence or 'not stated'}",
         f"hash: {negation_set.content_hash[:16]}",
     ]
-    return "\n".join([*lines, *([] if references is None else _similarities(references))])
+    return "\n".join([*lines, *([] if references is None else _similarities(references, counts))])
 
 
 def _sizes(negation_set: NegationSet) -> str:
@@ -43,29 +45,59 @@ def _sizes(negation_set: NegationSet) -> str:
     return f"{shown} and others" if len(sizes) > SIZES_SHOWN else shown
 
 
-def _masks(negation_set: NegationSet) -> str:
-    """Describe the masks, which decide how Safe Denoiser uses the set in calibrated mode."""
-    shares = [1.0 if mask is None else (mask > 127).float().mean().item() for mask in negation_set.masks]
-    empty = sum(share == 0 for share in shares)
-    subjects = sum(0 < share < 1 for share in shares)
-    if subjects:
-        few = f"; with fewer than about {ENOUGH_MASKED}, harmless images change too"
-        line = f"masks: {subjects} mark a subject, which is searched for at every position"
-        return line + few if subjects < ENOUGH_MASKED else line
-    if 0 < empty < len(shares):
-        return f"masks: {empty} empty (neutral references); the other {len(shares) - empty} define a style"
-    return "masks: none that mark a subject; whole images are compared"
+def _use(counts: MaskCounts) -> list[str]:
+    """Describe what the set can be used for in Safe Denoiser, and what it lacks for that."""
+    kinds = f"{counts.marked} mark a subject, {counts.neutral} are empty (neutral images)"
+    masks = f"masks: {kinds}, {counts.whole} images are unwanted as a whole"
+    if not counts.marked and not counts.whole:
+        return [masks, "use: none yet, because nothing is marked as unwanted. Add images of what is unwanted"]
+    explained = {
+        SUBJECT: "which Safe Denoiser searches for at every position",
+        STYLE: "which Safe Denoiser recognises by its texture, whatever the image shows",
+        NEAR_COPIES: "Safe Denoiser compares whole images; one image is enough",
+    }
+    lines = [masks, f"use: {counts.use}, {explained[counts.use]}"]
+    return lines + [f"to do: {advice}" for advice in _lacks(counts)]
 
 
-def _similarities(references: References) -> list[str]:
-    found = set_statistics(references, DEFAULTS.temperature)
+def _lacks(counts: MaskCounts) -> list[str]:
+    """Return what to add to the set, a sentence each; none when it has enough for its use."""
+    if counts.use == SUBJECT:
+        missing = ENOUGH_MASKED - counts.marked - counts.neutral
+        advice = (
+            f"add about {missing} images without it (with empty masks), or further masked ones: with fewer "
+            f"than about {ENOUGH_MASKED} images, harmless images change too"
+        )
+        return [advice] if missing > 0 else []
+    if counts.use == NEAR_COPIES:
+        return [
+            f"for a subject at any position, paint masks on it; for a style, add about {ENOUGH_NEUTRAL} "
+            "images without it, with empty masks"
+        ]
+    found = []
+    if counts.whole < ENOUGH_STYLED:
+        found.append(f"add about {ENOUGH_STYLED - counts.whole} images in the style")
+    if counts.neutral < ENOUGH_NEUTRAL:
+        missing = ENOUGH_NEUTRAL - counts.neutral
+        found.append(f"add about {missing} images without the style, with empty masks")
+    return found
+
+
+def _similarities(references: References, counts: MaskCounts) -> list[str]:
+    values = automatic_values(MaskCounts(0, len(references), 0), NEAR_COPIES, "calibrated")
+    found = set_statistics(references, values.temperature)
     pairs = ", ".join(f"{first + 1} and {second + 1} ({value:.2f})" for value, first, second in found.closest)
-    return [
+    lines = [
         f"similarity of two images: {found.mean_similarity:.2f} on average of {found.compared} "
         "(0 unrelated, 1 the same)",
         f"near duplicates (above {NEAR_DUPLICATE}): {found.near_duplicates} pairs; closest: {pairs}",
+    ]
+    if counts.use != NEAR_COPIES:
+        return lines
+    return [
+        *lines,
         f"calibration: an image resembles the others at {found.typical:.3f}; with threshold "
-        f"{DEFAULTS.threshold:g}, Safe Denoiser acts from {DEFAULTS.threshold * found.typical:.3f}",
+        f"{values.threshold:g} (automatic), Safe Denoiser acts from {values.threshold * found.typical:.3f}",
     ]
 
 

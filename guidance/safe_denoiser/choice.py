@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..core.references import References
 from .exact import ExactComparison
 from .interface import Comparison
 from .local import LocalComparison
 from .official import OfficialComparison
-from .patch_posterior import build_patch_library, marks_subject
+from .patch_posterior import build_patch_library
 from .settings import Mode, SafeDenoiserSettings
 from .style import StyleComparison
-from .style_posterior import build_style_library, marks_style
+from .style_posterior import build_style_library
 from .tempered import TemperedComparison
+from .uses import STYLE, SUBJECT, MaskCounts
 from .whole_image import WholeImageComparison
 
 
 def choose_comparison(references: References, settings: SafeDenoiserSettings) -> Comparison:
     """Return the comparison of the settings' mode, with what it computes from the references.
 
-    In calibrated mode, masks that mark parts of images mark a subject, which is searched at every position.
-    Empty masks mark neutral images; the other images then define a style. Without masks images are compared
-    as a whole.
+    In calibrated mode with automatic use, masks that mark parts of images mark a subject, which is searched
+    at every position. Empty masks mark neutral images; the other images then define a style. Without masks
+    images are compared as a whole. A use that is named is taken, and near-copies then ignore masks.
 
     Raises:
-        ValueError: the masks mark nothing, or nothing that can be seen at this size.
+        ValueError: the masks mark nothing, or nothing that can be seen at this size; or the set does not hold
+            what the named use needs.
     """
     if references.regions is not None and not bool((references.regions > 0.5).any()):
         raise ValueError(
@@ -40,12 +43,23 @@ def choose_comparison(references: References, settings: SafeDenoiserSettings) ->
 
 def _calibrated(references: References, settings: SafeDenoiserSettings) -> Comparison:
     regions = references.regions
-    if regions is not None and marks_subject(regions):
-        library = build_patch_library(references.read(slice(None)), regions.float(), settings.temperature)
-        return LocalComparison(library, settings)
-    if regions is not None and marks_style(regions):
-        return StyleComparison(build_style_library(references.read(slice(None)), regions.float()), settings)
-    return WholeImageComparison(references, settings)
+    use = MaskCounts.of_regions(regions, len(references)).chosen(settings.use)
+    if regions is None or use not in (SUBJECT, STYLE):
+        return WholeImageComparison(_without_neutral(references), settings)
+    latents = references.read(slice(None))
+    if use == SUBJECT:
+        return LocalComparison(build_patch_library(latents, regions.float(), settings.temperature), settings)
+    return StyleComparison(build_style_library(latents, regions.float()), settings)
+
+
+def _without_neutral(references: References) -> References:
+    """Return the references without those whose masks are empty: nothing keeps away from them."""
+    if references.regions is None:
+        return references
+    unwanted = (references.regions > 0.5).flatten(1).any(1)
+    if bool(unwanted.all()):
+        return references
+    return replace(references, latents=references.latents[unwanted], regions=None)
 
 
 CHOICES: dict[Mode, Callable[[References, SafeDenoiserSettings], Comparison]] = {

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .patch_posterior import marks_subject
-from .settings import SafeDenoiserSettings
-from .style_posterior import marks_style
-
-FEWEST_MASKED = 60
-"""Masked images with which nearly all harmless images stayed correct on the demo model: 22 of 24 with 64."""
+from .settings import FEWEST_MASKED, SafeDenoiserSettings
+from .uses import STYLE, SUBJECT, MaskCounts
 
 LATEST_END = 1.0
 """A window that ends at more noise leaves the subject to be drawn again, or a style undisturbed."""
@@ -46,17 +42,19 @@ def mismatches(regions: Tensor | None, settings: SafeDenoiserSettings) -> list[s
                 f"Mode {settings.mode} ignores masks and keeps away from whole images, also from neutral "
                 "ones. Choose calibrated."
             )
-    elif marks_subject(regions):
-        marked = int((inside.any(1) & ~inside.all(1)).sum())
+        return found
+    counts = MaskCounts.of_regions(regions)
+    use = counts.chosen(settings.use)
+    if use == SUBJECT:
         found += _whole_image_settings(settings, "with masks", end=0.15)
-        if marked < FEWEST_MASKED:
+        if counts.marked < FEWEST_MASKED:
             found.append(
-                f"The set has {marked} masked images: with fewer than {FEWEST_MASKED}, harmless images "
-                "change too. Add images or raise the threshold."
+                f"The set has {counts.marked} masked images: with fewer than {FEWEST_MASKED}, harmless "
+                "images change too. Add images or raise the threshold."
             )
-    elif marks_style(regions):
+    elif use == STYLE:
         found += _whole_image_settings(settings, "for a style", end=0.0)
-        if settings.window.high > EARLY_STYLE:
+        if settings.window.high > EARLY_STYLE and "start_sigma" not in settings.automatic:
             found.append("An early start bends shapes. For a style set start_sigma to 1.5.")
     return found
 
@@ -64,7 +62,7 @@ def mismatches(regions: Tensor | None, settings: SafeDenoiserSettings) -> list[s
 def _whole_image_settings(settings: SafeDenoiserSettings, purpose: str, end: float) -> list[str]:
     """Return the settings that suit sets without masks only."""
     wrong = []
-    if settings.window.low > LATEST_END:
+    if settings.window.low > LATEST_END and "end_sigma" not in settings.automatic:
         wrong.append((f"end_sigma {settings.window.low:g} stops too early", f"end_sigma to {end:g}"))
     if 0 < settings.strength < WEAK:
         wrong.append((f"strength {settings.strength:g} replaces only a part", "strength to 1"))

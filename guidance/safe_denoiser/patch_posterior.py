@@ -78,14 +78,6 @@ class PatchLibrary:
         return replace(self, **tensors)
 
 
-def marks_subject(regions: Tensor | None) -> bool:
-    """Return whether masks (N, 1, h, w) mark a subject: some image is unwanted in part."""
-    if regions is None:
-        return False
-    inside = regions.flatten(1) > 0.5
-    return bool((inside.any(1) & ~inside.all(1)).any())
-
-
 def build_patch_library(latents: Tensor, regions: Tensor, temperature: float) -> PatchLibrary:
     """Describe the windows of masked images.
 

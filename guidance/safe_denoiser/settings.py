@@ -13,6 +13,14 @@ from ..core.noise_level import SigmaWindow
 
 Mode = Literal["calibrated", "exact", "tempered", "official"]
 Anchor = Literal["prediction", "unconditional"]
+Use = Literal["near-copies", "a subject anywhere", "a style"]
+"""What a negation set is used for: copies of whole images, what masks mark, or how images are drawn."""
+
+AUTOMATIC = "automatic"
+"""The use that the set's masks say."""
+
+FEWEST_MASKED = 60
+"""Masked images with which nearly all harmless images stayed correct on the demo model: 22 of 24 with 64."""
 
 OFFICIAL_WINDOW = SigmaWindow(low=4.67)
 """DDPM timesteps 780 to 1000 of Stable Diffusion 1.x, the window of the paper's text-to-image experiments."""
@@ -37,6 +45,8 @@ class SafeDenoiserSettings:
             `published_delta`.
         anchor: the prediction that is compared and pushed away: the guider's own after CFG (the published
             code), or the unconditional one inside CFG (the paper's Eq. 8).
+        use: calibrated mode, a `Use` or `AUTOMATIC`.
+        automatic: names of the settings whose values were not set by hand, for messages.
     """
 
     mode: Mode = "calibrated"
@@ -48,6 +58,8 @@ class SafeDenoiserSettings:
     effective_dimensions: int = 256
     kappa: float = 6.45
     anchor: Anchor = "prediction"
+    use: Use | Literal["automatic"] = "automatic"
+    automatic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

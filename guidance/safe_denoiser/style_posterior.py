@@ -82,14 +82,6 @@ class StyleLibrary:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def marks_style(regions: Tensor | None) -> bool:
-    """Return whether masks (N, 1, h, w) define a style: some images are all unwanted, others all neutral."""
-    if regions is None:
-        return False
-    inside = regions.flatten(1) > 0.5
-    return bool(inside.all(1).any()) and not bool(inside.any(1).all())
-
-
 def build_style_library(latents: Tensor, regions: Tensor) -> StyleLibrary:
     """Estimate the style of the unwanted images against the neutral ones.
 

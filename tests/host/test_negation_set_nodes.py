@@ -230,23 +230,35 @@ def test_preview_and_look_up(host: Any, with_vae: bool) -> None:
         1
     ].startswith("image 2: reference 4 at")
     assert highest == pytest.approx(1, abs=1e-3) and sheet.shape[0] == 1
-    assert PreviewNegationSetNode.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 4
+    assert PreviewNegationSetNode.execute(from_images(images[:1]), 64, vae).args[1].count("\n") == 6
 
 
-def test_preview_says_what_masks_mean_and_when_they_are_few() -> None:
+def test_preview_says_what_a_set_can_do_and_what_it_lacks() -> None:
     mask = torch.zeros(1, 16, 16)
     mask[:, 4:8, 4:8] = 1
-    few, enough = (summarize(from_images(torch.rand(count, 16, 16, 3), mask), None) for count in (63, 64))
-    assert (
-        "masks: 63 mark a subject, which is searched for at every position; with fewer than about 64" in few
+
+    def said(*sets: NegationSet) -> str:
+        return summarize(combined(sets), None)
+
+    def whole(count: int) -> NegationSet:
+        return from_images(torch.rand(count, 16, 16, 3))
+
+    def with_masks(count: int, mask: torch.Tensor = mask) -> NegationSet:
+        return from_images(torch.rand(count, 16, 16, 3), mask)
+
+    few = said(with_masks(24))
+    assert "masks: 24 mark a subject, 0 are empty (neutral images), 0 images are unwanted as a whole" in few
+    assert "use: a subject anywhere" in few and "to do: add about 40 images without it" in few
+    assert "to do" not in said(with_masks(64)) and "to do" not in said(
+        with_masks(24), with_masks(40, 0 * mask)
     )
-    assert "masks: 64 mark a subject, which is searched for at every position\n" in enough
-    whole = from_images(torch.rand(2, 16, 16, 3))
-    assert "masks: none that mark a subject; whole images are compared" in summarize(whole, None)
-    fine = from_images(torch.rand(3, 16, 16, 3), torch.zeros(1, 16, 16))
-    assert "masks: 3 empty (neutral references); the other 2 define a style" in summarize(
-        combined([whole, fine]), None
-    )
+    assert "use: near-copies" in said(whole(2))
+    assert "to do: for a subject at any position, paint masks" in said(whole(2))
+    style = said(whole(3), with_masks(2, 0 * mask))
+    assert "use: a style" in style
+    assert "to do: add about 1 images in the style" in style and "add about 10 images without" in style
+    assert "to do" not in said(whole(4), with_masks(12, 0 * mask))
+    assert "use: none yet" in said(with_masks(3, 0 * mask))
 
 
 def test_encoding_tells_its_progress(host: Any) -> None:

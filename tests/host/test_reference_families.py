@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safe_denoiser_values import WHOLE_IMAGES
 
 from safe_guidance.formats.negation_set import NegationSet, from_images
 
@@ -39,7 +40,13 @@ def safe_denoiser(model: Any, vae: Any, negation_set: NegationSet, **settings: A
         if getattr(i, "default", None) is not None
     }
     # The closest of many references, so that some similarity is above zero.
-    eager = {"threshold": 0.0, "temperature": 0.005, "augmentation": "flip, crops and shifts", **settings}
+    eager = {
+        **WHOLE_IMAGES,
+        "threshold": 0.0,
+        "temperature": 0.005,
+        "augmentation": "flip, crops and shifts",
+        **settings,
+    }
     return SafeDenoiserNode.execute(
         model=model, vae=vae, negation_set=negation_set, **{**defaults, **eager}
     ).args[0]

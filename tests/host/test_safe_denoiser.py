@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safe_denoiser_values import WHOLE_IMAGES
 
 from demo_prompts import STAR
 from safe_guidance.formats.negation_set import NegationSet, from_images
@@ -21,7 +22,7 @@ OTHERS = (
 
 
 def protect(host: Any, negation_set: NegationSet, vae: Any = None, **settings: Any) -> Any:
-    """Apply Safe Denoiser's node to the demo model, with its defaults unless told otherwise."""
+    """Apply Safe Denoiser's node to the demo model, with settings for whole images unless told otherwise."""
     from safe_guidance.nodes.safe_denoiser import SafeDenoiserNode
 
     defaults = {
@@ -30,7 +31,10 @@ def protect(host: Any, negation_set: NegationSet, vae: Any = None, **settings: A
         if getattr(i, "default", None) is not None
     }
     return SafeDenoiserNode.execute(
-        model=host.model, vae=vae or host.vae, negation_set=negation_set, **{**defaults, **settings}
+        model=host.model,
+        vae=vae or host.vae,
+        negation_set=negation_set,
+        **{**defaults, **WHOLE_IMAGES, **settings},
     ).args[0]
 
 
@@ -542,7 +546,7 @@ def test_a_style_stays_found_in_the_next_part(host: Any, four_and_what_is_fine: 
 
 def test_a_set_of_nothing_but_fine_images_is_refused(host: Any) -> None:
     model = protect(host, from_images(torch.rand(2, 64, 64, 3), torch.zeros(2, 64, 64)))
-    with pytest.raises(ValueError, match="Combine them with unwanted ones"):
+    with pytest.raises(ValueError, match="Paint a mask on what is unwanted"):
         host.sample(model, host.text(STAR))
 
 

@@ -173,7 +173,7 @@ def test_the_sampler_node_gives_its_trace(host: Any, traces: Any) -> None:
         host.empty_latent(),
         host.vae,
         negation_set,
-        **{**chosen, "strength": 1.0},
+        **{**chosen, "strength": 1.0, "end_sigma": 4.67, "threshold": 0.4, "temperature": 0.1},
     ).args
     assert len(trace.sigmas) == 4 and 0 < len(trace.records) < 4
 

@@ -20,7 +20,6 @@ from safe_guidance.guidance.safe_denoiser.patch_posterior import (
     PatchLibrary,
     _ranks,
     build_patch_library,
-    marks_subject,
     patch_log_odds,
 )
 from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
@@ -242,9 +241,7 @@ def test_an_image_without_a_region_is_a_neutral_reference() -> None:
     assert bool(taught.outside[-1].all())
 
 
-def test_masks_that_mark_no_subject_are_recognised() -> None:
-    assert marks_subject(REGIONS) and not marks_subject(None)
-    assert not marks_subject(torch.ones(3, 1, 8, 8)) and not marks_subject(torch.zeros(3, 1, 8, 8))
+def test_an_image_that_is_unwanted_as_a_whole_is_left_out() -> None:
     with_whole = build_patch_library(
         torch.cat([LATENTS, LATENTS[:1]]), torch.cat([REGIONS, torch.ones(1, 1, SIDE, SIDE)]), 0.1
     )

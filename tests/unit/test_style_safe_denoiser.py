@@ -21,7 +21,6 @@ from safe_guidance.guidance.safe_denoiser.style_posterior import (
     WINDOW,
     StyleLibrary,
     build_style_library,
-    marks_style,
     style_log_odds,
     window_log_odds,
     windows,
@@ -78,15 +77,6 @@ def share_of_wave(x: Tensor, like: Tensor) -> float:
     """
     wave = like - FLAT
     return (((x - FLAT) * wave).sum() / wave.square().sum()).item()
-
-
-def test_whole_images_and_neutral_images_define_a_style() -> None:
-    whole, none, part = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4).tril()
-    assert marks_style(torch.cat([whole, none]))
-    assert not marks_style(None)
-    assert not marks_style(torch.cat([whole, whole]))
-    assert not marks_style(torch.cat([none, none]))
-    assert not marks_style(torch.cat([part, part]))
 
 
 def test_four_images_define_the_style_in_colours_positions_and_sizes_that_none_of_them_has() -> None:

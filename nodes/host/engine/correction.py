@@ -126,6 +126,9 @@ class Correction:
     compared_with: str = UNCOND
     """COND or UNCOND: the branch whose ControlNet, images, sizes, hooks and regions the texts share."""
 
+    found: str = ""
+    """A sentence for the node's message on the settings that were not set by hand; empty if all were."""
+
     two_pass: bool = False
     """True to sample every run twice. In the first pass only `observe` of this correction is called."""
 

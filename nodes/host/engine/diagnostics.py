@@ -102,6 +102,8 @@ def show_messages(attachments: Sequence[Attachment], recorder: Recorder) -> None
         notes = [text for of, text in recorder.notes if of == index]
         if summary.acted or not notes:
             lines.append(sentence(summary, len(trace.sigmas)))
+        if attachment.correction.found:
+            lines.append(attachment.correction.found)
         lines += notes
         if attachment.correction.two_pass:
             lines += first_pass_sentences(trace)
