@@ -31,7 +31,7 @@ MEMORY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class _ImageRecord:
-    """What concept tokens meet in one evaluation of one image."""
+    """Blocks and image attention of one image at one noise level, for concept tokens to pass through."""
 
     forward: JointForward
     calls: tuple[BlockCall, ...]
@@ -166,7 +166,7 @@ def record_jointly(
         latents = latents[:, :, None]  # (N, C, 1, h, w)
     layers = family.read_blocks(network)
     blocks = range(int(layers[-1].split(".")[1]) + 1)
-    _check_memory(family, network, latents, len(blocks), len(sigmas))
+    _check_memory(model, family, latents, len(blocks), len(sigmas))
     corrections: list[_JointRecordingCorrection] = []
 
     def correction_of(batch: slice) -> _JointRecordingCorrection:
@@ -179,10 +179,13 @@ def record_jointly(
     return JointRecording(layers, records, tuple(sigmas), masks, family.text_width(network))
 
 
-def _check_memory(family: JointFamily, network: Any, latents: Tensor, blocks: int, levels: int) -> None:
+def _check_memory(
+    model: ModelPatcher, family: JointFamily, latents: Tensor, blocks: int, levels: int
+) -> None:
+    network = model.model.diffusion_model
     height, width = family.map_size(network, (latents.shape[-2], latents.shape[-1]))
     values = 3 * blocks * height * width * network.hidden_size
-    needed = 4 * values * len(latents) * levels
+    needed = model.model.get_dtype_inference().itemsize * values * len(latents) * levels
     free = comfy.model_management.get_free_memory(torch.device("cpu"))
     if needed > MEMORY_SHARE * free:
         raise ValueError(
