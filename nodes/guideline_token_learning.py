@@ -11,7 +11,7 @@ from ..guidance.detect_and_guide.attention_cache import AttentionCache
 from ..guidance.detect_and_guide.token_optimization import OptimizationSettings
 from ..reports.curves import curve
 from .dag_inputs import ALIASES, CATEGORY, SCALES, attention_inputs, check_count
-from .host.attention.given_images import record_images
+from .host.attention.annotated_recording import record_images
 from .host.attention.token_learning import learn
 from .host.engine.node_messages import message_ui
 from .io_types import GuidelineTokensType, RecordedAttentionType

@@ -74,7 +74,7 @@ def held_out_cache(
     model: Any, clip: Any, vae: Any, layers: Sequence[int | str], count: int
 ) -> AttentionCache:
     """Record the attention of `count` held-out scenes with stars and as many without."""
-    from ...nodes.host.attention.given_images import record_images
+    from ...nodes.host.attention.annotated_recording import record_images
 
     scenes = draw_annotated_set(count, HELD_OUT_SEED)
     example = annotate(scenes.images, scenes.masks, scenes.safe_images)

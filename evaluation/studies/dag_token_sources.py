@@ -91,7 +91,7 @@ def own_runs(sampler: InProcessSampler, first: int, count: int) -> Lesson:
 
 def under_noise(sampler: InProcessSampler, example: AnnotatedImages, captions: Sequence[str]) -> Lesson:
     """Record the attention of images under fresh noise."""
-    from ...nodes.host.attention.given_images import record_images
+    from ...nodes.host.attention.annotated_recording import record_images
 
     return Lesson(
         example,

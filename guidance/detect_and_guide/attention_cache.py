@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_maps import Queries, against_background, average_over_layers, split_heads, token_probabilities
+
+
+class MapSource(Protocol):
+    """Images at some noise levels whose token maps can be computed for any embeddings.
+
+    Attributes are those of `AttentionCache`.
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+    @property
+    def sigmas(self) -> tuple[float, ...]: ...
+    @property
+    def masks(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Sequence[int]) -> MapSource:
+        """Return the source of some of the images."""
+
+    def probabilities(self, embeddings: Tensor, level: int, indices: Tensor | slice = slice(None)) -> Tensor:
+        """Return probabilities (n, K, h, w) of each concept token, differentiable in the embeddings."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,11 @@ class AttentionCache:
     def size(self) -> tuple[int, int]:
         """Return (h, w) of the masks and maps."""
         return self.masks.shape[-2], self.masks.shape[-1]
+
+    @property
+    def width(self) -> int:
+        """Return the width of a text embedding."""
+        return self.key_weights[0].shape[1]
 
     def images(self, indices: Sequence[int]) -> AttentionCache:
         """Return the cache of some of the images."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention_cache import AttentionCache
+from .attention_cache import MapSource
 from .attention_maps import normalize_jointly
 from .guideline_tokens import MapCalibration
 
@@ -14,7 +14,7 @@ FALSE_ALARMS = 0.05
 
 
 @torch.no_grad()
-def detections(cache: AttentionCache, embeddings: Tensor) -> Tensor:
+def detections(cache: MapSource, embeddings: Tensor) -> Tensor:
     """Return the concept tokens' mean probability at all noise levels, not calibrated: (levels, N, h, w)."""
     return torch.stack([cache.probabilities(embeddings, level).mean(1) for level in range(len(cache.sigmas))])
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention_cache import AttentionCache
+from .attention_cache import MapSource
 from .token_losses import LOSSES, Recipe
 
 LEARNING_RATE, DECAY_EVERY, DECAY = 200.0, 20, 0.7
@@ -83,7 +83,7 @@ def spread_start(embeddings: Tensor, tokens: int, seed: int) -> Tensor:
 
 
 def optimize(
-    cache: AttentionCache,
+    cache: MapSource,
     start: Tensor,
     settings: OptimizationSettings,
     watch: Callable[[int, int, float, Tensor], None] | None = None,
@@ -120,7 +120,7 @@ def optimize(
 
 
 def _descend(
-    cache: AttentionCache,
+    cache: MapSource,
     start: Tensor,
     settings: OptimizationSettings,
     shown: list[int],
@@ -176,7 +176,7 @@ def _drawn(indices: list[int], count: int, generator: torch.Generator) -> list[i
 
 
 @torch.no_grad()
-def evaluate(cache: AttentionCache, embeddings: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]) -> float:
+def evaluate(cache: MapSource, embeddings: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Return the mean loss over all images and noise levels."""
     losses = [
         loss_of(cache.probabilities(embeddings, level), cache.masks) for level in range(len(cache.sigmas))

@@ -199,7 +199,7 @@ def test_half_precision_is_read_too(host: Any, reading: Any, tiny: Any) -> None:
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_models_without_cross_attention_are_named(reading: Any, tiny: Any, family: str) -> None:
-    with pytest.raises(ValueError, match="from the cross-attention of a UNet, and this model"):
+    with pytest.raises(ValueError, match="cannot be learnt from the attention of this model"):
         reading.capture.attention_width(tiny.tiny_model(family))
 
 

@@ -500,10 +500,10 @@ def test_masks_of_another_size_and_one_for_all(host: Any) -> None:
 
 def test_models_without_cross_attention_cannot_learn(host: Any, tiny: Any) -> None:
     from safe_guidance.guidance.detect_and_guide.annotated_images import AnnotatedImages
-    from safe_guidance.nodes.host.attention.given_images import record_images
+    from safe_guidance.nodes.host.attention.annotated_recording import record_images
 
-    with pytest.raises(ValueError, match="from the cross-attention of a UNet"):
+    with pytest.raises(ValueError, match="cannot be learnt from the attention of this model .TinySD3"):
         example = AnnotatedImages(torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64))
-        record_images(tiny.tiny_model("flux"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
-    with pytest.raises(ValueError, match="from the cross-attention of a UNet"):
+        record_images(tiny.tiny_model("sd3"), host.clip, host.vae, example, [""], (1.0,), (2,), 0)
+    with pytest.raises(ValueError, match="cannot be learnt from the attention of this model .TinyFlux"):
         recorded(host, model=tiny.tiny_model("flux"))

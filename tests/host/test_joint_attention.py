@@ -422,3 +422,56 @@ def test_words_become_tokens_of_the_encoder_that_the_model_reads(host: Any, tiny
         assert torch.equal(whole.embeddings[1:], hidden(words)[before : before + pieces])
         assert torch.equal(last.embeddings[1:], whole.embeddings[-1:])
         assert torch.equal(last.embeddings[0], hidden("background")[before])
+
+
+def test_recorded_attention_gives_the_maps_of_the_ordinary_forward(host: Any, tiny: Any) -> None:
+    from safe_guidance.guidance.detect_and_guide.attention_maps import normalize_jointly
+    from safe_guidance.nodes.host.attention.detection_maps import detect
+    from safe_guidance.nodes.host.attention.joint_recording import record_jointly
+
+    for family in ("flux", "chroma"):
+        model, concept = small_model(tiny, family), tokens(tiny.WIDTH, rows=2)
+        latents = noise_for(tiny, model, 1)
+        inputs = (tiny.tiny_conditioning(1), latents, (2.0, 1.0), 3)
+        expected = detect(model, concept, *inputs)
+        recording = record_jointly(model, latents, inputs[0], inputs[2], 3)
+        for level in range(2):
+            found = normalize_jointly(recording.probabilities(concept.embeddings, level))
+            torch.testing.assert_close(found[:, 0], expected[:, level], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["flux", "hunyuan_video"])
+def test_tokens_are_learnt_on_joint_attention(host: Any, tiny: Any, family: str) -> None:
+    """The left half of every image is the concept. Random weights: the loss falls, and no more is asked."""
+    import tiny_transformers
+
+    from safe_guidance.nodes.guideline_token_learning import OptimizeGuidelineTokensNode
+
+    model = small_model(tiny, family)
+    images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(2, 64, 64)
+    masks[..., :32] = 1
+    images[:2, :, :32] *= 0.2
+    learnt, _, _, report = OptimizeGuidelineTokensNode.execute(
+        model=model,
+        clip=tiny.tiny_clip("flux"),
+        vae=tiny.tiny_vae(16) if family == "flux" else tiny_transformers.tiny_video_vae(),
+        images=images[:2],
+        masks=masks,
+        safe_images=images[2:],
+        words="star",
+        tokens=1,
+        recipe="contrast",
+        seed=0,
+        iterations=20,
+        sigmas="1",
+        levels=1,
+    ).args
+    assert learnt.family == type(model.model.model_config).__name__ and learnt.layers == ("double.1",)
+    assert not learnt.embeddings.is_inference() and torch.isfinite(learnt.embeddings).all()
+    first, best = (float(report.split(word)[1].split()[0].strip(",")) for word in ("loss", "best"))
+    assert best < 0.9 * first
+    assert not any(p.requires_grad and p.grad is not None for p in model.model.parameters())
+    with pytest.raises(ValueError, match=f"were made for {learnt.family}, the model is TinySD3"):
+        other = tokens(tiny.WIDTH, family=learnt.family)
+        guarded(tiny.tiny_model("sd3"), other, tiny.tiny_conditioning(3))

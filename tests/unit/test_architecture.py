@@ -30,7 +30,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "nodes/host": frozenset(),
     "nodes/host/engine": frozenset({"guidance", "reports"}),
     "nodes/host/autograd": frozenset({"guidance", "reports", "nodes/host/engine"}),
-    "nodes/host/attention": frozenset({"guidance", "reports", "nodes/host/engine"}),
+    "nodes/host/attention": frozenset({"guidance", "reports", "nodes/host/engine", "nodes/host/autograd"}),
     "nodes/host/files": frozenset({"guidance", "formats", "reports", "demo", "nodes/host/engine"}),
     "nodes/host/methods": BELOW_THE_HOST | HOST_ROOMS,
     "nodes": BELOW_THE_HOST | HOST_ROOMS,

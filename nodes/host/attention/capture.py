@@ -42,9 +42,9 @@ def attention_width(model: ModelPatcher) -> int:
     for name in layer_names(unet):
         return int(attention_layer(unet, name).to_k.in_features)
     raise ValueError(
-        "Guideline tokens are learnt from the cross-attention of a UNet, and this model "
-        f"({family(model)}) has none. Make tokens for it with Guideline Tokens from Text, or learn them on "
-        "Stable Diffusion 1.x, 2.x or SDXL."
+        f"Guideline tokens cannot be learnt from the attention of this model ({family(model)}) by this node. "
+        "Make tokens for it with Guideline Tokens from Text. Optimize Guideline Tokens learns them on Stable "
+        "Diffusion 1.x, 2.x, SDXL, Flux, Chroma and HunyuanVideo."
     )
 
 

@@ -49,6 +49,19 @@ def text_width(model: ModelPatcher) -> int:
     )
 
 
+def learning_width(model: ModelPatcher) -> int:
+    """Return the width of the text embeddings of a model on which guideline tokens can be learnt.
+
+    Raises:
+        ValueError: tokens cannot be learnt on this kind of model.
+    """
+    network = model.model.diffusion_model
+    joint = joint_family(network)
+    if joint is not None and joint.run_block is not None:
+        return joint.text_width(network)
+    return attention_width(model)
+
+
 def check_concepts(model: ModelPatcher, concepts: Sequence[GuidelineTokens]) -> None:
     """Check that guideline tokens fit a model.
 

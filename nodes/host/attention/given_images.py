@@ -11,45 +11,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....guidance.detect_and_guide.annotated_images import AnnotatedImages
 from ....guidance.detect_and_guide.attention_cache import AttentionCache
-from ..engine.conditioning import encode_each
 from ..engine.correction import Correction
 from ..engine.hooks import attach
 from ..engine.run import noise_level
-from .capture import attention_width
 from .recording import Recording, RecordingCorrection, joined
 
 BATCH = 8
-
-
-def record_images(
-    model: ModelPatcher,
-    clip: Any,
-    vae: Any,
-    annotated: AnnotatedImages,
-    captions: Sequence[str],
-    sigmas: Sequence[float],
-    layers: Sequence[int],
-    seed: int,
-) -> AttentionCache:
-    """Record the model's cross-attention queries for given images with added noise.
-
-    Args:
-        model, clip, vae: the host's models.
-        annotated: the images.
-        captions: one per image.
-        sigmas: noise levels.
-        layers: down-sampling factors of the layers to record.
-        seed: of the noise.
-
-    Raises:
-        ValueError: the model has no cross-attention, or none of the layers.
-    """
-    attention_width(model)
-    latents = vae.encode(annotated.images)
-    conditioning = encode_each(clip, captions)
-    return record_latents(model, latents, annotated.masks, conditioning, sigmas, layers, seed)
 
 
 def record_latents(
@@ -94,6 +62,7 @@ def evaluate_latents(
     conditioning: list[Any],
     sigmas: Sequence[float],
     seed: int,
+    batch_size: int = BATCH,
 ) -> None:
     """Evaluate the model on images under noise at chosen levels, with a correction for each batch.
 
@@ -106,11 +75,12 @@ def evaluate_latents(
         conditioning: the images' prompt as CONDITIONING, with one row for all images or one per image.
         sigmas: noise levels, as noise-to-signal ratios.
         seed: of the noise.
+        batch_size: number of images that are evaluated together.
     """
     progress = comfy.utils.ProgressBar(len(latents))
     of_sampler = _sampler_sigmas(model, sigmas)
-    for first in range(0, len(latents), BATCH):
-        batch = slice(first, min(first + BATCH, len(latents)))
+    for first in range(0, len(latents), batch_size):
+        batch = slice(first, min(first + batch_size, len(latents)))
         prompt = _conditioning_of(conditioning, batch, len(latents))
         _run(attach(model, correction_of(batch)), latents[batch], prompt, of_sampler, seed + first)
         progress.update_absolute(batch.stop, len(latents))

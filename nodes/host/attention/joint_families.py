@@ -29,6 +29,8 @@ class JointFamily:
         embed: makes the text stream (B, 1 + K, hidden) of token embeddings (B, 1 + K, width); gets the
             network, the embeddings and the timesteps (B,).
         text_layer: name of the layer that reads the text embeddings.
+        run_block: runs a block, given by its index, with the host's arguments; None where that is not known,
+            and guideline tokens cannot be learnt.
         temperature: divisor of the scores.
         keeps_text_length: the block has a mask of the prompt, so its text stream must be as long.
         references_first: tokens of reference images come before those of the image, not after them.
@@ -40,6 +42,7 @@ class JointFamily:
     source: str
     embed: Callable[[Any, Tensor, Tensor], Tensor]
     text_layer: str
+    run_block: Callable[[Any, int, dict[str, Any]], dict[str, Any]] | None = None
     temperature: float = 1.0
     keeps_text_length: bool = False
     references_first: bool = False
@@ -88,13 +91,21 @@ def _embed_sd3(network: Any, tokens: Tensor, timesteps: Tensor) -> Tensor:
     return network.context_embedder(tokens)  # type: ignore[no-any-return]
 
 
+def _run_flux_block(network: Any, index: int, args: dict[str, Any]) -> dict[str, Any]:
+    names = ("img", "txt", "vec", "pe", "transformer_options")
+    img, txt = network.double_blocks[index](**{name: args[name] for name in names})
+    return {"img": img, "txt": txt}
+
+
 PUBLISHED = "ConceptAttention (ICML 2025): blocks 15 to 18 of Flux.1's 19"
 BY_ANALOGY = f"not published for this family; the share of {PUBLISHED}"
 
 FAMILIES: dict[type, JointFamily] = {
-    comfy.ldm.flux.model.Flux: JointFamily("double_blocks", 15 / 19, 1.0, PUBLISHED, _embed_flux, "txt_in"),
+    comfy.ldm.flux.model.Flux: JointFamily(
+        "double_blocks", 15 / 19, 1.0, PUBLISHED, _embed_flux, "txt_in", _run_flux_block
+    ),
     comfy.ldm.chroma.model.Chroma: JointFamily(
-        "double_blocks", 15 / 19, 1.0, BY_ANALOGY, _embed_chroma, "txt_in"
+        "double_blocks", 15 / 19, 1.0, BY_ANALOGY, _embed_chroma, "txt_in", _run_flux_block
     ),
     comfy.ldm.hunyuan_video.model.HunyuanVideo: JointFamily(
         "double_blocks",
@@ -103,6 +114,7 @@ FAMILIES: dict[type, JointFamily] = {
         BY_ANALOGY,
         _embed_hunyuan,
         "txt_in.input_embedder",
+        _run_flux_block,
         references_first=True,
     ),
     comfy.ldm.qwen_image.model.QwenImageTransformer2DModel: JointFamily(
@@ -132,6 +144,7 @@ GLOBAL_MODULATION = JointFamily(
     "ConceptAttention's code for Flux.2: the last three blocks, scores divided by 1000",
     _embed_flux,
     "txt_in",
+    _run_flux_block,
     temperature=1000.0,
 )
 """Flux.2, which has Flux.1's class and one modulation for all blocks."""

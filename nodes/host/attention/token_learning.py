@@ -17,13 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from ....guidance.detect_and_guide.annotated_images import AnnotatedImages
-from ....guidance.detect_and_guide.attention_cache import AttentionCache
+from ....guidance.detect_and_guide.attention_cache import AttentionCache, MapSource
 from ....guidance.detect_and_guide.attention_maps import normalize_jointly
 from ....guidance.detect_and_guide.guideline_tokens import GuidelineTokens, MapCalibration
 from ....guidance.detect_and_guide.token_evaluation import calibrate_maps, detections, overlap
 from ....guidance.detect_and_guide.token_optimization import OptimizationSettings, optimize, spread_start
 from ....reports.overlays import overlay_map
-from .capture import attention_width, family
+from ..autograd.differentiable_layers import differentiable
+from .capture import family
+from .families import learning_width
+from .joint_families import joint_family
+from .joint_recording import JointRecording
 from .tokens_from_text import tokens_from_text
 
 PREVIEW_EVERY = 20
@@ -56,7 +60,7 @@ def learn(
     model: ModelPatcher,
     clip: Any,
     annotated: AnnotatedImages,
-    cache: AttentionCache,
+    cache: AttentionCache | JointRecording,
     words: str,
     count: int,
     settings: OptimizationSettings,
@@ -75,7 +79,7 @@ def learn(
         ValueError: the model has no cross-attention, or another one than that of the cache; the cache is of
             another number of images; or no image has a mask.
     """
-    width = attention_width(model)
+    width = learning_width(model)
     start = tokens_from_text(clip, words, count > 1, family(model))
     start.check_fits(family(model), width)
     if len(cache) != len(annotated):
@@ -83,10 +87,16 @@ def learn(
             f"Attention was recorded for {len(cache)} images, but {len(annotated)} are connected. "
             "Connect the images for which it was recorded."
         )
-    if cache.key_weights[0].shape[1] != width:
+    is_joint = joint_family(model.model.diffusion_model) is not None
+    if is_joint != isinstance(cache, JointRecording) or cache.width != width:
         raise ValueError(
             "Attention was recorded with a model of another family. Connect the MODEL that made the images."
         )
+    if isinstance(cache, JointRecording):
+        comfy.model_management.load_models_gpu([model])
+        with differentiable(model.model.diffusion_model):
+            masked = cache.with_masks(annotated.masks.clone())
+            return _learnt(masked, start, count, settings, annotated.images.clone())
     # Nodes run under inference mode. Gradients cannot flow through its tensors, so copy them.
     with torch.inference_mode(False), torch.enable_grad():
         copy = _copied(cache.with_masks(annotated.masks))
@@ -105,7 +115,7 @@ def _copied(cache: AttentionCache) -> AttentionCache:
 
 
 def _learnt(
-    cache: AttentionCache, start: GuidelineTokens, count: int, settings: OptimizationSettings, images: Tensor
+    cache: MapSource, start: GuidelineTokens, count: int, settings: OptimizationSettings, images: Tensor
 ) -> Learnt:
     """Optimise tokens on the images that are not held out and measure them on the others.
 
@@ -140,7 +150,7 @@ def _learnt(
     return Learnt(tokens, found.losses, report)
 
 
-def _progress(training: AttentionCache, images: Tensor) -> Callable[[int, int, float, Tensor], None]:
+def _progress(training: MapSource, images: Tensor) -> Callable[[int, int, float, Tensor], None]:
     """Return a callback that shows progress and previews.
 
     It raises when the user interrupts. Previews show the first image with the concept.
@@ -175,7 +185,7 @@ def held_out(masks: Tensor) -> list[int]:
     return sorted([*with_concept[3::4], *without[3::4]])
 
 
-def _mean_overlap(cache: AttentionCache, embeddings: Tensor, calibration: MapCalibration) -> float:
+def _mean_overlap(cache: MapSource, embeddings: Tensor, calibration: MapCalibration) -> float:
     """Return the mean intersection over union of calibrated maps and masks.
 
     It is the mean over noise levels and images with the concept.
@@ -187,7 +197,7 @@ def _mean_overlap(cache: AttentionCache, embeddings: Tensor, calibration: MapCal
     return float(overlap(maps[:, shows], cache.masks[shows]).nan_to_num().mean())
 
 
-def _preview(cache: AttentionCache, embeddings: Tensor, index: int, image: Tensor) -> Image.Image:
+def _preview(cache: MapSource, embeddings: Tensor, index: int, image: Tensor) -> Image.Image:
     """Draw the map of the middle noise level over one of the cache's images (H, W, 3)."""
     with torch.no_grad():
         level = len(cache.sigmas) // 2
