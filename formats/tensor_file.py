@@ -38,6 +38,8 @@ FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
 """Types of weights."""
 BLOCK = 2**24
 """Bytes hashed at a time."""
+MOST_PROBLEM = 300
+"""Longest description of a problem, in characters: names in a file can be of any length."""
 MOST_TEXT = 2**20
 """Longest JSON text in a file's metadata, in characters."""
 
@@ -170,7 +172,8 @@ class TensorFile:
     def error(self, problem: str) -> ValueError:
         """Return the error for a file that violates its format."""
         advice = "Copy it again from its source or choose another file."
-        return ValueError(f"{self.path.name} cannot be used: {problem}. {advice}")
+        printable = "".join(c if c.isprintable() else "\ufffd" for c in problem)
+        return ValueError(f"{self.path.name} cannot be used: {printable[:MOST_PROBLEM]}. {advice}")
 
 
 def parsed(text: str) -> Any:

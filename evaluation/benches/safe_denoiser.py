@@ -94,6 +94,7 @@ def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float
 
     from ...guidance.safe_denoiser.choice import choose_comparison
     from ...nodes.host.engine.correction import Step
+    from ...nodes.host.engine.frames import Frames
     from ...nodes.host.files import negation_latents
     from ...nodes.host.methods.safe_denoiser import LastComparison, SafeDenoiserCorrection, SafeDenoiserState
 
@@ -106,6 +107,8 @@ def method_seconds(stored: Any, resident_share: float, calls: int) -> list[float
     level = NoiseLevel.variance_exploding(7.0)
     step = Step(
         x=denoised + 7.0,
+        latent=denoised + 7.0,
+        frames=Frames.of([denoised.shape]),
         timestep=torch.tensor([7.0]),
         sigma=7.0,
         level=level,

@@ -157,7 +157,9 @@ def test_the_case_of_memorised_images_runs_one_workflow_with_and_without(
         nodes[name]["SafeGuidanceSafeDenoiser"]["strength"]
         for name in (memorisation.CONTROL, memorisation.BEFORE)
     ]
-    assert strengths == [0, 0] and nodes["safe_denoiser"]["SafeGuidanceSafeDenoiser"]["strength"] > 0
+    assert (
+        strengths == [0, 0] and nodes["safe_denoiser"]["SafeGuidanceSafeDenoiser"]["strength"] == -1
+    )  # automatic
     assert all(
         node["SafeGuidanceLoadNegationSet"]["name"] == "demo_memorised (bundled)" for node in nodes.values()
     )

@@ -447,7 +447,7 @@ def test_the_masks_of_a_set_choose_the_way_of_comparing() -> None:
         (STYLED, StyleComparison),
     ):
         assert type(choose_comparison(References(UNSAFE, regions), CONFIG)) is expected
-    with pytest.raises(ValueError, match="Combine them with unwanted ones"):
+    with pytest.raises(ValueError, match="Nothing is marked as unwanted"):
         choose_comparison(References(UNSAFE, torch.zeros_like(MARKED)), CONFIG)
 
 
