@@ -313,6 +313,16 @@ def test_the_blueprint_is_found_by_its_name_and_stands_in_for_the_two_nodes(wind
     assert window.red_nodes() == []
 
 
+def test_a_workflow_saved_before_the_settings_were_automatic_keeps_its_numbers(window: Frontend) -> None:
+    window.load_template("demo_build_masked_set")
+    (node,) = [n for n in window.to_prompt().values() if n["class_type"] == "SafeGuidanceSafeDenoiser"]
+    names = ("strength", "mode", "start_sigma", "end_sigma", "threshold", "temperature", "cap", "use")
+    assert [node["inputs"][name] for name in names] == [
+        *(1.2, "calibrated", 1000.0, 0.15, 0.7, 0.1, 2.0),
+        "automatic",
+    ]
+
+
 def test_the_interface_in_french_shows_the_translations(window: Frontend) -> None:
     texts = json.loads((ROOT / "locales" / "fr" / "nodeDefs.json").read_text(encoding="utf-8"))[
         "SafeGuidanceLoadNegationSet"

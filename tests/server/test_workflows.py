@@ -30,6 +30,18 @@ CALLS = {
     ),
 }
 """Model calls of methods that need the same number whatever they draw."""
+BY_HAND: dict[str, dict[str, Any]] = {
+    "demo_safe_denoiser": {"strength": 1.2, "start_sigma": 1000.0, "end_sigma": 0.15, "threshold": 0.7},
+    "demo_safe_denoiser_style": {"strength": 1.0, "start_sigma": 1.5, "end_sigma": 0.0, "threshold": 0.2},
+    "demo_safe_denoiser_memorisation": {
+        "strength": 4.0,
+        "start_sigma": 1000.0,
+        "end_sigma": 0.5,
+        "threshold": 1.0,
+        "temperature": 0.02,
+    },
+}
+"""The values with which Safe Denoiser's workflows were measured. Temperature and cap are in the test."""
 TOLD_APART = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 EVERY_FILE = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 
@@ -208,3 +220,46 @@ def test_the_probe_counts_and_changes_no_image(
     # need it.
     assert all(shot.calls == CALLS[name] if name in CALLS else shot.calls >= 20 for shot in probed)
     assert all(shot.seconds > 0 for shot in probed)
+
+
+def test_three_workflows_have_the_same_automatic_settings_and_differ_in_the_set(
+    object_info: dict[str, Any],
+) -> None:
+    nodes = []
+    for name in BY_HAND:
+        prompt = shipped(name, object_info)
+        (key,) = graphs.find(prompt, "SafeGuidanceSafeDenoiser")
+        inputs = prompt[key]["inputs"]
+        nodes.append({name: value for name, value in inputs.items() if not isinstance(value, list)})
+    assert nodes[0] == nodes[1] == nodes[2]
+    automatic = {name for name, value in nodes[0].items() if value == -1}
+    assert automatic == {"strength", "start_sigma", "end_sigma", "threshold", "temperature", "cap"}
+    assert nodes[0]["use"] == "automatic"
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_automatic_settings_give_the_image_of_the_measured_numbers(
+    server: ComfyServer, object_info: dict[str, Any], name: str
+) -> None:
+    short = graphs.set_inputs(shipped(name, object_info), "KSampler", steps=8)
+    numbers = {"temperature": 0.1, "cap": 2.0, **BY_HAND[name]}
+    found = make_image(server, short)
+    by_hand = graphs.set_inputs(short, "SafeGuidanceSafeDenoiser", **numbers)
+    assert np.array_equal(found, make_image(server, by_hand))
+    off = graphs.set_inputs(short, "SafeGuidanceSafeDenoiser", strength=0.0)
+    assert not np.array_equal(found, make_image(server, off))
+
+
+def test_a_workflow_saved_before_the_settings_were_automatic_keeps_its_numbers(
+    object_info: dict[str, Any],
+) -> None:
+    name = "demo_build_masked_set"
+    saved = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+    (before,) = [node for node in saved if node["type"] == "SafeGuidanceSafeDenoiser"]
+    assert len(before["widgets_values"]) == 8, "this file stands for those saved without `use`"
+    prompt = shipped(name, object_info)
+    (key,) = graphs.find(prompt, "SafeGuidanceSafeDenoiser")
+    inputs = prompt[key]["inputs"]
+    names = ["strength", "mode", "start_sigma", "end_sigma", "threshold", "temperature", "cap"]
+    assert [inputs[name] for name in names] == before["widgets_values"][:7]
+    assert all(value == "calibrated" or value >= 0 for value in before["widgets_values"])
