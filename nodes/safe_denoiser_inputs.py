@@ -53,9 +53,9 @@ def settings_inputs() -> list[io.Input]:
             default=DEFAULTS.mode,
             tooltip="How similarity to the set becomes a change. calibrated (recommended) acts once an image "
             "resembles the set about as much as the set's images resemble each other. exact is the "
-            "paper's formula, which acts on near-copies only. tempered is a less strict form of "
-            "exact. official changes every image, as the authors' code does, but without the noise "
-            "that the code adds.",
+            "likelihood ratio of a reference against the prediction, which acts on near-copies only. "
+            "tempered is a less strict form of exact. official changes every image, as the authors' code "
+            "does, but without the noise that the code adds.",
         ),
         io.Float.Input(
             "start_sigma",

@@ -1,7 +1,7 @@
-"""Exact mode: the paper's likelihood ratio.
+"""Exact mode: the likelihood ratio of a reference against the prediction, with the paper's kernel.
 
-It is about 1 / N for a copy of one of N references, and numerically zero for everything else. This is what
-the theorem says about a finite set of images.
+It is about 1 / N for a copy of one of N references, and numerically zero for everything else. It is not beta*
+of the theorem, which needs the density of the safe part and exceeds 1 where the unsafe part is more likely.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .settings import SafeDenoiserResult
 
 
 class ExactComparison(ReferenceComparison):
-    """Comparison by the paper's likelihood ratio as published."""
+    """Comparison by the likelihood ratio of a reference against the prediction."""
 
     def correct(self, predictions: Predictions) -> SafeDenoiserResult:
         denoised = predictions.anchored(self.settings.anchor)

@@ -475,3 +475,18 @@ def test_tokens_are_learnt_on_joint_attention(host: Any, tiny: Any, family: str)
     with pytest.raises(ValueError, match=f"were made for {learnt.family}, the model is TinySD3"):
         other = tokens(tiny.WIDTH, family=learnt.family)
         guarded(tiny.tiny_model("sd3"), other, tiny.tiny_conditioning(3))
+
+
+def test_cfg_1_is_said_and_costs_the_negative_only_where_something_is_found(
+    host: Any, tiny: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    safety = tiny.tiny_conditioning(3)
+    rows = {}
+    for threshold in (0.011, 0.989):
+        concept = tokens(tiny.WIDTH, rows=2, calibration=MapCalibration(threshold))
+        model = guarded(tiny.tiny_model("flux"), concept, safety, coverage=1.01, start_sigma=1000.0)
+        counted, rows[threshold] = host.count_calls(model)
+        sample(tiny, counted, steps=2, cfg=1.0)
+    # The first step is at infinite noise, outside of every window.
+    assert rows == {0.011: [1, 1, 2], 0.989: [1, 1]}
+    assert "CFG is 1, so the negative prompt is evaluated for DAG alone" in caplog.text
