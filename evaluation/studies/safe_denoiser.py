@@ -154,10 +154,11 @@ class Experiment:
 
     def references(self) -> References:
         """Return the star images as the published code normalises them."""
+        from ...nodes.host.engine.frames import Frames
         from ...nodes.host.files.negation_latents import references_for
 
         stars = without_masks(self.stars)
-        return references_for(self.model, self.vae, stars, (1, 4, 32, 32)).then(unit_pixels)
+        return references_for(self.model, self.vae, stars, Frames.of([(1, 4, 32, 32)])).then(unit_pixels)
 
     def measured(
         self,

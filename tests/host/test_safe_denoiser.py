@@ -215,6 +215,7 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
     """
     import comfy.latent_formats as formats
 
+    from safe_guidance.nodes.host.engine.frames import Frames
     from safe_guidance.nodes.host.files.negation_latents import references_for
 
     negation_set = from_images(torch.rand(2, 64, 64, 3))
@@ -227,11 +228,13 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
         )
         vae = SimpleNamespace(
             first_stage_model=torch.nn.Identity(),
+            latent_dim=2,
             spacial_compression_encode=lambda: 8,
             encode=lambda pixels, raw=raw: raw,
         )
         model = SimpleNamespace(get_model_object=lambda _, latent_format=latent_format: latent_format)
-        references = references_for(model, vae, negation_set, (1, latent_format.latent_channels, 8, 8))
+        frames = Frames.of([(1, latent_format.latent_channels, 8, 8)])
+        references = references_for(model, vae, negation_set, frames)
         # Half precision is what references are kept in.
         torch.testing.assert_close(
             references.read(slice(None)), latent_format.process_in(raw), atol=2e-3, rtol=2e-3, msg=name
@@ -241,23 +244,13 @@ def test_references_are_in_the_samplers_space(host: Any) -> None:
 def test_the_wrong_vae_is_named(host: Any, copies: NegationSet) -> None:
     vae = SimpleNamespace(
         first_stage_model=torch.nn.Identity(),
+        latent_dim=2,
         spacial_compression_encode=lambda: 8,
         encode=lambda pixels: torch.zeros(len(pixels), 16, 32, 32),
     )
     model = protect(host, copies, vae)
     with pytest.raises(ValueError, match="16 channels, the model samples 4. Connect the VAE"):
         host.sample(model, host.text(STAR))
-
-
-def test_video_latents_are_refused(host: Any, copies: NegationSet) -> None:
-    from safe_guidance.guidance.safe_denoiser.settings import SafeDenoiserSettings
-    from safe_guidance.nodes.host.engine.correction import RunContext
-    from safe_guidance.nodes.host.methods.safe_denoiser import SafeDenoiserCorrection
-
-    correction = SafeDenoiserCorrection(copies, host.vae, SafeDenoiserSettings(strength=1.0))
-    context = RunContext(host.model, (1, 16, 5, 32, 32), torch.zeros(1), None, correction.patch(host.model))
-    with pytest.raises(ValueError, match="Safe Denoiser works on single images"):
-        correction.begin(context)
 
 
 def test_interrupting_the_encoding(host: Any) -> None:

@@ -48,9 +48,11 @@ def distances(host: Any, samples: torch.Tensor, negation_set: NegationSet) -> to
     """Return the distance of every sample to its closest reference: root mean square, in the sampler's
     space.
     """
+    from safe_guidance.nodes.host.engine.frames import Frames
     from safe_guidance.nodes.host.files.negation_latents import references_for
 
-    references = references_for(host.model, host.vae, negation_set, tuple(samples.shape)).read(slice(None))
+    frames = Frames.of([samples.shape])
+    references = references_for(host.model, host.vae, negation_set, frames).read(slice(None))
     x = host.model.get_model_object("latent_format").process_in(samples)
     return torch.cdist(x.flatten(1), references.flatten(1)).amin(1) / x[0].numel() ** 0.5
 
