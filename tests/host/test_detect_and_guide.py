@@ -285,7 +285,7 @@ def test_models_whose_attention_cannot_be_read_raise_an_error(
     host: Any, stars: GuidelineTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = host.model.clone()
-    monkeypatch.setattr(model.model, "diffusion_model", torch.nn.Linear(1, 1))
+    monkeypatch.setitem(model.model._modules, "diffusion_model", torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="DAG cannot read the attention of this model .* Use Safe Den"):
         guarded(host, stars, model=model)
 

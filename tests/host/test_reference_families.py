@@ -93,7 +93,7 @@ def test_every_family(host: Any, tiny: Any, negation_set: NegationSet, family: s
             {"mode": "official", "strength": 0.5, "kappa": 0.4},
             {"mode": "official", "strength": 0.0},
         ),
-        (spell, {"radius": 1000.0}, {"radius": 0.0}),
+        (spell, {"radius": 10.0}, {"radius": 0.0}),
     ):
         changed = sample(host, method(model, vae, negation_set, **on), conditioning, channels, cfg)
         assert bool(torch.isfinite(changed).all()) and not torch.equal(changed, baseline), (method, on)
@@ -173,7 +173,7 @@ def test_models_without_text(
     for method, settings in (
         (safe_denoiser, {"strength": 0.5}),
         (safe_denoiser, {"anchor": "unconditional"}),
-        (spell, {"radius": 1000.0}),
+        (spell, {"radius": 10.0}),
     ):
         changed = sample(host, method(model, vae, negation_set, **settings), nothing, 4, cfg)
         assert bool(torch.isfinite(changed).all()) and not torch.equal(changed, baseline)

@@ -129,9 +129,9 @@ def _clean_fingerprint(node: type[io.ComfyNode]) -> None:
     fingerprint: Callable[..., Any] = vars(node)["fingerprint_inputs"].__func__
 
     @functools.wraps(fingerprint)
-    def fingerprint_cleanly(cls: type[io.ComfyNode], **named: Any) -> Any:
+    def fingerprint_cleanly(cls: type[io.ComfyNode], *inputs: Any, **named: Any) -> Any:
         try:
-            return fingerprint(cls, **named)
+            return fingerprint(cls, *inputs, **named)
         except Exception as error:
             raise clean_error(error) from None
 
