@@ -53,9 +53,12 @@ def safe_denoiser(model: Any, vae: Any, negation_set: NegationSet, **settings: A
 
 
 def spell(model: Any, vae: Any, negation_set: NegationSet, **settings: Any) -> Any:
-    from safe_guidance.nodes.spell import SparseRepellencyNode
+    """Attach SPELL itself: random weights predict values of hundreds, and the node's radius ends at 10."""
+    from safe_guidance.guidance.spell import SpellSettings
+    from safe_guidance.nodes.host.engine.hooks import attach
+    from safe_guidance.nodes.host.methods.spell import SpellCorrection
 
-    return SparseRepellencyNode.execute(model=model, vae=vae, negation_set=negation_set, **settings).args[0]
+    return attach(model, SpellCorrection(negation_set, vae, SpellSettings(**settings)))
 
 
 def sample(
@@ -93,7 +96,7 @@ def test_every_family(host: Any, tiny: Any, negation_set: NegationSet, family: s
             {"mode": "official", "strength": 0.5, "kappa": 0.4},
             {"mode": "official", "strength": 0.0},
         ),
-        (spell, {"radius": 10.0}, {"radius": 0.0}),
+        (spell, {"radius": 1000.0}, {"radius": 0.0}),
     ):
         changed = sample(host, method(model, vae, negation_set, **on), conditioning, channels, cfg)
         assert bool(torch.isfinite(changed).all()) and not torch.equal(changed, baseline), (method, on)
@@ -173,7 +176,7 @@ def test_models_without_text(
     for method, settings in (
         (safe_denoiser, {"strength": 0.5}),
         (safe_denoiser, {"anchor": "unconditional"}),
-        (spell, {"radius": 10.0}),
+        (spell, {"radius": 1000.0}),
     ):
         changed = sample(host, method(model, vae, negation_set, **settings), nothing, 4, cfg)
         assert bool(torch.isfinite(changed).all()) and not torch.equal(changed, baseline)

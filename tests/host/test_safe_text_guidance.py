@@ -446,10 +446,13 @@ def test_several_detectors_and_views_guide_a_run(host: Any, stg: Any) -> None:
     from safe_guidance.guidance.safety_functions.interface import CombinedSafetyFunction
     from safe_guidance.guidance.safety_functions.multi_view import Views
 
+    def light(images: torch.Tensor) -> torch.Tensor:
+        return images.mean((1, 2, 3)).exp()  # decoded predictions can be darker than black
+
     silent = Brightness(rows=[False], score=lambda images: 0 * images.mean((1, 2, 3)) - 100)
-    alone = host.sample(stg(Brightness()), host.text(STAR), steps=2)
+    alone = host.sample(stg(Brightness(score=light)), host.text(STAR), steps=2)
     for combination in ("sum", "maximum"):
-        both = CombinedSafetyFunction([Brightness(), silent], [1.0, 1.0], combination)
+        both = CombinedSafetyFunction([Brightness(score=light), silent], [1.0, 1.0], combination)
         assert torch.equal(host.sample(stg(both), host.text(STAR), steps=2), alone)
     views = host.sample(stg(Views(Brightness(), 3)), host.text(STAR), steps=2)
     assert not torch.equal(views, host.sample(host.model, host.text(STAR), steps=2))
@@ -560,7 +563,9 @@ def test_a_vae_of_another_family_raises_an_error(host: Any, tiny: ModuleType, ei
 @pytest.mark.parametrize("name", ["STG", "SDG"])
 def test_video_models_raise_an_error(host: Any, stg: Any, sdg: Any, name: str) -> None:
     from safe_guidance.nodes.host.engine.correction import KEY, RunContext
+    from safe_guidance.nodes.host.engine.frames import Frames
 
     (attachment,) = {"STG": stg, "SDG": sdg}[name](Brightness()).model_options[KEY]
     with pytest.raises(ValueError, match=f"{name} works on single images"):
-        attachment.correction.begin(RunContext(host.model, (1, 16, 5, 8, 8), torch.zeros(1), None))
+        frames = Frames.of([(1, 16, 5, 8, 8)])
+        attachment.correction.begin(RunContext(host.model, frames, torch.zeros(1), None))
