@@ -79,7 +79,9 @@ class BlockCall:
             heads, is_split = layout(*others, **named)
             if token_count(k, is_split) != length + 1:
                 return function(q, k, v, *others, **named)  # type: ignore[no-any-return]
-            own_q, own_k, own_v = (split(t, heads, is_split)[:, :, :count] for t in (q, k, v))
+            own_q = split(q, heads, is_split)[:, :, :count]
+            own_k = split(k, heads, is_split)[:, :, :count]
+            own_v = split(v, heads, is_split)[:, :, :count]
             outputs.append(concept_outputs(own_q, own_k, own_v, self.image.keys, self.image.values))
             return F.pad(outputs[-1], (0, 0, 0, length + 1 - count))
 
@@ -122,7 +124,8 @@ def note_block(
             out = other_override(function, q, k, v, *others, **named)
         heads, is_split = layout(*others, **named)
         if token_count(k, is_split) == text + image_length:
-            keys, values = (split(t, heads, is_split)[:, :, text:][:, :, image_part] for t in (k, v))
+            keys = split(k, heads, is_split)[:, :, text:][:, :, image_part]
+            values = split(v, heads, is_split)[:, :, text:][:, :, image_part]
             seen.append(ImageAttention(keys, values, out[:, text:][:, image_part]))
         return out  # type: ignore[no-any-return]
 
