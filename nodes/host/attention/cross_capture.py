@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....guidance.detect_and_guide.attention_maps import Queries, token_probabilities
-from ..engine.correction import KEY
 from ..engine.run import Run
 from .concept_stream import OVERRIDE, layout, split, token_count
 from .cross_families import CrossFamily, cross_family
 from .map_collector import MapCollector
 from .origins import Origin, positive_origins
-from .placement import locate_rows
+from .own_forwards import OwnForward, wrap_own_forwards
 
 
 @dataclass
@@ -88,30 +86,18 @@ def listen_to_cross_attention(
         collector_of: returns a run's collector, or None to collect nothing.
     """
 
-    def apply_model(
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Any = None,
-        c_crossattn: Any = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **extra: Any,
-    ) -> Any:
-        options = transformer_options or {}
-        run: Run | None = options.get(KEY)
-        collector = collector_of(run) if run is not None and run.own_call is not None else None
-        network = executor.class_obj.diffusion_model
+    def options_of(forward: OwnForward) -> dict[str, Any]:
+        collector = collector_of(forward.run)
+        network = forward.base.diffusion_model
         family = cross_family(network)
-        if run is not None and collector is not None and family is not None and c_crossattn is not None:
-            origins = positive_origins(run, x, options)
-            if origins:
-                size = family.map_size(network, (x.shape[2], *origins[0].latent_size))
-                forward = _CrossForward(
-                    family, network, size, c_crossattn.shape[1], origins, collector, options.get(OVERRIDE)
-                )
-                options = {**options, OVERRIDE: forward.attention}
-        return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+        if collector is None or family is None or forward.text is None:
+            return forward.options
+        origins = positive_origins(forward.run, forward.x, forward.options)
+        if not origins:
+            return forward.options
+        size = family.map_size(network, (forward.x.shape[2], *origins[0].latent_size))
+        previous = forward.options.get(OVERRIDE)
+        reading = _CrossForward(family, network, size, forward.text.shape[1], origins, collector, previous)
+        return {**forward.options, OVERRIDE: reading.attention}
 
-    locate_rows(model)
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
+    wrap_own_forwards(model, options_of)

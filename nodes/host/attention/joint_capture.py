@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....guidance.detect_and_guide.concept_attention import output_maps
-from ..engine.correction import KEY
 from ..engine.run import Run
 from .concept_stream import BlockCall, note_block
 from .joint_families import JointFamily, joint_family
 from .map_collector import MapCollector
 from .origins import Origin, positive_origins
-from .placement import locate_rows
+from .own_forwards import OwnForward, wrap_own_forwards
 
 
 @dataclass
@@ -101,32 +99,20 @@ def listen_jointly(
         receiver_of: returns the function that gets a run's calls, or None to report nothing.
     """
 
-    def apply_model(
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Any = None,
-        c_crossattn: Any = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **extra: Any,
-    ) -> Any:
-        options = transformer_options or {}
-        run: Run | None = options.get(KEY)
-        receive = receiver_of(run) if run is not None and run.own_call is not None else None
-        if run is not None and receive is not None:
-            forward = _forward(executor.class_obj, run, x, t, options)
-            if forward is not None:
-                options = forward.options(options, blocks, receive)
-        return executor(x, t, c_concat, c_crossattn, control, options, **extra)
+    def options_of(own: OwnForward) -> dict[str, Any]:
+        receive = receiver_of(own.run)
+        forward = None if receive is None else _forward(own)
+        if receive is None or forward is None:
+            return own.options
+        return forward.options(own.options, blocks, receive)
 
-    locate_rows(model)
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
+    wrap_own_forwards(model, options_of)
 
 
-def _forward(base: Any, run: Run, x: Tensor, t: Tensor, options: dict[str, Any]) -> JointForward | None:
+def _forward(own: OwnForward) -> JointForward | None:
     """Return the forward that begins, None if it evaluates no positive conditioning of the guider."""
-    network, origins = base.diffusion_model, positive_origins(run, x, options)
+    base, x = own.base, own.x
+    network, origins = base.diffusion_model, positive_origins(own.run, x, own.options)
     family = joint_family(network)
     if family is None or not origins:
         return None
@@ -134,7 +120,7 @@ def _forward(base: Any, run: Run, x: Tensor, t: Tensor, options: dict[str, Any])
         family=family,
         network=network,
         size=(x.shape[2] if x.ndim == 5 else 1, *family.map_size(network, origins[0].latent_size)),
-        timesteps=base.process_timestep(base.model_sampling.timestep(t).float(), x=x),
+        timesteps=base.process_timestep(base.model_sampling.timestep(own.timesteps).float(), x=x),
         origins=origins,
     )
 
