@@ -71,7 +71,10 @@ class Frames:
     def with_images(self, latent: Tensor, images: Tensor) -> Tensor:
         """Return sampler latents (S, ...) with other images (S * T, C, h, w); the rest keeps its bits."""
         if len(self.shapes[0]) == 5:
-            images = images.unflatten(0, (len(latent), self.count)).movedim(1, 2)  # (S, C, T, h, w)
+            # Samplers and the network get latents in the usual order of memory.
+            images = (
+                images.unflatten(0, (len(latent), self.count)).movedim(1, 2).contiguous()
+            )  # (S, C, T, h, w)
         if len(self.shapes) == 1:
             return images
         packed = images.reshape(len(latent), 1, -1)
