@@ -14,7 +14,7 @@ from ..core.noise_level import SigmaWindow
 Mode = Literal["calibrated", "exact", "tempered", "official"]
 Anchor = Literal["prediction", "unconditional"]
 Use = Literal["near-copies", "a subject anywhere", "a style"]
-"""What a negation set is used for: copies of whole images, what masks mark, or how images are drawn."""
+"""Uses of a negation set: copies of whole images, subjects that masks mark, or the style of images."""
 
 AUTOMATIC = "automatic"
 """The use that the set's masks say."""

@@ -19,7 +19,7 @@ ONE_FACTOR = 32
 NODE_FACTOR, MOST_FACTOR = 8, 512
 """All tensors of a network, in units of its input: for each node, and at most."""
 ONE_OF_WEIGHTS, ALL_OF_WEIGHTS = 4, 16
-"""What the weights add to both limits, in units of their bytes. Transformers need it."""
+"""Share of both limits that the weights add, in units of their bytes. Transformers need it."""
 ONE_BASE, ALL_BASE = 16 * MIB, 64 * MIB
 """Bytes that every network may use."""
 MOST_PARTS = 4096

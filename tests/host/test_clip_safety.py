@@ -110,7 +110,7 @@ def test_the_score_starts_at_the_threshold_and_is_never_negative(
 
 
 def test_the_usual_threshold_of_a_difference_is_reached(bundled: ClipModel, world: ModuleType) -> None:
-    """Where an image resembles the style more than the neutral texts; 0.16 misses most of them."""
+    """Open the gate where an image resembles the style more than the neutral texts; 0.16 misses most."""
     assert (usual_threshold(False), usual_threshold(True)) == (PAPER_THRESHOLD, 0.0)
     function = ClipSafetyFunction(bundled, ["hatched style"], STYLES, usual_threshold(True))
     assert function(make_images(world, 40, style="hatched")).gate.float().mean() >= 0.95

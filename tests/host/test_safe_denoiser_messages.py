@@ -1,4 +1,4 @@
-"""What Safe Denoiser's node says after a run about settings, and which images of a batch were changed."""
+"""Messages of Safe Denoiser's node: settings that do not fit, and the images of a batch that changed."""
 
 from __future__ import annotations
 

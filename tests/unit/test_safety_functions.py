@@ -86,7 +86,8 @@ def test_a_negative_measure_does_not_lower_a_sum() -> None:
             return Assessment(found.score - 0.5, found.gate, found.explanation)
 
     for combination in ("sum", "maximum"):
-        found = CombinedSafetyFunction([Channel(0), Negative(1)], [1, 1], combination)(images)  # type: ignore[arg-type]
+        both = CombinedSafetyFunction([Channel(0), Negative(1)], [1, 1], combination)  # type: ignore[arg-type]
+        found = both(images)
         assert found.score.tolist() == one.score.tolist()
 
 
